@@ -1,0 +1,220 @@
+"""What a server file and a request may say, and how the two become the plan of one request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from dlm_serve.decoding.phase import Mode
+from dlm_serve.errors import ConfigError, InvalidValueError, OptionError, nearest
+
+CONFIG_VARIABLE = "DLM_SERVE_CONFIG"
+OPTIONS_FIELD = "custom_params.dlm"
+
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Width = Annotated[int, Field(ge=1, le=64, strict=True)]
+Nats = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GenerationConfig(_Frozen):
+    """Defaults for requests that do not say otherwise."""
+
+    mode: Mode = Mode.AUTO
+    block_length: Width | None = None
+    """Tokens; None is the checkpoint's `block_size`."""
+    threshold: Probability | None = 0.9
+    """Confidence at which diffusion fixes a token; None is the fixed schedule of `steps`."""
+    draft_threshold: Probability = 0.0
+    """The same for the drafts of self-speculation; 0 drafts in one forward."""
+    steps: Width | None = None
+    """Most refining forwards per block; None is the block length."""
+    convergence_threshold: Nats | None = None
+    """Nats; None never stops refining early."""
+
+
+class RoutingConfig(_Frozen):
+    """Which block widths the server prepares for."""
+
+    widths: tuple[Width, ...] = Field(default=(4, 8, 16, 32), min_length=1)
+
+    @property
+    def max_width(self) -> int:
+        """The largest block length that a request may ask for."""
+        return max(self.widths)
+
+
+class LoraConfig(_Frozen):
+    """The adapter that drafts in self-speculation."""
+
+    draft_adapter: str = "auto"
+    """`auto` is `linear_spec_lora/` beside the weights if there is one; `none`; or a folder."""
+
+
+class ServerConfig(_Frozen):
+    """The YAML file given with `--dllm-algorithm-config` or `DLM_SERVE_CONFIG`."""
+
+    generation: GenerationConfig = GenerationConfig()
+    routing: RoutingConfig = RoutingConfig()
+    lora: LoraConfig = LoraConfig()
+
+    @classmethod
+    def load(cls, path: str | None) -> ServerConfig:
+        """The configuration in the file at `path`, else at `DLM_SERVE_CONFIG`, else the defaults.
+
+        Raises ConfigError if the file cannot be read or says something unknown or out of range.
+        """
+        path = path or os.environ.get(CONFIG_VARIABLE)
+        if not path:
+            return cls()
+        try:
+            content = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError("server config", path, f"cannot be read ({error})", "give a YAML file") from error
+        return _validate(cls, content, ConfigError, path)
+
+
+class RequestOptions(_Frozen):
+    """`custom_params.dlm` of a request. Absent and null are different."""
+
+    mode: Mode | None = None
+    block_length: Width | None = None
+    threshold: Probability | None = None
+    steps: Width | None = None
+    convergence_threshold: Nats | None = None
+
+    @classmethod
+    def parse(cls, raw: object) -> RequestOptions:
+        """The options in `raw`, a mapping or None. Raises OptionError."""
+        return _validate(cls, {} if raw is None else raw, OptionError, OPTIONS_FIELD)
+
+
+class DecodePlan(_Frozen):
+    """How one request decodes, with nothing left open. Travels to the scheduler in place of the options."""
+
+    mode: Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION]
+    block_length: int
+    threshold: float | None
+    steps: int
+    convergence_threshold: float | None
+
+    @classmethod
+    def resolve(
+        cls, options: RequestOptions, config: ServerConfig, block_size: int, autoregressive_only: Sequence[str]
+    ) -> DecodePlan:
+        """The plan of a request with `options` on a checkpoint of `block_size`.
+
+        `autoregressive_only` names what the request asks for that only the autoregressive mode honours.
+        Raises OptionError if the options exclude each other or exceed the server's widths.
+        """
+        defaults = config.generation
+        mode = _resolve_mode(options.mode, defaults.mode, autoregressive_only)
+        if mode is Mode.AUTOREGRESSIVE:
+            return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None)
+        block_length = options.block_length or defaults.block_length or min(block_size, config.routing.max_width)
+        if block_length > config.routing.max_width:
+            raise OptionError(
+                f"{OPTIONS_FIELD}.block_length",
+                block_length,
+                f"at most {config.routing.max_width}, the largest of the server's routing.widths",
+                "lower it, or start the server with a wider one",
+            )
+        given = options.model_fields_set
+        threshold = options.threshold if "threshold" in given else _default_threshold(options, defaults, mode)
+        if mode is Mode.SELF_SPECULATION and threshold is None:
+            raise OptionError(
+                f"{OPTIONS_FIELD}.threshold",
+                None,
+                "self_speculation drafts by confidence and has no fixed schedule",
+                "give a threshold (0 drafts in one forward), or use mode diffusion",
+            )
+        steps = options.steps if "steps" in given else defaults.steps and min(defaults.steps, block_length)
+        if steps is not None and steps > block_length:
+            raise OptionError(
+                f"{OPTIONS_FIELD}.steps",
+                steps,
+                f"at most the block length, {block_length}",
+                "lower it, or raise block_length",
+            )
+        convergence = "convergence_threshold"
+        return cls(
+            mode=mode,
+            block_length=block_length,
+            threshold=threshold,
+            steps=steps or block_length,
+            convergence_threshold=getattr(options if convergence in given else defaults, convergence),
+        )
+
+
+def _default_threshold(options: RequestOptions, defaults: GenerationConfig, mode: Mode) -> float | None:
+    if options.steps is not None:
+        return None
+    return defaults.draft_threshold if mode is Mode.SELF_SPECULATION else defaults.threshold
+
+
+def _resolve_mode(wanted: Mode | None, default: Mode, autoregressive_only: Sequence[str]) -> Mode:
+    """A concrete mode. The server's default mode gives way to what the request needs; a pinned one does not."""
+    pinned = wanted not in (None, Mode.AUTO)
+    mode = wanted if wanted is not None else default
+    if not autoregressive_only:
+        return Mode.SELF_SPECULATION if mode is Mode.AUTO else mode
+    if pinned and mode is not Mode.AUTOREGRESSIVE:
+        raise OptionError(
+            f"{OPTIONS_FIELD}.mode",
+            str(mode),
+            f"cannot honour {', '.join(autoregressive_only)}",
+            "leave that out, or use mode auto or autoregressive",
+        )
+    return Mode.AUTOREGRESSIVE
+
+
+# The names that an article on such a server uses, and ours.
+_ARTICLE_NAMES = {
+    "refinement_steps": "generation.steps",
+    "early_stop_enabled": "generation.convergence_threshold",
+    "auto_switch_token_threshold": "generation.mode: auto",
+    "fallback_to_ar_on_timeout": "generation.mode: auto",
+    "timeout_ms": "no setting: requests are not timed out",
+}
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _validate(model: type[_Model], raw: object, error_type: type[InvalidValueError], source: str) -> _Model:
+    """`raw` as a `model`, or the first thing wrong with it as an `error_type`."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error.errors()[0], model, error_type, source) from None
+
+
+def _explain(
+    detail: ErrorDetails, model: type[BaseModel], error_type: type[InvalidValueError], source: str
+) -> InvalidValueError:
+    location = [part for part in detail["loc"] if isinstance(part, str)]
+    field = ".".join([source, *location])
+    if detail["type"] == "extra_forbidden":
+        name = location[-1]
+        remedy = (
+            f"ours is {_ARTICLE_NAMES[name]}" if name in _ARTICLE_NAMES else nearest(name, _fields(model, location))
+        )
+        return error_type(field, detail["input"], "unknown option", remedy)
+    message = "must be a mapping of options" if detail["type"] == "model_type" else detail["msg"]
+    return error_type(field, detail["input"], message[0].lower() + message[1:], "correct it or leave it out")
+
+
+def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
+    """The fields that could stand where the last part of `location` does."""
+    for part in location[:-1]:
+        annotation: Any = model.model_fields[part].annotation
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,40 @@
+"""The words for how a request decodes (mode) and for what one row of one forward does (phase)."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class Mode(StrEnum):
+    """How a request decodes. `auto` is resolved to one of the others before the request is queued."""
+
+    AUTO = "auto"
+    AUTOREGRESSIVE = "autoregressive"
+    DIFFUSION = "diffusion"
+    SELF_SPECULATION = "self_speculation"
+
+
+class Phase(IntEnum):
+    """What a row does in one forward; the value is what the device stores.
+
+    `DENOISE` and `DRAFT` refine a block: bidirectional, logits predict their own position, KV not
+    kept. The others emit: causal, logits predict the next position, KV kept.
+    """
+
+    DECODE = 0
+    DENOISE = 1
+    DRAFT = 2
+    VERIFY = 3
+    COMMIT = 4
+
+    @property
+    def after_refining(self) -> Phase:
+        """The phase that emits the block which this phase refines."""
+        return {Phase.DENOISE: Phase.COMMIT, Phase.DRAFT: Phase.VERIFY}.get(self, self)
+
+
+FIRST_PHASE = {
+    Mode.AUTOREGRESSIVE: Phase.DECODE,
+    Mode.DIFFUSION: Phase.DENOISE,
+    Mode.SELF_SPECULATION: Phase.DRAFT,
+}

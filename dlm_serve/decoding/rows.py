@@ -1,0 +1,132 @@
+"""The state of the rows that decode together, as tensors with one row per request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from dlm_serve.decoding.phase import FIRST_PHASE, Mode, Phase
+
+MAX_STOP_IDS = 8
+"""Stop ids a row remembers to end its denoising early. The host checks all of them in any case."""
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """What one request asked for. `threshold` None means the fixed schedule of `steps`."""
+
+    mode: Mode
+    block_length: int
+    threshold: float | None
+    steps: int
+    convergence_threshold: float | None
+    seed: int
+    stop_ids: Sequence[int]
+
+    @property
+    def first_phase(self) -> Phase:
+        """The phase in which each new block starts."""
+        phase = FIRST_PHASE[self.mode]
+        return phase if self.block_length > 1 else phase.after_refining
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Decode state of B rows of at most W tokens; also, with B = pool size, the table of all requests.
+
+    Tokens at and past `new_len` are padding. `threshold` is inf for the fixed schedule;
+    `convergence_threshold` is 0 for "never stop early"; `mean_entropy` is that of the previous
+    refining step, nan before the first.
+    """
+
+    tokens: torch.Tensor  # [B, W] int64
+    new_len: torch.Tensor  # [B] int32
+    phase: torch.Tensor  # [B] int32, a Phase
+    step: torch.Tensor  # [B] int32, refining steps done on this block
+    mean_entropy: torch.Tensor  # [B] float32, nats
+    first_phase: torch.Tensor  # [B] int32, a Phase
+    block_length: torch.Tensor  # [B] int32
+    threshold: torch.Tensor  # [B] float32
+    steps: torch.Tensor  # [B] int32
+    convergence_threshold: torch.Tensor  # [B] float32, nats
+    seed: torch.Tensor  # [B] int64
+    stop_ids: torch.Tensor  # [B, MAX_STOP_IDS] int64, -1 where unused
+
+    @classmethod
+    def zeros(cls, num_rows: int, width: int, device: torch.device | str) -> Rows:
+        """A table of `num_rows` rows of `width` tokens."""
+        columns = {"tokens": (width,), "stop_ids": (MAX_STOP_IDS,)}
+        int64, float32 = {"tokens", "stop_ids", "seed"}, {"mean_entropy", "threshold", "convergence_threshold"}
+
+        def make(name: str) -> torch.Tensor:
+            dtype = torch.int64 if name in int64 else torch.float32 if name in float32 else torch.int32
+            return torch.zeros((num_rows, *columns.get(name, ())), dtype=dtype, device=device)
+
+        return cls(**{field.name: make(field.name) for field in fields(cls)})
+
+    @classmethod
+    def of(cls, settings: Sequence[RowSettings], width: int) -> Rows:
+        """Rows on the host for requests that have not decoded yet; `start_block` gives them their tokens."""
+        rows = cls.zeros(len(settings), width, "cpu")
+        for i, s in enumerate(settings):
+            rows.first_phase[i] = s.first_phase
+            rows.block_length[i] = s.block_length
+            rows.threshold[i] = float("inf") if s.threshold is None else s.threshold
+            rows.steps[i] = s.steps
+            rows.convergence_threshold[i] = s.convergence_threshold or 0.0
+            rows.seed[i] = s.seed
+            stop_ids = list(s.stop_ids)[:MAX_STOP_IDS]
+            rows.stop_ids[i] = torch.tensor(stop_ids + [-1] * (MAX_STOP_IDS - len(stop_ids)))
+        return rows
+
+    @property
+    def width(self) -> int:
+        """W, the columns of `tokens`."""
+        return self.tokens.shape[1]
+
+    def to(self, device: torch.device | str) -> Rows:
+        """A copy on `device`, without waiting for it."""
+        return Rows(**{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()})
+
+    def gather(self, indices: torch.Tensor, width: int | None = None) -> Rows:
+        """A copy of the rows at `indices` [N], cut to the first `width` columns."""
+        taken = Rows(**{name: tensor[indices] for name, tensor in self._tensors()})
+        return taken if width is None else taken.replace(tokens=taken.tokens[:, :width])
+
+    def scatter_(self, indices: torch.Tensor, rows: Rows) -> None:
+        """Overwrite the rows at `indices` [N]; columns past those of `rows` keep their tokens."""
+        for name, tensor in self._tensors():
+            new = getattr(rows, name)
+            if name == "tokens":
+                tensor[:, : new.shape[1]].index_copy_(0, indices, new)
+            else:
+                tensor.index_copy_(0, indices, new)
+
+    def replace(self, **changes: torch.Tensor) -> Rows:
+        """The same rows with some tensors exchanged."""
+        return Rows(**{**dict(self._tensors()), **changes})
+
+    def start_block(self, pending: torch.Tensor, mask_token_id: int) -> Rows:
+        """These rows at the start of a new block: the pending token [B], then masks."""
+        tokens = torch.full_like(self.tokens, mask_token_id)
+        tokens[:, 0] = pending
+        return self.replace(
+            tokens=tokens,
+            new_len=self.block_length.clone(),
+            phase=self.first_phase.clone(),
+            step=torch.zeros_like(self.step),
+            mean_entropy=torch.full_like(self.mean_entropy, float("nan")),
+        )
+
+    def where(self, condition: torch.Tensor, other: Rows) -> Rows:
+        """Row by row, these where `condition` [B] holds, else `other`."""
+
+        def pick(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+            return torch.where(condition.view(-1, *[1] * (mine.dim() - 1)), mine, theirs)
+
+        return Rows(**{name: pick(tensor, getattr(other, name)) for name, tensor in self._tensors()})
+
+    def _tensors(self) -> list[tuple[str, torch.Tensor]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]

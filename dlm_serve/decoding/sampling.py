@@ -1,0 +1,108 @@
+"""Choosing tokens from logits: Gumbel-max with noise that depends on (seed, position, token) only.
+
+Because nothing else enters the noise, a draft and its verification see the same noise, all ranks
+agree, a batch decodes as its rows would alone, and seeded self-speculation emits the tokens of
+seeded autoregression. The emitted token is always the verification's own sample, so its
+distribution is exactly the autoregressive one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+_UINT32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How N positions are sampled. `top_k` 1 means greedy. The flags let a batch skip work it does not need."""
+
+    temperature: torch.Tensor  # [N] float32, > 0
+    top_k: torch.Tensor  # [N] int32, >= 1
+    top_p: torch.Tensor  # [N] float32, in (0, 1]
+    min_p: torch.Tensor  # [N] float32, in [0, 1]
+    seed: torch.Tensor  # [N] int64
+    all_greedy: bool
+    needs_filter: bool
+
+    def repeat(self, times: int) -> Sampling:
+        """Each row `times` times, for rows of several positions."""
+        return self._map(lambda tensor: tensor.repeat_interleave(times))
+
+    def select(self, rows: slice) -> Sampling:
+        """Only these rows."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sampling:
+        tensors = (self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
+        return Sampling(*map(change, tensors), self.all_greedy, self.needs_filter)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the logits of B rows of W positions say."""
+
+    ids: torch.Tensor  # [B, W] int64, the chosen tokens
+    confidence: torch.Tensor  # [B, W] float32, probability of `ids` before temperature, the mask in the denominator
+    entropy: torch.Tensor  # [B, W] float32, nats, of the same distribution
+
+
+def predict(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int) -> Prediction:
+    """Tokens, confidences and entropies for `logits` [B, W, V] whose predictions land at `positions` [B, W].
+
+    `sampling` has one row for each of the B rows. The mask is never chosen, but counts in the
+    denominator (reference: `generate` of the model card).
+    """
+    batch, width, vocab_size = logits.shape
+    flat = logits.reshape(-1, vocab_size).float()
+    ids = sample(flat, positions.reshape(-1), sampling.repeat(width), mask_token_id)
+    log_probs = flat.log_softmax(-1)
+    confidence = log_probs.gather(1, ids[:, None]).squeeze(1).exp()
+    entropy = torch.special.entr(log_probs.exp()).sum(-1)
+    return Prediction(ids.view(batch, width), confidence.view(batch, width), entropy.view(batch, width))
+
+
+def sample(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:
+    """One token id [N] for each row of `logits` [N, V], to stand at `positions` [N]; never the mask."""
+    scores = logits.float().clone()
+    scores[:, mask_token_id] = float("-inf")
+    greedy = scores.argmax(-1)
+    if sampling.all_greedy:
+        return greedy
+    scores /= sampling.temperature[:, None]
+    if sampling.needs_filter:
+        scores = _filter(scores, sampling)
+    noisy = (scores + gumbel_noise(sampling.seed, positions, scores.shape[1])).argmax(-1)
+    return torch.where(sampling.top_k <= 1, greedy, noisy)
+
+
+def gumbel_noise(seed: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Standard Gumbel noise [N, V] float32 as a function of `seed` [N] int64, `positions` [N] and token id."""
+    row = _mix(seed & _UINT32)
+    row = _mix(row ^ ((seed >> 32) & _UINT32))
+    row = _mix(row ^ (positions.to(torch.int64) & _UINT32))
+    token = _mix(torch.arange(vocab_size, device=seed.device, dtype=torch.int64))
+    bits = _mix(row[:, None] ^ token[None, :])
+    uniform = (bits.double() + 0.5) / 2.0**32
+    return -torch.log(-torch.log(uniform)).float()
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """A 32-bit finaliser on int64 lanes: golden-ratio step, then that of MurmurHash3 (A. Appleby, public domain)."""
+    x = (x + 0x9E3779B9) & _UINT32
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _UINT32
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _UINT32
+    return x ^ (x >> 16)
+
+
+def _filter(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """-inf outside the top-k, top-p and min-p sets, each taken on the whole distribution, as SGLang does."""
+    probs, order = scores.softmax(-1).sort(-1, descending=True, stable=True)
+    rank = torch.arange(scores.shape[1], device=scores.device)
+    dropped = rank >= sampling.top_k[:, None]
+    dropped |= probs.cumsum(-1) - probs > sampling.top_p[:, None]
+    dropped |= probs < probs[:, :1] * sampling.min_p[:, None]
+    return scores.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), float("-inf"))

@@ -1,0 +1,1 @@
+"""Where dlm-serve meets SGLang."""

@@ -1,0 +1,83 @@
+"""What the plugin sets when a server starts, so that `--model-path` alone is enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dlm_serve.engine import algorithm
+from dlm_serve.engine.serving import Serving, find_serving, load_serving
+from dlm_serve.errors import ConfigError
+from dlm_serve.platform import is_active
+
+CPU_MAX_TOTAL_TOKENS = 1 << 16
+"""KV slots on a machine without an accelerator, where SGLang would otherwise take most of its memory."""
+
+CPU_MAX_RUNNING_REQUESTS = 64
+"""Requests that decode together there."""
+
+# field, the value that is fine, why others are not
+_UNSUPPORTED = (
+    ("dllm_algorithm", None, "dlm-serve decodes by itself"),
+    ("pp_size", 1, "pipeline parallelism is not supported"),
+    ("enable_dp_attention", False, "data-parallel attention is not supported"),
+    ("disaggregation_mode", "null", "prefill and decode run in one server"),
+    ("tokenizer_worker_num", 1, "requests are checked in one process"),
+    ("enable_hierarchical_cache", False, "the hierarchical cache is not supported"),
+    ("enable_lora", None, "adapters per request are not supported"),
+    ("enable_two_batch_overlap", False, "two-batch overlap is not supported"),
+)
+
+
+def prepare_server_args(server_args: Any) -> bool:
+    """Set on unresolved `server_args` what our models need; returns whether the model is one of ours.
+
+    Raises ConfigError or CheckpointError.
+    """
+    if is_active() and server_args.device is None:
+        server_args.device = "cpu"
+    if server_args.speculative_algorithm not in (None, algorithm.NAME):
+        return False
+    if find_serving(server_args) is None:
+        return False
+    serving = load_serving(server_args)
+    _refuse_unsupported(server_args)
+    if _has_weights(server_args, serving):
+        serving.checkpoint.check_weights()
+    serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
+    server_args.speculative_algorithm = algorithm.NAME
+    server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
+    # Blocks run eagerly: no graph of SGLang's has their width.
+    server_args.disable_decode_cuda_graph = True
+    if server_args.device == "cpu":
+        _set_cpu_defaults(server_args, serving)
+    return True
+
+
+def _set_cpu_defaults(server_args: Any, serving: Serving) -> None:
+    if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
+        server_args.dtype = "float32"  # SGLang would halve it, as accelerators need
+    server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
+    if server_args.max_total_tokens is None:
+        server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS
+    if server_args.max_running_requests is None:
+        server_args.max_running_requests = CPU_MAX_RUNNING_REQUESTS
+
+
+def _refuse_unsupported(server_args: Any) -> None:
+    for field, fine, why in _UNSUPPORTED:
+        value = getattr(server_args, field)
+        if value != fine and value:
+            raise ConfigError(f"--{field.replace('_', '-')}", value, why, "leave it out")
+
+
+def _has_weights(server_args: Any, serving: Serving) -> bool:
+    """Whether safetensors files should lie in the folder already; those of a hub id may still be fetched."""
+    if server_args.load_format not in ("auto", "safetensors"):
+        return False
+    return Path(server_args.model_path).is_dir() or any(serving.checkpoint.folder.glob("*.safetensors"))
+
+
+def _sampling_defaults(server_args: Any, serving: Serving) -> dict[str, Any]:
+    """The checkpoint's sampling defaults under those given with `--preferred-sampling-params`."""
+    return {**serving.checkpoint.generation_defaults(), **(server_args.preferred_sampling_params or {})}

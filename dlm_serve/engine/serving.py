@@ -1,0 +1,48 @@
+"""What this process serves: the checkpoint and the server's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dlm_serve.config import ServerConfig
+from dlm_serve.errors import ConfigError
+from dlm_serve.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A checkpoint of ours with the configuration it is served under."""
+
+    checkpoint: Checkpoint
+    config: ServerConfig
+
+
+_current: Serving | None = None
+
+
+def find_serving(server_args: Any) -> Serving | None:
+    """What SGLang's `server_args` ask to serve, or None if it is no model of ours.
+
+    Raises CheckpointError or ConfigError if it is one that cannot be served.
+    """
+    checkpoint = Checkpoint.find(server_args.model_path, server_args.revision)
+    return Serving(checkpoint, ServerConfig.load(server_args.dllm_algorithm_config)) if checkpoint else None
+
+
+def load_serving(server_args: Any) -> Serving:
+    """The same where it must be ours, kept for `current`. Raises ConfigError if it is not."""
+    global _current
+    _current = find_serving(server_args)
+    if _current is None:
+        raise ConfigError(
+            "--speculative-algorithm", "DLM", "serves diffusion language models only", "leave it out for other models"
+        )
+    return _current
+
+
+def current() -> Serving:
+    """What this process serves, for SGLang's callbacks that are handed no server arguments."""
+    if _current is None:
+        raise RuntimeError("nothing is served in this process yet")
+    return _current

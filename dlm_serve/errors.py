@@ -1,0 +1,53 @@
+"""The errors that dlm-serve raises.
+
+- DlmServeError
+  - InvalidValueError: a value outside its limits; says field, value, limit and remedy
+    - OptionError: in a request (HTTP 400)
+    - ConfigError: in the server's flags or its YAML file
+    - CheckpointError: in a checkpoint folder
+  - UnsupportedSGLangError: the installed SGLang lacks a seam that dlm-serve stands on
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DlmServeError(Exception):
+    """Any error that dlm-serve raises by itself."""
+
+
+class InvalidValueError(DlmServeError, ValueError):
+    """A value outside its limits. A ValueError, which SGLang's server answers with HTTP 400."""
+
+    def __init__(self, field: str, value: object, limit: str, remedy: str) -> None:
+        self.field, self.value, self.limit, self.remedy = field, value, limit, remedy
+        shown = value if isinstance(value, str) and value.startswith("<") else repr(value)
+        super().__init__(f"{field} = {shown}: {limit}; {remedy}.")
+
+    def __reduce__(self) -> tuple[type, tuple[str, object, str, str]]:
+        return type(self), (self.field, self.value, self.limit, self.remedy)
+
+
+class OptionError(InvalidValueError):
+    """A request asks for what cannot be done."""
+
+
+class ConfigError(InvalidValueError):
+    """The server was started with flags or a file that cannot be served."""
+
+
+class CheckpointError(InvalidValueError):
+    """A checkpoint folder is incomplete or contradicts itself."""
+
+
+class UnsupportedSGLangError(DlmServeError):
+    """The installed SGLang is not one that dlm-serve can extend."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to write in place of the unknown `name`."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}" if close else f"known are {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""Which KV slots a row may write."""

@@ -1,0 +1,171 @@
+"""What lies in a checkpoint folder: read and checked before any process is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from dlm_serve.errors import CheckpointError
+
+ARCHITECTURE = "NemotronLabsDiffusionModel"
+DRAFT_ADAPTER_FOLDER = "linear_spec_lora"
+
+_LAYER_TENSORS = (
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
+
+class Checkpoint(BaseModel):
+    """The part of `config.json` that decoding depends on, with the folder it came from."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    folder: Path
+    vocab_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    max_position_embeddings: int = Field(gt=0)
+    rms_norm_eps: float = Field(gt=0)
+    rope_parameters: dict[str, Any]
+    mask_token_id: int
+    eos_token_id: int | list[int]
+    block_size: int = Field(ge=1, le=64)
+    dtype: str | None = Field(default=None, validation_alias=AliasChoices("dtype", "torch_dtype"))
+    quantization_config: dict[str, Any] | None = None
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """All ids that `config.json` calls end of sequence."""
+        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+
+    @classmethod
+    def find(cls, model_path: str, revision: str | None = None) -> Checkpoint | None:
+        """The checkpoint at `model_path`, a folder or a hub id, or None if it is of no family we serve.
+
+        Raises CheckpointError if it is of one, but its `config.json` cannot be served.
+        """
+        folder = _resolve_folder(model_path, revision)
+        config = _read_config(folder) if folder else None
+        if folder is None or config is None or ARCHITECTURE not in (config.get("architectures") or []):
+            return None
+        try:
+            checkpoint = cls.model_validate({**config, "folder": folder})
+        except ValidationError as error:
+            detail = error.errors()[0]
+            field = ".".join(str(part) for part in detail["loc"])
+            missing = detail["type"] == "missing"
+            raise CheckpointError(
+                field,
+                "<missing>" if missing else detail["input"],
+                detail["msg"].lower(),
+                f"{'add it to' if missing else 'correct it in'} {folder / 'config.json'}",
+            ) from None
+        checkpoint._check_mask_token_id()
+        return checkpoint
+
+    def generation_defaults(self) -> dict[str, float]:
+        """Sampling defaults of `generation_config.json`; greedy where it does not say."""
+        path = self.folder / "generation_config.json"
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {"temperature": 0.0, **{name: content[name] for name in names if content.get(name) is not None}}
+
+    def check_weights(self) -> None:
+        """Open the safetensors files and compare their tensor names. Raises CheckpointError."""
+        files = sorted(self.folder.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(
+                "weights",
+                str(self.folder),
+                "no *.safetensors file",
+                "complete the download, or use --load-format dummy for random weights",
+            )
+        names: list[str] = []
+        for file in files:
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    names.extend(tensors.keys())
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    "weights", str(file), f"cannot be read ({error})", "it may be cut short: download it again"
+                ) from error
+        self.check_tensor_names(names)
+
+    def check_tensor_names(self, names: Iterable[str]) -> None:
+        """Raises CheckpointError naming tensors that are missing or left over. Quantised ones are not checked."""
+        if self.quantization_config is not None:
+            return
+        expected, found = set(self._tensor_names()), set(names)
+        for problem, wrong in (("missing", expected - found), ("left over", found - expected)):
+            if wrong:
+                listed = ", ".join(sorted(wrong)[:8]) + (", ..." if len(wrong) > 8 else "")
+                raise CheckpointError(
+                    "weights",
+                    str(self.folder),
+                    f"{len(wrong)} tensors {problem}: {listed}",
+                    "use a complete checkpoint",
+                )
+
+    def draft_adapter(self, choice: str) -> Path | None:
+        """The folder of the draft adapter for `choice`: `auto`, `none` or a folder. Raises CheckpointError."""
+        if choice == "none":
+            return None
+        folder = self.folder / DRAFT_ADAPTER_FOLDER if choice == "auto" else Path(choice)
+        if (folder / "adapter_config.json").is_file():
+            return folder
+        if choice == "auto":
+            return None
+        raise CheckpointError("lora.draft_adapter", choice, "no adapter_config.json there", "give an adapter's folder")
+
+    def _check_mask_token_id(self) -> None:
+        if not 0 <= self.mask_token_id < self.vocab_size or self.mask_token_id in self.eos_token_ids:
+            raise CheckpointError(
+                "mask_token_id",
+                self.mask_token_id,
+                f"must be in [0, {self.vocab_size}) and not an end-of-sequence id {self.eos_token_ids}",
+                f"correct {self.folder / 'config.json'}",
+            )
+
+    def _tensor_names(self) -> Iterable[str]:
+        yield from ("encoder.embed_tokens.weight", "encoder.norm.weight", "diffusion_head.weight")
+        for layer in range(self.num_hidden_layers):
+            yield from (f"encoder.layers.{layer}.{name}.weight" for name in _LAYER_TENSORS)
+
+
+def _resolve_folder(model_path: str, revision: str | None) -> Path | None:
+    """The local folder of a path or hub id, or None. SGLang fetches the weights; here it is the rest."""
+    if Path(model_path).is_dir():
+        return Path(model_path)
+    try:
+        return Path(
+            snapshot_download(model_path, revision=revision, allow_patterns=["*.json", f"{DRAFT_ADAPTER_FOLDER}/*"])
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

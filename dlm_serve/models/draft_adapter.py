@@ -1,0 +1,94 @@
+"""The LoRA that is on in the draft of self-speculation and off everywhere else, row by row."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from sglang.srt.runtime_context import get_parallel
+
+from dlm_serve.errors import CheckpointError
+
+_TENSOR_NAME = re.compile(r"layers\.(\d+)\.self_attn\.o_proj\.lora_([AB])\.weight$")
+
+
+class AdapterConfig(BaseModel):
+    """The part of PEFT's `adapter_config.json` that the drafter uses."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    r: int = Field(gt=0)
+    lora_alpha: float = Field(gt=0)
+    target_modules: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """What the low-rank product is multiplied with."""
+        return self.lora_alpha / self.r
+
+
+class DraftAdapter:
+    """Low-rank additions to the output projections, counted only for the tokens that draft."""
+
+    def __init__(self, weights: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self._weights = weights
+        self._token_on: torch.Tensor | None = None
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> DraftAdapter:
+        """The adapter in `folder`: A [r, in] cut to this rank's share of the input, B [out, r] with the scale."""
+        try:
+            config = AdapterConfig.model_validate(json.loads((folder / "adapter_config.json").read_text()))
+            tensors = load_file(folder / "adapter_model.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                "draft adapter", str(folder), f"cannot be read ({error})", "complete it, or lora.draft_adapter: none"
+            ) from error
+        pairs: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            match = _TENSOR_NAME.search(name)
+            if match is None:
+                raise CheckpointError(
+                    "draft adapter", name, "only o_proj is supported", "use an adapter with target_modules [o_proj]"
+                )
+            pairs.setdefault(int(match[1]), {})[match[2]] = tensor.to(device, dtype)
+        rank, size = get_parallel().tp_rank, get_parallel().tp_size
+        return cls(
+            {
+                layer_id: (pair["A"].chunk(size, dim=1)[rank].contiguous(), pair["B"] * config.scale)
+                for layer_id, pair in pairs.items()
+            }
+        )
+
+    def attach(self, layer_id: int, o_proj: torch.nn.Module) -> None:
+        """Add this adapter's product to what `o_proj` puts out, before ranks are summed."""
+        if layer_id not in self._weights:
+            raise CheckpointError(
+                "draft adapter", layer_id, "no weights for this layer", "use an adapter for this model"
+            )
+        lora_a, lora_b = self._weights[layer_id]
+
+        def add(module: torch.nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if self._token_on is None:
+                return None
+            hidden, *rest = output
+            return (hidden + self._token_on.to(hidden.dtype) * (args[0] @ lora_a.T @ lora_b.T), *rest)
+
+        o_proj.register_forward_hook(add)
+
+    @contextmanager
+    def switched(self, token_on: torch.Tensor) -> Iterator[None]:
+        """Within this context the adapter counts for the tokens of a forward where `token_on` [T] bool holds."""
+        self._token_on = token_on[:, None]
+        try:
+            yield
+        finally:
+            self._token_on = None

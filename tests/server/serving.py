@@ -1,0 +1,134 @@
+"""A real SGLang server in a process of its own, and the requests that tests send to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import requests
+
+START_SECONDS = 300
+ANSWER_SECONDS = 120
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """`python -m sglang.launch_server`; use as a context manager."""
+
+    def __init__(self, model_path: Path | str, *flags: str, log: Path, env: Mapping[str, str] | None = None) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        self.log = log
+        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path), "--port", str(port)]
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [*command, *flags],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Server:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self._process.returncode}:\n{self.tail()}")
+            if self.is_healthy():
+                return self
+            time.sleep(0.5)
+        self.stop()
+        raise TimeoutError(f"no server after {START_SECONDS} s:\n{self.tail()}")
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the server and all its processes."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def tail(self, num_lines: int = 40) -> str:
+        """The end of the server's log."""
+        return "\n".join(self.log.read_text().splitlines()[-num_lines:])
+
+    def is_healthy(self) -> bool:
+        """Whether the server takes requests."""
+        try:
+            return requests.get(f"{self.url}/health", timeout=5).status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    def post(self, path: str, body: Mapping[str, Any]) -> requests.Response:
+        """The answer to `body`."""
+        return requests.post(f"{self.url}{path}", json=body, timeout=ANSWER_SECONDS)
+
+    def generate(self, prompt: list[int] | str, max_new_tokens: int, **options: Any) -> dict[str, Any]:
+        """One answer of `/generate`; see `generate_body`."""
+        response = self.post("/generate", generate_body(prompt, max_new_tokens, **options))
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def generate_all(self, bodies: list[dict[str, Any]], concurrency: int) -> list[dict[str, Any]]:
+        """The answers to all `bodies`, at most `concurrency` at a time."""
+
+        def send(body: dict[str, Any]) -> dict[str, Any]:
+            response = self.post("/generate", body)
+            assert response.status_code == 200, response.text
+            answer: dict[str, Any] = response.json()
+            return answer
+
+        with ThreadPoolExecutor(concurrency) as pool:
+            return list(pool.map(send, bodies))
+
+    def assert_nothing_leaked(self) -> None:
+        """No KV slot is lost: SGLang's own audit, which runs whenever it idles, is content, and all slots come back.
+
+        The audit is `free + cached + held = total`; it ends the scheduler where that does not hold.
+        """
+        assert requests.post(f"{self.url}/flush_cache", timeout=30).status_code == 200, self.tail()
+        time.sleep(0.3)
+        load = requests.get(f"{self.url}/v1/loads", timeout=30).json()["loads"][0]
+        assert load["num_used_tokens"] == 0, load
+        assert self.is_healthy(), self.tail()
+        assert not re.search(r"memory leak|Traceback", self.log.read_text()), self.tail()
+
+
+def generate_body(
+    prompt: list[int] | str,
+    max_new_tokens: int,
+    *,
+    mode: str | None = None,
+    dlm: Mapping[str, Any] | None = None,
+    request: Mapping[str, Any] | None = None,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """A body for `/generate`: greedy unless `sampling` says otherwise, options from `mode` and `dlm`."""
+    options = {**({"mode": mode} if mode else {}), **(dlm or {})}
+    return {
+        "text" if isinstance(prompt, str) else "input_ids": prompt,
+        "sampling_params": {
+            "temperature": 0,
+            "max_new_tokens": max_new_tokens,
+            **({"custom_params": {"dlm": options}} if options else {}),
+            **sampling,
+        },
+        **(request or {}),
+    }
