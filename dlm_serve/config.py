@@ -17,9 +17,9 @@ from dlm_serve.errors import ConfigError, InvalidValueError, OptionError, neares
 CONFIG_VARIABLE = "DLM_SERVE_CONFIG"
 OPTIONS_FIELD = "custom_params.dlm"
 
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 Width = Annotated[int, Field(ge=1, le=64, strict=True)]
-Nats = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Nats = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
 class _Frozen(BaseModel):
@@ -77,10 +77,18 @@ class ServerConfig(_Frozen):
         if not path:
             return cls()
         try:
-            content = yaml.safe_load(Path(path).read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+            content = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError("server config", path, f"cannot be read ({error})", "give a YAML file") from error
-        return _validate(cls, content, ConfigError, path)
+        config = _validate(cls, {} if content is None else content, ConfigError, path)
+        if (config.generation.block_length or 1) > config.routing.max_width:
+            raise ConfigError(
+                f"{path}.generation.block_length",
+                config.generation.block_length,
+                f"at most {config.routing.max_width}, the largest of routing.widths",
+                "lower it or add its width",
+            )
+        return config
 
 
 class RequestOptions(_Frozen):
@@ -91,6 +99,12 @@ class RequestOptions(_Frozen):
     threshold: Probability | None = None
     steps: Width | None = None
     convergence_threshold: Nats | None = None
+
+    @property
+    def wants_schedule(self) -> bool:
+        """Whether they ask for diffusion's fixed schedule: steps without a threshold, or a threshold of null."""
+        no_threshold = "threshold" not in self.model_fields_set
+        return self.threshold is None and (self.steps is not None if no_threshold else True)
 
     @classmethod
     def parse(cls, raw: object) -> RequestOptions:
@@ -117,8 +131,9 @@ class DecodePlan(_Frozen):
         Raises OptionError if the options exclude each other or exceed the server's widths.
         """
         defaults = config.generation
-        mode = _resolve_mode(options.mode, defaults.mode, autoregressive_only)
+        mode = _resolve_mode(options, defaults.mode, autoregressive_only)
         if mode is Mode.AUTOREGRESSIVE:
+            _refuse_block_options(options)
             return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None)
         block_length = options.block_length or defaults.block_length or min(block_size, config.routing.max_width)
         if block_length > config.routing.max_width:
@@ -161,13 +176,14 @@ def _default_threshold(options: RequestOptions, defaults: GenerationConfig, mode
     return defaults.draft_threshold if mode is Mode.SELF_SPECULATION else defaults.threshold
 
 
-def _resolve_mode(wanted: Mode | None, default: Mode, autoregressive_only: Sequence[str]) -> Mode:
-    """A concrete mode. The server's default mode gives way to what the request needs; a pinned one does not."""
-    pinned = wanted not in (None, Mode.AUTO)
-    mode = wanted if wanted is not None else default
+def _resolve_mode(options: RequestOptions, default: Mode, autoregressive_only: Sequence[str]) -> Mode:
+    """A concrete mode. `auto` and the server's default give way to what the request needs; a pinned mode does not."""
+    mode = default if options.mode is None else options.mode
     if not autoregressive_only:
-        return Mode.SELF_SPECULATION if mode is Mode.AUTO else mode
-    if pinned and mode is not Mode.AUTOREGRESSIVE:
+        if mode is not Mode.AUTO:
+            return mode
+        return Mode.DIFFUSION if options.wants_schedule else Mode.SELF_SPECULATION
+    if options.mode not in (None, Mode.AUTO, Mode.AUTOREGRESSIVE):
         raise OptionError(
             f"{OPTIONS_FIELD}.mode",
             str(mode),
@@ -177,13 +193,28 @@ def _resolve_mode(wanted: Mode | None, default: Mode, autoregressive_only: Seque
     return Mode.AUTOREGRESSIVE
 
 
-# The names that an article on such a server uses, and ours.
+def _refuse_block_options(options: RequestOptions) -> None:
+    """Raises OptionError where the request itself asks for the autoregressive mode and for blocks."""
+    if options.mode is not Mode.AUTOREGRESSIVE:
+        return
+    for name in ("block_length", "threshold", "steps", "convergence_threshold"):
+        value = getattr(options, name)
+        if value is not None:
+            raise OptionError(
+                f"{OPTIONS_FIELD}.{name}",
+                value,
+                "autoregressive decodes without blocks",
+                "leave it out, or change mode",
+            )
+
+
+# The names that an article on such a server uses, and ours in a file and in a request.
 _ARTICLE_NAMES = {
-    "refinement_steps": "generation.steps",
-    "early_stop_enabled": "generation.convergence_threshold",
-    "auto_switch_token_threshold": "generation.mode: auto",
-    "fallback_to_ar_on_timeout": "generation.mode: auto",
-    "timeout_ms": "no setting: requests are not timed out",
+    "refinement_steps": ("generation.steps", "steps"),
+    "early_stop_enabled": ("generation.convergence_threshold", "convergence_threshold"),
+    "auto_switch_token_threshold": ("generation.mode: auto", "mode: auto"),
+    "fallback_to_ar_on_timeout": ("generation.mode: auto", "mode: auto"),
+    "timeout_ms": ("none: requests are not timed out",) * 2,
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -203,10 +234,9 @@ def _explain(
     location = [part for part in detail["loc"] if isinstance(part, str)]
     field = ".".join([source, *location])
     if detail["type"] == "extra_forbidden":
-        name = location[-1]
-        remedy = (
-            f"ours is {_ARTICLE_NAMES[name]}" if name in _ARTICLE_NAMES else nearest(name, _fields(model, location))
-        )
+        ours = _ARTICLE_NAMES.get(name := location[-1])
+        in_request = error_type is OptionError
+        remedy = f"ours is {ours[in_request]}" if ours else nearest(name, _fields(model, location))
         return error_type(field, detail["input"], "unknown option", remedy)
     message = "must be a mapping of options" if detail["type"] == "model_type" else detail["msg"]
     return error_type(field, detail["input"], message[0].lower() + message[1:], "correct it or leave it out")

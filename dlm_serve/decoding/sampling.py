@@ -100,7 +100,7 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 def _filter(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """-inf outside the top-k, top-p and min-p sets, each taken on the whole distribution, as SGLang does."""
-    probs, order = scores.softmax(-1).sort(-1, descending=True, stable=True)
+    probs, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(scores.shape[1], device=scores.device)
     dropped = rank >= sampling.top_k[:, None]
     dropped |= probs.cumsum(-1) - probs > sampling.top_p[:, None]

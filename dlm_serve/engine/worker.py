@@ -132,13 +132,14 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         plain = copy.copy(batch)
         plain.spec_algorithm, plain.spec_info = SpeculativeAlgorithm.NONE, None
         plain.forward_mode = ForwardMode.DECODE
-        plain.input_ids = batch.spec_info.bonus_tokens.to(torch.int64)
+        plain.input_ids = self.table.tokens[indices, 0]
         plain.out_cache_loc = self.model_runner.req_to_token_pool.req_to_token[indices, committed].long()
         plain.seq_lens = committed + 1
         plain.seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu + 1
         plain.seq_lens_sum = None
         result = self._target_worker.forward_batch_generation(plain)
         token_ids = result.next_token_ids.to(torch.int64)
+        self.table.tokens[indices, 0] = token_ids
         emission = Emission(token_ids[:, None], torch.ones_like(token_ids, dtype=torch.int32))
         self._widen_logprobs(batch, result.logits_output)
         return self._result(batch, result.logits_output, emission, token_ids, result.can_run_cuda_graph)

@@ -46,9 +46,9 @@ class Checkpoint(BaseModel):
     max_position_embeddings: int = Field(gt=0)
     rms_norm_eps: float = Field(gt=0)
     rope_parameters: dict[str, Any]
-    mask_token_id: int
+    mask_token_id: int = Field(strict=True)
     eos_token_id: int | list[int]
-    block_size: int = Field(ge=1, le=64)
+    block_size: int = Field(ge=1, le=64, strict=True)
     dtype: str | None = Field(default=None, validation_alias=AliasChoices("dtype", "torch_dtype"))
     quantization_config: dict[str, Any] | None = None
 

@@ -98,13 +98,19 @@ class Server:
         with ThreadPoolExecutor(concurrency) as pool:
             return list(pool.map(send, bodies))
 
+    def flush_cache(self) -> None:
+        """Empty the prefix cache, once the last request's overlapped step is over."""
+        deadline = time.monotonic() + 30
+        while requests.post(f"{self.url}/flush_cache", timeout=30).status_code != 200:
+            assert time.monotonic() < deadline, self.tail()
+            time.sleep(0.05)
+
     def assert_nothing_leaked(self) -> None:
         """No KV slot is lost: SGLang's own audit, which runs whenever it idles, is content, and all slots come back.
 
         The audit is `free + cached + held = total`; it ends the scheduler where that does not hold.
         """
-        assert requests.post(f"{self.url}/flush_cache", timeout=30).status_code == 200, self.tail()
-        time.sleep(0.3)
+        self.flush_cache()
         load = requests.get(f"{self.url}/v1/loads", timeout=30).json()["loads"][0]
         assert load["num_used_tokens"] == 0, load
         assert self.is_healthy(), self.tail()

@@ -1,0 +1,39 @@
+# make serve   set up what is missing and serve the bundled model (MODEL=, FLAGS= for others)
+# make test    set up what is missing and run every test
+# make check   formatter, linter, type checker
+# make lock    pin the dependencies anew
+
+MODEL ?= dlm_serve/assets/nld-trained-b32-lora
+FLAGS ?=
+PYTHON := .venv/bin/python
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+
+.PHONY: serve test check lock clean
+
+serve: .venv/ready
+	$(PYTHON) -m sglang.launch_server --model-path $(MODEL) $(FLAGS)
+
+test: .venv/ready
+	$(PYTHON) -m pytest
+
+check: .venv/ready
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+lock: $(UV)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url \
+		--custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv .uv
+
+.venv/ready: requirements.lock pyproject.toml | $(UV)
+	test -x $(PYTHON) || $(UV) venv --quiet --python ">=3.11" .venv
+	$(UV) pip sync --quiet --python $(PYTHON) requirements.lock
+	$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
+	touch $@
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet uv

@@ -1,0 +1,233 @@
+"""What an answer contains at the edges: stops, lengths, odd prompts, caches, streams."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from golden import TRAINED, cases
+from serving import ANSWER_SECONDS, Server, generate_body
+
+MODES = ["autoregressive", "diffusion", "self_speculation"]
+PROMPT = [145, 20, 30]
+EOS, MASK = 11, 100
+
+mode_table = pytest.mark.parametrize("mode", MODES)
+
+
+def ids(server: Server, prompt: list[int], max_new_tokens: int, **options: Any) -> list[int]:
+    """The output ids of one request."""
+    output: list[int] = server.generate(prompt, max_new_tokens, **options)["output_ids"]
+    return output
+
+
+@mode_table
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 7, 8, 9, 30])
+def test_shorter_answer_is_a_prefix(trained: Server, mode: str, max_new_tokens: int) -> None:
+    whole = ids(trained, PROMPT, 40, mode=mode, ignore_eos=True)
+    assert ids(trained, PROMPT, max_new_tokens, mode=mode, ignore_eos=True) == whole[:max_new_tokens]
+
+
+@mode_table
+@pytest.mark.parametrize("position", [0, 1, 5, 8, 13])
+def test_stop_token_ends_the_answer(trained: Server, mode: str, position: int) -> None:
+    """The stop token is the last one returned and counted; the next request finds nothing after it in the cache."""
+    whole = ids(trained, PROMPT, 24, mode=mode)
+    stop = whole[position]
+    expected = whole[: whole.index(stop) + 1]
+    trained.flush_cache()
+    answer = trained.generate(PROMPT, 24, mode=mode, stop_token_ids=[stop])
+    assert answer["output_ids"] == expected
+    assert answer["meta_info"]["completion_tokens"] == len(expected)
+    assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
+    follow_up = trained.generate(PROMPT + whole, 1, mode="autoregressive")
+    assert follow_up["meta_info"]["cached_tokens"] <= len(PROMPT) + len(expected)
+
+
+@mode_table
+def test_stop_string(trained: Server, mode: str) -> None:
+    text = trained.generate(PROMPT, 40, mode=mode, ignore_eos=True, skip_special_tokens=False)["text"]
+    stop = text[12:14]
+    answer = trained.generate(PROMPT, 40, mode=mode, ignore_eos=True, skip_special_tokens=False, stop=[stop])
+    assert answer["text"] == text[: text.index(stop)]
+    assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
+
+
+def test_second_turn_after_a_stop_is_as_uncached(trained: Server) -> None:
+    """What a finished diffusion request leaves in the cache is the KV of its tokens, as autoregression computes it."""
+    for mode in MODES:
+        first = ids(trained, PROMPT, 24, mode=mode)
+        prompt = PROMPT + first + [50, 60]
+        cached = trained.generate(prompt, 24, mode=mode)
+        trained.flush_cache()
+        uncached = trained.generate(prompt, 24, mode=mode)
+        assert cached["meta_info"]["cached_tokens"] > len(PROMPT)
+        assert uncached["meta_info"]["cached_tokens"] == 0
+        assert cached["output_ids"] == uncached["output_ids"]
+
+
+@mode_table
+def test_prompt_wholly_in_the_cache(trained: Server, mode: str) -> None:
+    prompt = list(range(150, 190))
+    first = trained.generate(prompt, 20, mode=mode)
+    again = trained.generate(prompt, 20, mode=mode)
+    assert again["meta_info"]["cached_tokens"] == len(prompt) - 1
+    assert again["output_ids"] == first["output_ids"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param([7], id="one-token"),
+        pytest.param([EOS], id="eos-alone"),
+        pytest.param([MASK], id="mask-alone"),
+        pytest.param([20, EOS, 30, MASK, MASK, EOS, 40], id="eos-and-mask-inside"),
+        pytest.param([14 + i % 80 for i in range(300)], id="many-blocks-and-chunks"),
+    ],
+)
+def test_odd_prompts(trained: Server, crowded: Server, prompt: list[int]) -> None:
+    """Any prompt decodes to the same tokens in both exact modes, prefilled at once or in chunks of 64."""
+    expected = ids(trained, prompt, 20, mode="autoregressive")
+    assert MASK not in expected
+    for server in (trained, crowded):
+        assert ids(server, prompt, 20, mode="self_speculation") == expected
+        assert ids(server, prompt, 20, mode="diffusion") == ids(trained, prompt, 20, mode="diffusion")
+        assert ids(server, prompt, 20, mode="autoregressive") == expected
+
+
+def test_largest_request_beside_a_neighbour(with_adapter: Server) -> None:
+    """prompt + max_new_tokens at the limit of the context: served whole, and the neighbour is not disturbed."""
+    limit = 1024 - 2
+    prompt = [14 + i % 80 for i in range(limit - 40)]
+    neighbour = [200, 201, 202]
+    for mode in MODES:
+        alone = [
+            ids(with_adapter, prompt, 40, mode=mode, ignore_eos=True),
+            ids(with_adapter, neighbour, 60, mode=mode, ignore_eos=True),
+        ]
+        together = with_adapter.generate_all(
+            [
+                generate_body(prompt, 40, mode=mode, ignore_eos=True),
+                generate_body(neighbour, 60, mode=mode, ignore_eos=True),
+            ],
+            2,
+        )
+        assert [len(output) for output in alone] == [40, 60]
+        assert [answer["output_ids"] for answer in together] == alone
+
+
+@mode_table
+def test_streamed_is_whole(trained: Server, mode: str) -> None:
+    """The chunks of a stream add up to the answer; none is empty, and each carries the statistics so far."""
+    whole = trained.generate(PROMPT, 45, mode=mode, ignore_eos=True)
+    body = generate_body(PROMPT, 45, mode=mode, ignore_eos=True, request={"stream": True})
+    with requests.post(f"{trained.url}/generate", json=body, stream=True, timeout=ANSWER_SECONDS) as response:
+        lines = [line for line in response.iter_lines() if line.startswith(b"data: {")]
+    chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines]
+    lengths = [len(chunk["output_ids"]) for chunk in chunks]
+    assert chunks[-1]["output_ids"] == whole["output_ids"]
+    assert chunks[-1]["text"] == whole["text"]
+    assert all(longer > shorter for shorter, longer in itertools.pairwise(lengths))
+    assert chunks[-1]["meta_info"]["dlm"] == whole["meta_info"]["dlm"]
+
+
+def test_statistics(trained: Server) -> None:
+    """`meta_info.dlm`, in `/generate` and in chat with `return_meta_info`."""
+    statistics = trained.generate(PROMPT, 16, mode="diffusion", ignore_eos=True)["meta_info"]["dlm"]
+    assert list(statistics) == [
+        "mode",
+        "nfe",
+        "tokens_per_forward",
+        "acceptance_length",
+        "block_length",
+        "mode_switches",
+    ]
+    assert statistics["mode"] == "diffusion"
+    assert statistics["tokens_per_forward"] == round(16 / statistics["nfe"], 4)
+    assert statistics["acceptance_length"] is None
+    assert trained.generate(PROMPT, 1, mode="diffusion")["meta_info"]["dlm"]["tokens_per_forward"] is None
+    chat = trained.post(
+        "/v1/chat/completions",
+        {
+            "model": "default",
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 8,
+            "return_meta_info": True,
+            "custom_params": {"dlm": {"mode": "self_speculation", "block_length": 4}},
+        },
+    ).json()
+    statistics = chat["choices"][0]["meta_info"]["dlm"]
+    assert (statistics["mode"], statistics["block_length"]) == ("self_speculation", 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode"),
+    [
+        pytest.param({}, "self_speculation", id="nothing"),
+        pytest.param({"regex": "[a-z]{3,9}"}, "autoregressive", id="regex"),
+        pytest.param({"json_schema": '{"type": "integer"}'}, "autoregressive", id="json_schema"),
+        pytest.param({"frequency_penalty": 0.5}, "autoregressive", id="frequency_penalty"),
+        pytest.param({"presence_penalty": 0.5}, "autoregressive", id="presence_penalty"),
+        pytest.param({"repetition_penalty": 1.1}, "autoregressive", id="repetition_penalty"),
+        pytest.param({"logit_bias": {"65": 5.0}}, "autoregressive", id="logit_bias"),
+        pytest.param({"min_new_tokens": 5}, "autoregressive", id="min_new_tokens"),
+        pytest.param({"request": {"return_logprob": True}}, "autoregressive", id="logprobs"),
+    ],
+)
+def test_auto_honours_what_is_asked(trained: Server, asked: dict[str, Any], mode: str) -> None:
+    assert trained.generate(PROMPT, 10, **asked)["meta_info"]["dlm"]["mode"] == mode
+
+
+def test_what_only_autoregression_honours(trained: Server) -> None:
+    """Each of them does what it says."""
+    letters = trained.generate(PROMPT, 12, regex="[ab]{6}")["text"]
+    assert len(letters) == 6
+    assert set(letters) <= {"a", "b"}
+    assert set(ids(trained, PROMPT, 6, logit_bias={"65": 100.0})) == {65}
+    short = next(c for c in cases(TRAINED, modes=["ar"]) if c["finish"] == "eos" and len(c["output_ids"]) < 40)
+    longer = ids(trained, short["prompt_ids"], 50, min_new_tokens=len(short["output_ids"]) + 5)
+    assert longer[: len(short["output_ids"]) - 1] == short["output_ids"][:-1]
+    assert len(longer) > len(short["output_ids"])
+    free = ids(trained, PROMPT, 150, mode="autoregressive", ignore_eos=True)
+    penalised = ids(trained, PROMPT, 150, ignore_eos=True, frequency_penalty=2.0, presence_penalty=2.0)
+    assert len(set(penalised)) > len(set(free))
+
+
+def test_logprobs_beside_other_modes(trained: Server) -> None:
+    """Log-probabilities of an autoregressive request are the same alone and in a batch of mixed modes."""
+    body = generate_body(PROMPT, 12, ignore_eos=True, request={"return_logprob": True, "top_logprobs_num": 2})
+    others = [generate_body(PROMPT, 40, mode=mode, ignore_eos=True) for mode in MODES * 2]
+    alone = trained.post("/generate", body).json()["meta_info"]
+    together = trained.generate_all([*others, body], 7)[-1]["meta_info"]
+    assert [entry[1] for entry in together["output_token_logprobs"]] == [
+        entry[1] for entry in alone["output_token_logprobs"]
+    ]
+    for ours, theirs in zip(together["output_token_logprobs"], alone["output_token_logprobs"], strict=True):
+        assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
+    assert len(together["output_top_logprobs"]) == 12
+
+
+def test_convergence_threshold_saves_forwards(trained: Server) -> None:
+    """With a large threshold a block is fixed after its second refining forward; 0 never stops early."""
+    options = {"threshold": None, "block_length": 8}
+    full = trained.generate(PROMPT, 17, mode="diffusion", dlm=options, ignore_eos=True)
+    never = trained.generate(PROMPT, 17, mode="diffusion", dlm={**options, "convergence_threshold": 0}, ignore_eos=True)
+    early = trained.generate(PROMPT, 17, mode="diffusion", dlm={**options, "convergence_threshold": 9}, ignore_eos=True)
+    assert full["meta_info"]["dlm"]["nfe"] == never["meta_info"]["dlm"]["nfe"] == 2 * (7 + 1)
+    assert early["meta_info"]["dlm"]["nfe"] == 2 * (2 + 1)
+
+
+def test_others_join_and_leave(trained: Server) -> None:
+    """Autoregressive steps with and without block rows beside them continue one another."""
+    alone = ids(trained, PROMPT, 200, mode="autoregressive", ignore_eos=True)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ids, trained, PROMPT, 200, mode="autoregressive", ignore_eos=True)
+        while not running.done():
+            ids(trained, [150, 20], 10, mode="diffusion", ignore_eos=True)
+            time.sleep(0.02)
+    assert running.result() == alone

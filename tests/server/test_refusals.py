@@ -1,0 +1,123 @@
+"""What cannot be honoured gets HTTP 400 naming field, value, limit and remedy; nothing dies or hangs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from serving import Server, generate_body
+
+PROMPT = [145, 20, 30]
+CHAT = {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+COMPLETION = {"model": "default", "prompt": "hi", "max_tokens": 4}
+
+
+def refused(server: Server, path: str, body: dict[str, Any]) -> str:
+    """The message of the HTTP 400 that `body` is answered with, streaming or not."""
+    messages = []
+    for stream in (False, True):
+        response = server.post(path, {**body, "stream": stream})
+        assert response.status_code == 400, response.text
+        messages.append(response.text)
+    assert server.is_healthy()
+    return messages[0]
+
+
+@pytest.mark.parametrize(
+    ("dlm", "words"),
+    [
+        ({"mode": "fast"}, ["mode", "fast", "autoregressive"]),
+        ({"blok_length": 8}, ["blok_length", "8", "block_length"]),
+        ({"refinement_steps": 8}, ["refinement_steps", "steps"]),
+        ({"block_length": 0}, ["block_length", "0", "1"]),
+        ({"block_length": 33}, ["block_length", "33", "32", "routing.widths"]),
+        ({"block_length": 2.5}, ["block_length", "2.5"]),
+        ({"threshold": 1.5, "mode": "diffusion"}, ["threshold", "1.5"]),
+        ({"mode": "self_speculation", "threshold": None}, ["threshold", "None", "schedule"]),
+        ({"mode": "diffusion", "steps": 9}, ["steps", "9", "block length, 8"]),
+        ({"mode": "diffusion", "steps": 0}, ["steps", "0", "1"]),
+        ({"convergence_threshold": -1}, ["convergence_threshold", "-1", "0"]),
+    ],
+    ids=str,
+)
+def test_options(trained: Server, dlm: dict[str, Any], words: list[str]) -> None:
+    custom = {"custom_params": {"dlm": dlm}}
+    for path, body in (
+        ("/generate", generate_body(PROMPT, 4, dlm=dlm)),
+        ("/v1/chat/completions", {**CHAT, **custom}),
+        ("/v1/completions", {**COMPLETION, **custom}),
+    ):
+        message = refused(trained, path, body)
+        assert all(word in message for word in ["custom_params.dlm", *words]), message
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "self_speculation"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"regex": "[ab]+"},
+        {"json_schema": "{}"},
+        {"frequency_penalty": 0.5},
+        {"presence_penalty": 0.5},
+        {"repetition_penalty": 1.2},
+        {"logit_bias": {"65": 1.0}},
+        {"min_new_tokens": 2},
+        {"request": {"return_logprob": True}},
+    ],
+    ids=str,
+)
+def test_pinned_mode_that_cannot(trained: Server, mode: str, asked: dict[str, Any]) -> None:
+    message = refused(trained, "/generate", generate_body(PROMPT, 4, mode=mode, **asked))
+    name = next(iter(asked.get("request", asked)))
+    assert all(word in message for word in [mode, name, "auto"]), message
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "self_speculation"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"logprobs": True},
+        {"response_format": {"type": "json_object"}},
+        {"logit_bias": {"65": 1.0}},
+        {"min_tokens": 2},
+        {"presence_penalty": 1.0},
+    ],
+    ids=str,
+)
+def test_pinned_mode_that_cannot_in_chat(trained: Server, mode: str, asked: dict[str, Any]) -> None:
+    message = refused(trained, "/v1/chat/completions", {**CHAT, **asked, "custom_params": {"dlm": {"mode": mode}}})
+    assert "cannot honour" in message
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_samples(trained: Server, n: int) -> None:
+    assert "n = " in refused(trained, "/generate", generate_body(PROMPT, 4, n=n))
+    assert "n = " in refused(trained, "/v1/chat/completions", {**CHAT, "n": n})
+    assert "n = " in refused(trained, "/v1/completions", {**COMPLETION, "n": n})
+
+
+@pytest.mark.parametrize("token_id", [320, 99999, -1])
+def test_token_outside_the_vocabulary(trained: Server, token_id: int) -> None:
+    message = refused(trained, "/generate", generate_body([5, token_id], 4))
+    assert all(word in message for word in ["input_ids", str(token_id), "320"])
+    batch = generate_body(PROMPT, 4)
+    batch["input_ids"] = [PROMPT, [token_id]]
+    assert str(token_id) in refused(trained, "/generate", batch)
+    assert trained.post("/v1/completions", {**COMPLETION, "prompt": [5, token_id]}).status_code == 400
+
+
+def test_request_larger_than_the_context(with_adapter: Server) -> None:
+    """One token more than the largest request, which `test_answers` serves."""
+    body = generate_body([14] * (1024 - 2 - 40), 41)
+    response = with_adapter.post("/generate", body)
+    assert response.status_code == 400
+    assert all(word in response.text for word in ["max_new_tokens", "41", "40", "1024"]), response.text
+
+
+def test_unsupported_features(trained: Server) -> None:
+    assert (
+        "return_sampling_mask"
+        in trained.post("/generate", generate_body(PROMPT, 4, request={"return_sampling_mask": True})).text
+    )
+    assert trained.post("/generate", generate_body(PROMPT, 4, beam_width=2)).status_code == 400
+    assert trained.is_healthy()

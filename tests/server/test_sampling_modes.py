@@ -1,0 +1,96 @@
+"""Sampling through the server: seeds, samples, and the distribution of self-speculation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from scipy import stats
+from serving import Server, generate_body
+
+MODES = ["autoregressive", "diffusion", "self_speculation"]
+PROMPT = [145, 20, 30]
+WARM = {"temperature": 0.9, "top_p": 0.95, "ignore_eos": True}
+
+SETTINGS = [
+    pytest.param({"temperature": 1.0}, id="temperature"),
+    pytest.param({"temperature": 1.3, "top_p": 0.8}, id="top_p"),
+    pytest.param({"temperature": 1.5, "top_k": 5}, id="top_k"),
+    pytest.param({"temperature": 1.2, "min_p": 0.1, "top_k": 20}, id="min_p"),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_seeded_self_speculation_is_seeded_autoregression(trained: Server, settings: dict[str, Any]) -> None:
+    def outputs(mode: str) -> list[list[int]]:
+        bodies = [
+            generate_body(PROMPT, 32, mode=mode, ignore_eos=True, sampling_seed=seed, **settings) for seed in range(12)
+        ]
+        return [answer["output_ids"] for answer in trained.generate_all(bodies, 6)]
+
+    autoregressive = outputs("autoregressive")
+    assert outputs("self_speculation") == autoregressive
+    assert len({tuple(output) for output in autoregressive}) > 6
+
+
+def test_batched_with_other_settings_is_alone(trained: Server, crowded: Server) -> None:
+    """Modes, block lengths, thresholds and sampling settings mixed in one batch, and with requests retracted."""
+    bodies = [
+        generate_body(
+            [150 + i, 20, 30],
+            60,
+            mode=MODES[i % 3],
+            dlm={} if MODES[i % 3] == "autoregressive" else {"block_length": [3, 8, 16, 1][i % 4]},
+            ignore_eos=True,
+            sampling_seed=i,
+            temperature=[0.0, 0.7, 1.2][i % 3 - i % 2],
+            top_p=[1.0, 0.9][i % 2],
+        )
+        for i in range(30)
+    ]
+    alone = [answer["output_ids"] for answer in trained.generate_all(bodies, 1)]
+    assert [answer["output_ids"] for answer in trained.generate_all(bodies, 30)] == alone
+    retracted = crowded.generate_all(bodies, 30)
+    assert [answer["output_ids"] for answer in retracted] == alone
+    assert sum(answer["meta_info"]["num_retractions"] for answer in retracted) > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_samples_of_one_request(trained: Server, mode: str) -> None:
+    """`n` samples differ; with a seed they come again, and the first is that of n = 1."""
+    body = generate_body(PROMPT, 24, mode=mode, n=4, sampling_seed=7, **WARM)
+    first, again = (trained.post("/generate", body).json() for _ in range(2))
+    outputs = [answer["output_ids"] for answer in first]
+    assert [answer["output_ids"] for answer in again] == outputs
+    assert len({tuple(output) for output in outputs}) == 4
+    assert trained.generate(PROMPT, 24, mode=mode, sampling_seed=7, **WARM)["output_ids"] == outputs[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_a_seed_answers_differ(trained: Server, mode: str) -> None:
+    outputs = {tuple(trained.generate(PROMPT, 24, mode=mode, **WARM)["output_ids"]) for _ in range(3)}
+    assert len(outputs) == 3
+
+
+def test_distribution_of_self_speculation_is_autoregressive(trained: Server) -> None:
+    """Chi-square of the second to fourth tokens, from different seeds in the two modes.
+
+    The seeds are fixed, so the outcome is too; the level only says how it was chosen before the first run.
+    """
+    num_samples, level = 600, 0.001
+
+    def samples(mode: str, first_seed: int) -> list[list[int]]:
+        bodies = [
+            generate_body(PROMPT, 4, mode=mode, ignore_eos=True, temperature=1.4, sampling_seed=first_seed + i)
+            for i in range(num_samples)
+        ]
+        return [answer["output_ids"] for answer in trained.generate_all(bodies, 32)]
+
+    speculative, autoregressive = samples("self_speculation", 0), samples("autoregressive", 1_000_000)
+    for position in (1, 2, 3):
+        counts = [Counter(output[position] for output in drawn) for drawn in (speculative, autoregressive)]
+        common = [token for token in counts[0] | counts[1] if counts[0][token] + counts[1][token] >= 20]
+        table = [[count[token] for token in common] + [num_samples - sum(count[t] for t in common)] for count in counts]
+        assert len(common) > 1
+        assert stats.chi2_contingency(table).pvalue > level

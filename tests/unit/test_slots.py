@@ -1,0 +1,60 @@
+"""A row writes KV only into its own slots, and only where that KV is committed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dlm_serve.kv.slots import NO_SLOT, write_slots
+
+MAX_LEN = 12
+
+
+def slot_table(dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    """Three requests behind the padding row 0; every slot but 0 belongs to exactly one of them."""
+    slots = 1 + torch.randperm(3 * MAX_LEN, generator=torch.Generator().manual_seed(0)).view(3, MAX_LEN)
+    return torch.cat([torch.zeros(1, MAX_LEN, dtype=torch.int64), slots]).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("width", [1, 4, 5])
+def test_each_new_token_has_the_slot_of_its_position(width: int, dtype: torch.dtype) -> None:
+    """Rows in any order, of any length, some keeping nothing: against one look-up per token."""
+    table = slot_table(dtype)
+    short = max(1, width - 1)
+    cases = [(3, 0, width, True), (1, 7, 1, True), (2, 3, width, False), (1, 2, short, True), (0, 0, 1, True)]
+    rows, committed, new_len, keeps = (torch.tensor(column) for column in zip(*cases, strict=True))
+    slots = write_slots(table, rows.int(), committed.int(), new_len.int(), keeps, width)
+    wanted = [
+        [int(table[row, start + i]) if kept and i < length else NO_SLOT for i in range(width)]
+        for row, start, length, kept in cases
+    ]
+    assert slots.dtype == torch.int64
+    assert slots.tolist() == wanted
+
+
+def test_a_row_that_keeps_no_kv_writes_to_no_request() -> None:
+    slots = write_slots(
+        slot_table(), torch.tensor([1, 2]), torch.tensor([0, 5]), torch.tensor([4, 4]), torch.tensor([False, False]), 4
+    )
+    assert slots.tolist() == [[NO_SLOT] * 4] * 2
+
+
+@pytest.mark.parametrize(
+    ("committed", "new_len"), [(MAX_LEN - 1, 1), (MAX_LEN - 3, 3), (MAX_LEN - 8, 8)], ids=["one", "some", "full"]
+)
+def test_the_end_of_the_table_is_usable(committed: int, new_len: int) -> None:
+    """Padding columns that would lie past the table are not looked up."""
+    table = slot_table()
+    slots = write_slots(
+        table, torch.tensor([2]), torch.tensor([committed]), torch.tensor([new_len]), torch.tensor([True]), 8
+    )
+    assert slots.tolist() == [table[2, committed:].tolist() + [NO_SLOT] * (8 - new_len)]
+
+
+def test_live_rows_never_share_a_slot() -> None:
+    slots = write_slots(
+        slot_table(), torch.tensor([1, 2, 3]), torch.tensor([4, 0, 8]), torch.tensor([4, 3, 4]), torch.ones(3).bool(), 4
+    )
+    written = slots[slots != NO_SLOT].tolist()
+    assert len(written) == len(set(written)) == 11
