@@ -46,7 +46,7 @@ CORE_SEAMS = (
 )
 """Probed in every process that loads the plugin."""
 
-MAIN_SEAMS = (
+SEAMS = (
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._create_tokenized_object", ("obj", "input_ids")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._send_one_request", ("tokenized_obj",)),
     Seam(
@@ -56,10 +56,6 @@ MAIN_SEAMS = (
     Seam(f"{_SRT}.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments"),
     Seam(f"{_SRT}.entrypoints.api_contract.generate_contract_error", ("body",)),
     Seam(f"{_SRT}.configs.model_config.ModelConfig.get_default_sampling_params"),
-)
-"""Probed in the main process when it serves one of our models."""
-
-SCHEDULER_SEAMS = (
     Seam(f"{_SRT}.speculative.base_spec_worker.BaseSpecWorker"),
     Seam(f"{_SRT}.speculative.spec_info.SpecInputType.DFLASH_DRAFT"),
     Seam(f"{_SRT}.speculative.spec_info.SpecInputType.DFLASH_VERIFY"),
@@ -94,7 +90,7 @@ SCHEDULER_SEAMS = (
     ),
     Seam(f"{_SRT}.models.ministral3.Ministral3ForCausalLM"),
 )
-"""Probed in the scheduler's process when it serves one of our models."""
+"""Probed in the main process when it serves one of our models, before any other process is started."""
 
 
 def require(seams: tuple[Seam, ...]) -> None:

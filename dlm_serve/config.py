@@ -22,6 +22,9 @@ Width = Annotated[int, Field(ge=1, le=64, strict=True)]
 Nats = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
+ConcreteMode = Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -115,7 +118,7 @@ class RequestOptions(_Frozen):
 class DecodePlan(_Frozen):
     """How one request decodes, with nothing left open. Travels to the scheduler in place of the options."""
 
-    mode: Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION]
+    mode: ConcreteMode
     block_length: int
     threshold: float | None
     steps: int
@@ -176,7 +179,7 @@ def _default_threshold(options: RequestOptions, defaults: GenerationConfig, mode
     return defaults.draft_threshold if mode is Mode.SELF_SPECULATION else defaults.threshold
 
 
-def _resolve_mode(options: RequestOptions, default: Mode, autoregressive_only: Sequence[str]) -> Mode:
+def _resolve_mode(options: RequestOptions, default: Mode, autoregressive_only: Sequence[str]) -> ConcreteMode:
     """A concrete mode. `auto` and the server's default give way to what the request needs; a pinned mode does not."""
     mode = default if options.mode is None else options.mode
     if not autoregressive_only:

@@ -208,7 +208,7 @@ def _before_resolve(server_args: Any) -> None:
     from dlm_serve.engine.defaults import prepare_server_args
 
     if prepare_server_args(server_args):
-        compat.require(compat.MAIN_SEAMS)
+        compat.require(compat.SEAMS)
         _install(Role.MAIN)
 
 
@@ -216,7 +216,6 @@ def _worker_class(server_args: Any) -> type:
     """SGLang's scheduler asks for the worker class before it builds its pools and backends."""
     from dlm_serve.platform import is_active
 
-    compat.require(compat.SCHEDULER_SEAMS)
     _install(Role.SCHEDULER)
     if is_active():
         _install(Role.CPU_SCHEDULER)

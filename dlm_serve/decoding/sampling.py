@@ -9,7 +9,7 @@ distribution is exactly the autoregressive one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,8 +37,14 @@ class Sampling:
         return self._map(lambda tensor: tensor[rows])
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sampling:
-        tensors = (self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
-        return Sampling(*map(change, tensors), self.all_greedy, self.needs_filter)
+        return replace(
+            self,
+            temperature=change(self.temperature),
+            top_k=change(self.top_k),
+            top_p=change(self.top_p),
+            min_p=change(self.min_p),
+            seed=change(self.seed),
+        )
 
 
 @dataclass(frozen=True)

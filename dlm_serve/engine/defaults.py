@@ -25,6 +25,8 @@ _UNSUPPORTED = (
     ("tokenizer_worker_num", 1, "requests are checked in one process"),
     ("enable_hierarchical_cache", False, "the hierarchical cache is not supported"),
     ("enable_lora", None, "adapters per request are not supported"),
+    ("grpc_mode", False, "requests are checked by SGLang's HTTP server"),
+    ("smg_grpc_mode", False, "requests are checked by SGLang's HTTP server"),
     ("enable_two_batch_overlap", False, "two-batch overlap is not supported"),
 )
 

@@ -37,7 +37,7 @@ class StepState(SpecInput):  # type: ignore[misc]  # the base is untyped
 
     def merge_batch(self, other: StepState) -> None:
         """Append the requests of `other`."""
-        if self.future_indices is not None:
+        if self.future_indices is not None and other.future_indices is not None:
             self.future_indices = torch.cat([self.future_indices, other.future_indices])
             return
         self.bonus_tokens = torch.cat([self.bonus_tokens, other.bonus_tokens])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -63,10 +63,10 @@ class Checkpoint(BaseModel):
 
         Raises CheckpointError if it is of one, but its `config.json` cannot be served.
         """
-        folder = _resolve_folder(model_path, revision)
-        config = _read_config(folder) if folder else None
-        if folder is None or config is None or ARCHITECTURE not in (config.get("architectures") or []):
+        config = _read_config(model_path, revision)
+        if config is None or ARCHITECTURE not in (config.get("architectures") or []):
             return None
+        folder = _resolve_folder(model_path, revision)
         try:
             checkpoint = cls.model_validate({**config, "folder": folder})
         except ValidationError as error:
@@ -110,12 +110,16 @@ class Checkpoint(BaseModel):
                 ) from error
         self.check_tensor_names(names)
 
-    def check_tensor_names(self, names: Iterable[str]) -> None:
-        """Raises CheckpointError naming tensors that are missing or left over. Quantised ones are not checked."""
+    def check_tensor_names(self, names: Iterable[str], *, is_update: bool = False) -> None:
+        """Raises CheckpointError naming tensors that are left over or, unless this updates a part, missing.
+
+        Quantised checkpoints have tensors of their own and are not checked.
+        """
         if self.quantization_config is not None:
             return
         expected, found = set(self._tensor_names()), set(names)
-        for problem, wrong in (("missing", expected - found), ("left over", found - expected)):
+        missing = set() if is_update else expected - found
+        for problem, wrong in (("missing", missing), ("left over", found - expected)):
             if wrong:
                 listed = ", ".join(sorted(wrong)[:8]) + (", ..." if len(wrong) > 8 else "")
                 raise CheckpointError(
@@ -151,21 +155,25 @@ class Checkpoint(BaseModel):
             yield from (f"encoder.layers.{layer}.{name}.weight" for name in _LAYER_TENSORS)
 
 
-def _resolve_folder(model_path: str, revision: str | None) -> Path | None:
-    """The local folder of a path or hub id, or None. SGLang fetches the weights; here it is the rest."""
-    if Path(model_path).is_dir():
-        return Path(model_path)
+def _read_config(model_path: str, revision: str | None) -> dict[str, Any] | None:
+    """The `config.json` of a folder or hub id, or None where there is none that can be read."""
     try:
-        return Path(
-            snapshot_download(model_path, revision=revision, allow_patterns=["*.json", f"{DRAFT_ADAPTER_FOLDER}/*"])
+        is_folder = Path(model_path).is_dir()
+        path = (
+            Path(model_path, "config.json")
+            if is_folder
+            else hf_hub_download(model_path, "config.json", revision=revision)
         )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
-        return None
-
-
-def _read_config(folder: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        content = json.loads(Path(path).read_text())
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _resolve_folder(model_path: str, revision: str | None) -> Path:
+    """The local folder of a path or hub id. SGLang fetches the weights; here it is what lies beside them."""
+    if Path(model_path).is_dir():
+        return Path(model_path)
+    return Path(
+        snapshot_download(model_path, revision=revision, allow_patterns=["*.json", f"{DRAFT_ADAPTER_FOLDER}/*"])
+    )

@@ -31,9 +31,10 @@ class NemotronLabsDiffusionModel(Ministral3ForCausalLM):  # type: ignore[misc]  
     ) -> None:
         super().__init__(config=config, quant_config=quant_config, prefix=prefix)
         self.draft_adapter: DraftAdapter | None = None
+        self._is_loaded = False
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
-        """Load all tensors of the checkpoint. Raises CheckpointError naming those missing or left over."""
+        """Load the tensors of the checkpoint: all at first, later any. Raises CheckpointError naming those amiss."""
         names: list[str] = []
 
         def renamed() -> Iterator[tuple[str, torch.Tensor]]:
@@ -43,7 +44,8 @@ class NemotronLabsDiffusionModel(Ministral3ForCausalLM):  # type: ignore[misc]  
 
         loaded = super().load_weights(renamed())
         checkpoint = Checkpoint.model_validate({**self.config.to_dict(), "folder": self.config.name_or_path or "."})
-        checkpoint.check_tensor_names(names)
+        checkpoint.check_tensor_names(names, is_update=self._is_loaded)
+        self._is_loaded = True
         return loaded
 
     def load_draft_adapter(self, folder: Path) -> None:

@@ -1,43 +1,49 @@
-"""One server per group of tests; after each group, no KV slot may be lost."""
+"""One server per group of tests, each started in another of the ways that users have; none may lose a KV slot."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from golden import RANDOM, TRAINED, WITH_ADAPTER
-from serving import Server
+from serving import Server, free_port
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The checkpoint with blocks of 8, all defaults."""
-    with Server(TRAINED, log=tmp_path_factory.mktemp("trained") / "log") as server:
+    """`python -m sglang.launch_server --model-path DIR` with blocks of 8, and nothing else said."""
+    with Server.launch(TRAINED, log=tmp_path_factory.mktemp("trained") / "log") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The checkpoint with blocks of 32 and its draft adapter, all defaults; its context is 1024 tokens."""
-    with Server(WITH_ADAPTER, log=tmp_path_factory.mktemp("with_adapter") / "log") as server:
+    """The README's `make serve`: blocks of 32, a draft adapter, a context of 1024 tokens, SGLang's default port."""
+    with Server(["make", "serve"], 30000, tmp_path_factory.mktemp("with_adapter") / "log") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def without_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The same with the adapter off by the server's file, and SGLang's steps not overlapped."""
+    """The same checkpoint by hub id and revision, from the local cache and offline; adapter and overlap are off."""
     folder = tmp_path_factory.mktemp("without_adapter")
     config = folder / "config.yaml"
     config.write_text("lora: {draft_adapter: none}\n")
-    flags = ("--dllm-algorithm-config", str(config), "--disable-overlap-schedule")
-    with Server(WITH_ADAPTER, *flags, log=folder / "log") as server:
+    cache = _hub_cache(folder, "acme/tiny-dlm", "v1", WITH_ADAPTER)
+    flags = ("--revision", "v1", "--dllm-algorithm-config", str(config), "--disable-overlap-schedule")
+    with Server.launch("acme/tiny-dlm", *flags, log=folder / "log", env={"HF_HUB_CACHE": str(cache)}) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The untrained checkpoint with KV pages as large as its blocks."""
-    with Server(RANDOM, "--page-size", "8", log=tmp_path_factory.mktemp("paged") / "log") as server:
+    """`sglang serve` of the untrained checkpoint with KV pages as large as its blocks."""
+    port = free_port()
+    command = [str(Path(sys.executable).parent / "sglang"), "serve", "--model-path", str(RANDOM), "--port", str(port)]
+    with Server([*command, "--page-size", "8"], port, tmp_path_factory.mktemp("paged") / "log") as server:
         yield server
 
 
@@ -45,7 +51,7 @@ def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The checkpoint with blocks of 8, a pool too small for its load, and prompts prefilled in chunks."""
     flags = ("--max-total-tokens", "1400", "--chunked-prefill-size", "64", "--schedule-conservativeness", "0.05")
-    with Server(TRAINED, *flags, log=tmp_path_factory.mktemp("crowded") / "log") as server:
+    with Server.launch(TRAINED, *flags, log=tmp_path_factory.mktemp("crowded") / "log") as server:
         yield server
 
 
@@ -57,3 +63,13 @@ def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for server in servers:
         server.assert_nothing_leaked()
+
+
+def _hub_cache(folder: Path, model_id: str, revision: str, model: Path) -> Path:
+    """A Hugging Face cache below `folder` that holds `model` as `model_id`."""
+    commit = "0" * 40
+    repository = folder / "hub" / f"models--{model_id.replace('/', '--')}"
+    shutil.copytree(model, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / revision).write_text(commit)
+    return repository.parent

@@ -36,7 +36,7 @@ def body_of(case: Case) -> dict[str, Any]:
     """The request that a case stands for."""
     params = case["params"]
     options = {name: params[name] for name in ("block_length", "threshold") if name in params}
-    ignore = {"ignore_eos": True} if params.get("eos_token_id") == -1 else {}
+    ignore: dict[str, Any] = {"ignore_eos": True} if params.get("eos_token_id") == -1 else {}
     return generate_body(case["prompt_ids"], params["max_new_tokens"], mode=MODES[case["mode"]], dlm=options, **ignore)
 
 

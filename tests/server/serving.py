@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import requests
 
+ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 300
 ANSWER_SECONDS = 120
 
@@ -29,20 +31,27 @@ def free_port() -> int:
 
 
 class Server:
-    """`python -m sglang.launch_server`; use as a context manager."""
+    """A server started by a command; use as a context manager."""
 
-    def __init__(self, model_path: Path | str, *flags: str, log: Path, env: Mapping[str, str] | None = None) -> None:
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
+    def __init__(self, command: list[str], port: int, log: Path, env: Mapping[str, str] | None = None) -> None:
+        self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path), "--port", str(port)]
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [*command, *flags],
+                command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                cwd=ROOT,
                 env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
                 start_new_session=True,
             )
+
+    @classmethod
+    def launch(cls, model_path: Path | str, *flags: str, log: Path, env: Mapping[str, str] | None = None) -> Server:
+        """`python -m sglang.launch_server` on a free port."""
+        port = free_port()
+        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path), "--port", str(port)]
+        return cls([*command, *flags], port, log, env)
 
     def __enter__(self) -> Server:
         deadline = time.monotonic() + START_SECONDS
@@ -60,7 +69,7 @@ class Server:
 
     def stop(self) -> None:
         """End the server and all its processes."""
-        if self._process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
@@ -106,13 +115,11 @@ class Server:
             time.sleep(0.05)
 
     def assert_nothing_leaked(self) -> None:
-        """No KV slot is lost: SGLang's own audit, which runs whenever it idles, is content, and all slots come back.
+        """No KV slot is lost: SGLang's own audit, which runs whenever it idles, is content, with a cache and without.
 
         The audit is `free + cached + held = total`; it ends the scheduler where that does not hold.
         """
         self.flush_cache()
-        load = requests.get(f"{self.url}/v1/loads", timeout=30).json()["loads"][0]
-        assert load["num_used_tokens"] == 0, load
         assert self.is_healthy(), self.tail()
         assert not re.search(r"memory leak|Traceback", self.log.read_text()), self.tail()
 

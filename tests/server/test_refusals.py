@@ -14,7 +14,7 @@ COMPLETION = {"model": "default", "prompt": "hi", "max_tokens": 4}
 
 def refused(server: Server, path: str, body: dict[str, Any]) -> str:
     """The message of the HTTP 400 that `body` is answered with, streaming or not."""
-    messages = []
+    messages: list[str] = []
     for stream in (False, True):
         response = server.post(path, {**body, "stream": stream})
         assert response.status_code == 400, response.text

@@ -11,13 +11,13 @@ from serving import Server, generate_body
 
 MODES = ["autoregressive", "diffusion", "self_speculation"]
 PROMPT = [145, 20, 30]
-WARM = {"temperature": 0.9, "top_p": 0.95, "ignore_eos": True}
+HOT: dict[str, Any] = {"temperature": 3.0, "top_p": 0.95, "ignore_eos": True}
 
 SETTINGS = [
-    pytest.param({"temperature": 1.0}, id="temperature"),
-    pytest.param({"temperature": 1.3, "top_p": 0.8}, id="top_p"),
-    pytest.param({"temperature": 1.5, "top_k": 5}, id="top_k"),
-    pytest.param({"temperature": 1.2, "min_p": 0.1, "top_k": 20}, id="min_p"),
+    pytest.param({"temperature": 2.0}, id="temperature"),
+    pytest.param({"temperature": 3.0, "top_p": 0.8}, id="top_p"),
+    pytest.param({"temperature": 2.5, "top_k": 5}, id="top_k"),
+    pytest.param({"temperature": 3.0, "min_p": 0.02, "top_k": 20}, id="min_p"),
 ]
 
 
@@ -39,7 +39,7 @@ def test_batched_with_other_settings_is_alone(trained: Server, crowded: Server) 
     bodies = [
         generate_body(
             [150 + i, 20, 30],
-            60,
+            120,
             mode=MODES[i % 3],
             dlm={} if MODES[i % 3] == "autoregressive" else {"block_length": [3, 8, 16, 1][i % 4]},
             ignore_eos=True,
@@ -59,17 +59,26 @@ def test_batched_with_other_settings_is_alone(trained: Server, crowded: Server) 
 @pytest.mark.parametrize("mode", MODES)
 def test_samples_of_one_request(trained: Server, mode: str) -> None:
     """`n` samples differ; with a seed they come again, and the first is that of n = 1."""
-    body = generate_body(PROMPT, 24, mode=mode, n=4, sampling_seed=7, **WARM)
+    body = generate_body(PROMPT, 24, mode=mode, n=4, sampling_seed=7, **HOT)
     first, again = (trained.post("/generate", body).json() for _ in range(2))
     outputs = [answer["output_ids"] for answer in first]
     assert [answer["output_ids"] for answer in again] == outputs
     assert len({tuple(output) for output in outputs}) == 4
-    assert trained.generate(PROMPT, 24, mode=mode, sampling_seed=7, **WARM)["output_ids"] == outputs[0]
+    assert trained.generate(PROMPT, 24, mode=mode, sampling_seed=7, **HOT)["output_ids"] == outputs[0]
+
+
+def test_seed_of_the_openai_api(trained: Server) -> None:
+    body = {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 24, "temperature": 3.0}
+    answers = [
+        trained.post("/v1/chat/completions", {**body, "seed": seed}).json()["choices"][0]["message"]["content"]
+        for seed in (1, 1, 2)
+    ]
+    assert answers[0] == answers[1] != answers[2]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_without_a_seed_answers_differ(trained: Server, mode: str) -> None:
-    outputs = {tuple(trained.generate(PROMPT, 24, mode=mode, **WARM)["output_ids"]) for _ in range(3)}
+    outputs = {tuple(trained.generate(PROMPT, 24, mode=mode, **HOT)["output_ids"]) for _ in range(3)}
     assert len(outputs) == 3
 
 

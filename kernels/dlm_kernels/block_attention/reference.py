@@ -39,8 +39,8 @@ def block_attention(
         values = torch.cat([v_cache[slots].to(q.dtype), v[row]])
         mask = _visible(q.shape[1], causal_len[row], new_len[row])
         mask = torch.cat([mask.new_ones(q.shape[1], prefix_len), mask], dim=1)
-        heads_first = (t.movedim(0, 1)[None] for t in (q[row], keys, values))
-        attended = scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scale, enable_gqa=True)
+        queries, keys, values = (t.movedim(0, 1)[None] for t in (q[row], keys, values))
+        attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
         out[row] = attended[0].movedim(0, 1)
     return out
 

@@ -1,0 +1,63 @@
+"""Starting: what cannot be served ends with a clear message and a non-zero exit, what can be starts without weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from golden import TRAINED
+from serving import START_SECONDS, Server
+
+PRETEND_OTHER_VERSION = """
+import importlib.metadata, runpy, sys
+real = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.4.0" if name == "sglang" else real(name)
+sys.argv = ["sglang.launch_server", "--model-path", {model!r}]
+runpy.run_module("sglang.launch_server", run_name="__main__")
+"""
+
+
+def failed_start(command: list[str]) -> str:
+    """What a server that must not start prints before it ends with a non-zero exit."""
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode != 0
+    return done.stderr
+
+
+@pytest.fixture
+def without_weights(tmp_path: Path) -> Path:
+    """A checkpoint folder that holds no weights."""
+    folder = tmp_path / "model"
+    shutil.copytree(TRAINED, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+def test_incomplete_checkpoint(without_weights: Path) -> None:
+    """The other ways in which a checkpoint can be wrong are unit tests of `Checkpoint`; they end here too."""
+    message = failed_start([sys.executable, "-m", "sglang.launch_server", "--model-path", str(without_weights)])
+    assert "CheckpointError: weights" in message.splitlines()[-1]
+    assert "no *.safetensors file" in message.splitlines()[-1]
+
+
+def test_unsupported_sglang() -> None:
+    message = failed_start([sys.executable, "-c", PRETEND_OTHER_VERSION.format(model=str(TRAINED))])
+    assert "UnsupportedSGLangError: dlm-serve cannot extend the installed sglang 0.4.0" in message.splitlines()[-1]
+
+
+def test_random_weights(without_weights: Path, tmp_path: Path) -> None:
+    """`--load-format dummy` needs no weights, and every mode runs on them."""
+    with Server.launch(without_weights, "--load-format", "dummy", log=tmp_path / "log") as server:
+        for mode in ("autoregressive", "diffusion", "self_speculation"):
+            assert len(server.generate([20, 30], 20, mode=mode, ignore_eos=True)["output_ids"]) == 20
+        server.assert_nothing_leaked()
