@@ -17,10 +17,12 @@ def main() -> None:
 
     engine = sgl.Engine(model_path=args.model_path, log_level="error")
     try:
-        engine.generate(
+        answer = engine.generate(
             args.prompt,
             {"max_new_tokens": args.max_new_tokens, "custom_params": {"dlm": {"mode": args.mode}}},
         )
+        print(answer["text"])
+        print(answer["meta_info"]["dlm"], flush=True)  # shutdown ends the process without flushing
     finally:
         engine.shutdown()
 

@@ -49,9 +49,13 @@ def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The checkpoint with blocks of 8, a pool too small for its load, and prompts prefilled in chunks."""
+    """The checkpoint with blocks of 8, a pool too small for its load, and prompts prefilled in chunks.
+
+    Besides, SGLang's own test switch retracts a request every 23 forwards.
+    """
     flags = ("--max-total-tokens", "1400", "--chunked-prefill-size", "64", "--schedule-conservativeness", "0.05")
-    with Server.launch(TRAINED, *flags, log=tmp_path_factory.mktemp("crowded") / "log") as server:
+    retract = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23"}
+    with Server.launch(TRAINED, *flags, log=tmp_path_factory.mktemp("crowded") / "log", env=retract) as server:
         yield server
 
 

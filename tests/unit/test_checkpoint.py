@@ -142,25 +142,30 @@ def test_an_unreadable_config_is_none_of_ours(tmp_path: Path, content: bytes | N
 
 
 def test_a_hub_id_is_resolved_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    asked: list[tuple[str, str | None]] = []
 
-    def download(model_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(model_id: str, filename: str, revision: str | None) -> str:
+        asked.append((model_id, revision))
+        return str(write_config(tmp_path) / filename)
+
+    def download_all(model_id: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((model_id, revision))
         assert "*.json" in allow_patterns
-        return str(write_config(tmp_path))
+        return str(tmp_path)
 
-    monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
+    monkeypatch.setattr(checkpoint_module, "hf_hub_download", download)
+    monkeypatch.setattr(checkpoint_module, "snapshot_download", download_all)
     checkpoint = Checkpoint.find("someone/some-model", "v2")
     assert checkpoint is not None
     assert checkpoint.folder == tmp_path
-    assert asked == [("someone/some-model", "v2")]
+    assert asked == [("someone/some-model", "v2")] * 2
 
 
 def test_a_hub_id_that_is_not_there_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: Any, **__: Any) -> str:
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
+    monkeypatch.setattr(checkpoint_module, "hf_hub_download", download)
     assert Checkpoint.find("someone/some-model") is None
 
 
