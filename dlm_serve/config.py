@@ -104,10 +104,11 @@ class RequestOptions(_Frozen):
     convergence_threshold: Nats | None = None
 
     @property
-    def wants_schedule(self) -> bool:
-        """Whether they ask for diffusion's fixed schedule: steps without a threshold, or a threshold of null."""
-        no_threshold = "threshold" not in self.model_fields_set
-        return self.threshold is None and (self.steps is not None if no_threshold else True)
+    def wants_diffusion(self) -> bool:
+        """Whether they ask for what only diffusion has: its fixed schedule, or stopping by convergence."""
+        has_threshold = "threshold" in self.model_fields_set
+        wants_schedule = self.threshold is None if has_threshold else self.steps is not None
+        return wants_schedule or self.convergence_threshold is not None
 
     @classmethod
     def parse(cls, raw: object) -> RequestOptions:
@@ -136,7 +137,7 @@ class DecodePlan(_Frozen):
         defaults = config.generation
         mode = _resolve_mode(options, defaults.mode, autoregressive_only)
         if mode is Mode.AUTOREGRESSIVE:
-            _refuse_block_options(options)
+            _refuse_block_options(options, autoregressive_only)
             return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None)
         block_length = options.block_length or defaults.block_length or min(block_size, config.routing.max_width)
         if block_length > config.routing.max_width:
@@ -149,9 +150,10 @@ class DecodePlan(_Frozen):
         given = options.model_fields_set
         threshold = options.threshold if "threshold" in given else _default_threshold(options, defaults, mode)
         if mode is Mode.SELF_SPECULATION and threshold is None:
+            name = "threshold" if "threshold" in given else "steps"
             raise OptionError(
-                f"{OPTIONS_FIELD}.threshold",
-                None,
+                f"{OPTIONS_FIELD}.{name}",
+                getattr(options, name),
                 "self_speculation drafts by confidence and has no fixed schedule",
                 "give a threshold (0 drafts in one forward), or use mode diffusion",
             )
@@ -185,7 +187,7 @@ def _resolve_mode(options: RequestOptions, default: Mode, autoregressive_only: S
     if not autoregressive_only:
         if mode is not Mode.AUTO:
             return mode
-        return Mode.DIFFUSION if options.wants_schedule else Mode.SELF_SPECULATION
+        return Mode.DIFFUSION if options.wants_diffusion else Mode.SELF_SPECULATION
     if options.mode not in (None, Mode.AUTO, Mode.AUTOREGRESSIVE):
         raise OptionError(
             f"{OPTIONS_FIELD}.mode",
@@ -196,19 +198,16 @@ def _resolve_mode(options: RequestOptions, default: Mode, autoregressive_only: S
     return Mode.AUTOREGRESSIVE
 
 
-def _refuse_block_options(options: RequestOptions) -> None:
-    """Raises OptionError where the request itself asks for the autoregressive mode and for blocks."""
-    if options.mode is not Mode.AUTOREGRESSIVE:
-        return
-    for name in ("block_length", "threshold", "steps", "convergence_threshold"):
-        value = getattr(options, name)
-        if value is not None:
-            raise OptionError(
-                f"{OPTIONS_FIELD}.{name}",
-                value,
-                "autoregressive decodes without blocks",
-                "leave it out, or change mode",
-            )
+def _refuse_block_options(options: RequestOptions, autoregressive_only: Sequence[str]) -> None:
+    """Raises OptionError where a request that decodes without blocks says how its blocks should be."""
+    for name in sorted(options.model_fields_set - {"mode"}):
+        because = f", which {', '.join(autoregressive_only)} needs" if autoregressive_only else ""
+        raise OptionError(
+            f"{OPTIONS_FIELD}.{name}",
+            getattr(options, name),
+            f"mode autoregressive{because} decodes without blocks",
+            "leave one of them out",
+        )
 
 
 # The names that an article on such a server uses, and ours in a file and in a request.

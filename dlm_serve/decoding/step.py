@@ -95,7 +95,7 @@ def _refine(rows: Rows, prediction: Prediction, mask_token_id: int) -> Rows:
     still_masked = masked & ~fixed
     denoising = rows.phase == Phase.DENOISE
     settled = ~still_masked.any(1) | (denoising & _reaches_stop(rows, tokens, still_masked))
-    emitting = torch.where(denoising, int(Phase.COMMIT), int(Phase.VERIFY)).to(torch.int32)
+    emitting = torch.where(denoising, Phase.DENOISE.after_refining, Phase.DRAFT.after_refining).to(torch.int32)
     return rows.replace(
         tokens=tokens,
         phase=torch.where(settled, emitting, rows.phase),

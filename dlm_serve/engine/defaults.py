@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm_serve.engine import algorithm
-from dlm_serve.engine.serving import Serving, find_serving, load_serving
+from dlm_serve.engine.serving import Serving, find_serving
 from dlm_serve.errors import ConfigError
 from dlm_serve.platform import is_active
 
@@ -27,6 +27,7 @@ _UNSUPPORTED = (
     ("enable_lora", None, "adapters per request are not supported"),
     ("grpc_mode", False, "requests are checked by SGLang's HTTP server"),
     ("smg_grpc_mode", False, "requests are checked by SGLang's HTTP server"),
+    ("enable_strict_thinking", False, "it constrains blocks by a grammar"),
     ("enable_two_batch_overlap", False, "two-batch overlap is not supported"),
 )
 
@@ -40,9 +41,9 @@ def prepare_server_args(server_args: Any) -> bool:
         server_args.device = "cpu"
     if server_args.speculative_algorithm not in (None, algorithm.NAME):
         return False
-    if find_serving(server_args) is None:
+    serving = find_serving(server_args)
+    if serving is None:
         return False
-    serving = load_serving(server_args)
     _refuse_unsupported(server_args)
     if _has_weights(server_args, serving):
         serving.checkpoint.check_weights()

@@ -7,6 +7,7 @@ from typing import Any
 
 from dlm_serve.config import DecodePlan
 from dlm_serve.decoding import Mode, RowSettings
+from dlm_serve.engine.serving import current
 
 PLAN_KEY = "dlm"
 """Where in a request's `custom_params` its options lie, and after admission its plan."""
@@ -39,17 +40,19 @@ def settings_of(req: Any) -> RowSettings:
         steps=plan.steps,
         convergence_threshold=plan.convergence_threshold,
         seed=req.sampling_params.sampling_seed,
-        stop_ids=sorted(_stop_ids(req)),
+        # The mask never stands in an answer, but it does in unfinished blocks.
+        stop_ids=sorted(_stop_ids(req) - {current().checkpoint.mask_token_id}),
     )
 
 
 def num_known_of_block(req: Any) -> int | None:
     """How many tokens of its unfinished block, after the first, a resumed diffusion request has emitted.
 
-    None if its next token is the first of a block, which the prefill predicts.
+    None if its next token is the first of a block, which the prefill predicts, or if more prompt is to come.
     """
     plan = record_of(req).plan
-    if plan.mode is not Mode.DIFFUSION or not req.output_ids:
+    is_last_chunk = req.extend_end == len(req.origin_input_ids) + len(req.output_ids)
+    if plan.mode is not Mode.DIFFUSION or not req.output_ids or not is_last_chunk:
         return None
     num_known = (len(req.output_ids) - 1) % plan.block_length
     return None if num_known == plan.block_length - 1 else num_known

@@ -34,9 +34,10 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
     ) -> torch.Tensor:
         """Token ids [B] after `positions` [B]; writes log-probabilities into `logits_output` where asked."""
         logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
-        token_ids = sample(logits, positions + 1, sampling_of(sampling_info), self._mask_token_id)
+        sampling = sampling_of(sampling_info)
+        token_ids = sample(logits, positions + 1, sampling, self._mask_token_id)
         if return_logprob:
-            scaled = (logits if logprob_logits is None else logprob_logits) / sampling_info.temperatures
+            scaled = (logits if logprob_logits is None else logprob_logits) / sampling.temperature[:, None]
             result = self.output_logprob_processor.compute_logprobs(
                 scaled.log_softmax(-1), top_logprobs_nums, token_ids_logprobs, token_ids
             )
@@ -48,7 +49,8 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
 def sampling_of(sampling_info: Any) -> Sampling:
     """SGLang's SamplingBatchInfo in the terms of `decoding`."""
     return Sampling(
-        temperature=sampling_info.temperatures.view(-1).float(),
+        # A temperature beyond float32 would turn -inf logits into nan.
+        temperature=sampling_info.temperatures.view(-1).float().clamp(max=torch.finfo(torch.float32).max),
         top_k=sampling_info.top_ks,
         top_p=sampling_info.top_ps,
         min_p=sampling_info.min_ps,

@@ -22,23 +22,24 @@ _current: Serving | None = None
 
 
 def find_serving(server_args: Any) -> Serving | None:
-    """What SGLang's `server_args` ask to serve, or None if it is no model of ours.
+    """What SGLang's `server_args` ask to serve, kept for `current`; None if it is no model of ours.
 
     Raises CheckpointError or ConfigError if it is one that cannot be served.
     """
+    global _current
     checkpoint = Checkpoint.find(server_args.model_path, server_args.revision)
-    return Serving(checkpoint, ServerConfig.load(server_args.dllm_algorithm_config)) if checkpoint else None
+    _current = Serving(checkpoint, ServerConfig.load(server_args.dllm_algorithm_config)) if checkpoint else None
+    return _current
 
 
 def load_serving(server_args: Any) -> Serving:
-    """The same where it must be ours, kept for `current`. Raises ConfigError if it is not."""
-    global _current
-    _current = find_serving(server_args)
-    if _current is None:
+    """The same where it must be ours. Raises ConfigError if it is not."""
+    serving = find_serving(server_args)
+    if serving is None:
         raise ConfigError(
             "--speculative-algorithm", "DLM", "serves diffusion language models only", "leave it out for other models"
         )
-    return _current
+    return serving
 
 
 def current() -> Serving:

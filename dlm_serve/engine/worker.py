@@ -49,7 +49,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
         self.model_runner.sampler = DlmSampler(self.mask_token_id)
         model = self.model_runner.model
-        model.extend_rotary_cache(self.model_runner.model_config.context_len + self.max_width)
+        # A request's last block reaches past the context, and so does the step that SGLang overlaps with it.
+        model.extend_rotary_cache(self.model_runner.model_config.context_len + 2 * self.max_width)
         adapter_folder = serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
         if adapter_folder is not None:
             model.load_draft_adapter(adapter_folder)
@@ -95,8 +96,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self.table.scatter_(indices, rows.start_block(pending, self.mask_token_id))
         for i, req in enumerate(batch.reqs):
             num_known = num_known_of_block(req)
-            is_last_chunk = req.extend_end == len(req.origin_input_ids) + len(req.output_ids)
-            if num_known is not None and is_last_chunk:
+            if num_known is not None:
                 one = slice(i, i + 1)
                 known, pending[one] = self._resume_block(batch, req, num_known, one, sampling.select(one))
                 self.table.scatter_(indices[one], known)

@@ -83,9 +83,11 @@ class Checkpoint(BaseModel):
         return checkpoint
 
     def generation_defaults(self) -> dict[str, float]:
-        """Sampling defaults of `generation_config.json`; greedy where it does not say."""
+        """Sampling defaults of `generation_config.json`; greedy where it does not say. Raises CheckpointError."""
         path = self.folder / "generation_config.json"
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = _read_json(path) if path.is_file() else {}
+        if content is None:
+            raise CheckpointError("generation_config.json", str(path), "is no JSON object", "correct or remove it")
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         return {"temperature": 0.0, **{name: content[name] for name in names if content.get(name) is not None}}
 
@@ -157,15 +159,19 @@ class Checkpoint(BaseModel):
 
 def _read_config(model_path: str, revision: str | None) -> dict[str, Any] | None:
     """The `config.json` of a folder or hub id, or None where there is none that can be read."""
+    if Path(model_path).is_dir():
+        return _read_json(Path(model_path, "config.json"))
     try:
-        is_folder = Path(model_path).is_dir()
-        path = (
-            Path(model_path, "config.json")
-            if is_folder
-            else hf_hub_download(model_path, "config.json", revision=revision)
-        )
-        content = json.loads(Path(path).read_text())
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError):
+        return _read_json(Path(hf_hub_download(model_path, "config.json", revision=revision)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 

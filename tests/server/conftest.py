@@ -21,8 +21,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The README's `make serve`: blocks of 32, a draft adapter, a context of 1024 tokens, SGLang's default port."""
-    with Server(["make", "serve"], 30000, tmp_path_factory.mktemp("with_adapter") / "log") as server:
+    """The README's `make serve`: blocks of 32, a draft adapter, SGLang's default port.
+
+    The context is one that leaves no slack in rounded-up buffers.
+    """
+    with Server(
+        ["make", "serve", "FLAGS=--context-length 991"], 30000, tmp_path_factory.mktemp("with_adapter") / "log"
+    ) as server:
         yield server
 
 

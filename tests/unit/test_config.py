@@ -255,7 +255,8 @@ def test_threshold_and_steps_of_self_speculation(
 def test_self_speculation_has_no_fixed_schedule(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError) as refusal:
         resolve({"mode": "self_speculation", **options})
-    assert (refusal.value.field, refusal.value.value) == (f"{OPTIONS_FIELD}.threshold", None)
+    name = "threshold" if "threshold" in options else "steps"
+    assert (refusal.value.field, refusal.value.value) == (f"{OPTIONS_FIELD}.{name}", options[name])
     assert "diffusion" in refusal.value.remedy
     check_message(refusal.value)
 
@@ -432,3 +433,21 @@ def test_an_error_survives_its_way_between_processes(kind: type[InvalidValueErro
     assert str(copy) == str(error) == "steps = 9: at most 8; lower it."
     assert (copy.field, copy.value, copy.limit, copy.remedy) == ("steps", 9, "at most 8", "lower it")
     assert isinstance(error, ValueError), "which the server answers with HTTP 400"
+
+
+@pytest.mark.parametrize("options", [{"steps": 3}, {"threshold": None}, {"convergence_threshold": 0.1}], ids=repr)
+def test_auto_is_diffusion_where_only_diffusion_can(options: dict[str, Any]) -> None:
+    assert resolve(options).mode is Mode.DIFFUSION
+
+
+@pytest.mark.parametrize(
+    "options", [{"block_length": 4}, {"threshold": 0.5}, {"threshold": None}, {"steps": 2}], ids=repr
+)
+def test_autoregression_has_no_blocks(options: dict[str, Any]) -> None:
+    """Whether the request pins the mode or needs it: what it says of blocks is refused, not ignored."""
+    name = next(iter(options))
+    with pytest.raises(OptionError, match="without blocks") as refusal:
+        resolve({"mode": "autoregressive", **options})
+    assert refusal.value.field == f"{OPTIONS_FIELD}.{name}"
+    with pytest.raises(OptionError, match="regex"):
+        resolve(options, needs=["regex"])
