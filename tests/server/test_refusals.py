@@ -1,4 +1,7 @@
-"""What cannot be honoured gets HTTP 400 naming field, value, limit and remedy; nothing dies or hangs."""
+"""What cannot be honoured gets HTTP 400 naming field, value, limit and remedy; nothing dies or hangs.
+
+That the scheduler lives is part of the leak check after each test.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,6 @@ def refused(server: Server, path: str, body: dict[str, Any]) -> str:
         response = server.post(path, {**body, "stream": stream})
         assert response.status_code == 400, response.text
         messages.append(response.text)
-    assert server.is_healthy()
     return messages[0]
 
 
@@ -118,13 +120,13 @@ def test_token_outside_the_vocabulary(trained: Server, token_id: int) -> None:
         pytest.param({"request": {"return_sampling_mask": True}}, "return_sampling_mask", id="sampling-mask"),
         pytest.param({"request": {"return_hidden_states": True}}, "return_hidden_states", id="hidden-states"),
         pytest.param({"beam_width": 2}, "beam_width", id="beam"),
-        pytest.param({"sampling_seed": 1 << 64}, "sampling_seed", id="seed"),
+        pytest.param({"sampling_seed": 1 << 64}, "i64", id="seed"),
     ],
 )
 def test_what_would_kill_the_scheduler(trained: Server, asked: dict[str, Any], word: str) -> None:
     response = trained.post("/generate", generate_body(PROMPT, 4, **asked))
     assert response.status_code == 400, response.text
-    assert word in response.text or "u64" in response.text or "custom" in response.text
+    assert word in response.text
     assert len(trained.generate(PROMPT, 4)["output_ids"]) == 4
 
 
@@ -139,7 +141,6 @@ def test_odd_values_are_honoured(trained: Server, mode: str, odd: dict[str, Any]
     output = trained.generate(PROMPT, 30, mode=mode, ignore_eos="stop_token_ids" not in odd, **odd)["output_ids"]
     assert 100 not in output
     assert len(output) == 30
-    assert trained.is_healthy()
 
 
 def test_request_larger_than_the_context(with_adapter: Server) -> None:

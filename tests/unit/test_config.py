@@ -450,4 +450,4 @@ def test_autoregression_has_no_blocks(options: dict[str, Any]) -> None:
         resolve({"mode": "autoregressive", **options})
     assert refusal.value.field == f"{OPTIONS_FIELD}.{name}"
     with pytest.raises(OptionError, match="regex"):
-        resolve(options, needs=["regex"])
+        resolve(options, needs=("regex",))
