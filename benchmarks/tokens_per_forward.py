@@ -61,6 +61,15 @@ def summary(answers: list[dict[str, Any]], exact: list[dict[str, Any]]) -> dict[
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """The result as the README shows it."""
+    lines = ["| mode | forward passes | tokens per forward | answers equal to `autoregressive` |", "|---|---|---|---|"]
+    for name, row in result["modes"].items():
+        equal = f"{row['equal_to_autoregressive']} of {result['prompts']}"
+        lines.append(f"| {name} | {row['forwards']:.1f} | {row['tokens_per_forward']:.2f} | {equal} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:30000")
@@ -81,9 +90,7 @@ def main() -> None:
         "modes": rows,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    for name, row in rows.items():
-        print(f"{name:30} {row['forwards']:6.1f} forwards {row['tokens_per_forward']:6.2f} tokens per forward", end="")
-        print(f"  {row['equal_to_autoregressive']}/{len(exact)} equal to autoregressive")
+    print(table(result))
 
 
 if __name__ == "__main__":
