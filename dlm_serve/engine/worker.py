@@ -19,7 +19,19 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Emission, Layout, Mode, Phase, Rows, Sampling, advance, carry, layout, predict
+from dlm_serve.decoding import (
+    Emission,
+    Layout,
+    Mode,
+    Phase,
+    Prediction,
+    Rows,
+    Sampling,
+    advance,
+    carry,
+    layout,
+    predict,
+)
 from dlm_serve.engine.inputs import BlockInput, StepState
 from dlm_serve.engine.requests import num_known_of_block, record_of, settings_of
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
@@ -119,8 +131,9 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         first = torch.tensor([req.output_ids[-1 - num_known]], device=self.device)
         rows = rows.start_block(first, self.mask_token_id)
         while rows.phase.item() == Phase.DENOISE:
-            logits = self._forward_rows(batch, rows, layout(rows), indices, prefix_lens)
-            rows, _ = self._advance(rows, logits, layout(rows), prefix_lens, sampling)
+            step = layout(rows)
+            logits = self._forward_rows(batch, rows, step, indices, prefix_lens)
+            rows, _ = advance(rows, self._predict(rows, logits, step, prefix_lens, sampling), self.mask_token_id)
             record_of(req).extend_forwards += 1
         return carry(rows, torch.tensor([num_known], device=self.device), self.mask_token_id)
 
@@ -146,18 +159,21 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
     def _block_step(self, batch: Any) -> Any:
         """One forward over one row per request, whatever their phases."""
+        plans = [record_of(req).plan for req in batch.reqs]
         indices = batch.req_pool_indices.long()
-        width = max(record_of(req).plan.block_length for req in batch.reqs)
-        rows = self.table.gather(indices, width)
+        rows = self.table.gather(indices, max(plan.block_length for plan in plans))
         committed = batch.seq_lens.to(torch.int64)
         batch.sampling_info.sampling_seed = rows.seed
         step = layout(rows)
         logits = self._forward_rows(batch, rows, step, batch.req_pool_indices, committed)
-        sampled = self._sample_autoregressive(batch, logits, committed)
-        sampling = sampling_of(batch.sampling_info)
-        rows, emission = self._advance(rows, logits, step, committed, sampling, sampled)
+        prediction = self._predict(rows, logits, step, committed, sampling_of(batch.sampling_info))
+        output = LogitsProcessorOutput(next_token_logits=None)
+        if any(plan.mode is Mode.AUTOREGRESSIVE for plan in plans):
+            output, token_ids = self._sample_first(batch, logits, committed)
+            prediction.ids[:, 0] = torch.where(rows.phase == Phase.DECODE, token_ids, prediction.ids[:, 0])
+        rows, emission = advance(rows, prediction, self.mask_token_id)
         self.table.scatter_(indices, rows)
-        return self._result(batch, sampled, emission, rows.tokens[:, 0])
+        return self._result(batch, output, emission, rows.tokens[:, 0])
 
     def _forward_rows(
         self, batch: Any, rows: Rows, step: Layout, req_pool_indices: torch.Tensor, prefix_lens: torch.Tensor
@@ -190,11 +206,19 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         logits: torch.Tensor = result.logits_output.next_token_logits
         return logits.view(num_rows, width, -1)
 
-    def _sample_autoregressive(self, batch: Any, logits: torch.Tensor, committed: torch.Tensor) -> Any:
-        """Sample the first position of every row the way SGLang does, with all that only this mode honours."""
+    def _predict(
+        self, rows: Rows, logits: torch.Tensor, step: Layout, prefix_lens: torch.Tensor, sampling: Sampling
+    ) -> Prediction:
+        """What the logits [B, W, V] of `rows` say, each at the position that it predicts."""
+        columns = torch.arange(rows.width, device=self.device)
+        positions = prefix_lens[:, None] + columns + step.shift[:, None]
+        return predict(logits, positions, sampling, self.mask_token_id)
+
+    def _sample_first(self, batch: Any, logits: torch.Tensor, committed: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Sample the first position of every row as SGLang does, with all that only autoregressive rows honour."""
         output = LogitsProcessorOutput(next_token_logits=logits[:, 0].float())
         self.model_runner._preprocess_logits(output, batch.sampling_info)
-        output.next_token_ids = self.model_runner.sampler(
+        token_ids = self.model_runner.sampler(
             output,
             batch.sampling_info,
             batch.return_logprob,
@@ -203,25 +227,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             committed,
         )
         self._widen_logprobs(batch, output)
-        return output
-
-    def _advance(
-        self,
-        rows: Rows,
-        logits: torch.Tensor,
-        step: Layout,
-        prefix_lens: torch.Tensor,
-        sampling: Sampling,
-        sampled: Any = None,
-    ) -> tuple[Rows, Emission]:
-        """What the logits of `rows` do to them; autoregressive rows take the token in `sampled`."""
-        columns = torch.arange(rows.width, device=self.device)
-        positions = prefix_lens[:, None] + columns + step.shift[:, None]
-        prediction = predict(logits, positions, sampling, self.mask_token_id)
-        if sampled is not None:
-            is_decode = rows.phase == Phase.DECODE
-            prediction.ids[:, 0] = torch.where(is_decode, sampled.next_token_ids, prediction.ids[:, 0])
-        return advance(rows, prediction, self.mask_token_id)
+        return output, token_ids
 
     @staticmethod
     def _widen_logprobs(batch: Any, output: Any) -> None:

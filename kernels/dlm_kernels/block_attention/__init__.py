@@ -1,5 +1,32 @@
 """Attention of short rows of new tokens over paged committed KV."""
 
-from dlm_kernels.block_attention.reference import block_attention
+from __future__ import annotations
+
+import torch
+
+from dlm_kernels.block_attention import reference
+
+
+def block_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_table: torch.Tensor,
+    slot_rows: torch.Tensor,
+    prefix_lens: torch.Tensor,
+    causal_len: torch.Tensor,
+    new_len: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """As `reference.block_attention`, which defines it: by the Triton kernels on a GPU, by PyTorch elsewhere."""
+    implementation = reference.block_attention
+    if q.is_cuda:
+        from dlm_kernels.block_attention import triton
+
+        implementation = triton.block_attention
+    return implementation(q, k, v, k_cache, v_cache, slot_table, slot_rows, prefix_lens, causal_len, new_len, scale)
+
 
 __all__ = ["block_attention"]

@@ -1,0 +1,139 @@
+"""Block attention on a GPU: the kernels against their reference, then their time against the memory's.
+
+    python benchmarks/block_attention.py     # prints a table, writes benchmarks/results/block_attention.json
+
+Nothing is timed unless all outputs are right. A time is the median over replays of a CUDA graph that reads
+another layer's keys and values in each call, so that none are in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "kernels"))
+
+from dlm_kernels.block_attention import block_attention, reference  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "block_attention.json"
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
+SHAPES = [
+    (1, 1024, 32),
+    (1, 8192, 32),
+    (1, 32768, 32),
+    (1, 131072, 32),
+    (8, 8192, 32),
+    (32, 1024, 8),
+    (32, 8192, 8),
+    (128, 1024, 8),
+    (128, 8192, 8),
+]
+
+
+def arguments(
+    batch: int, prefix: int, width: int, dtype: torch.dtype, layers: int, ragged: bool
+) -> list[dict[str, Any]]:
+    """The arguments of one call per layer; `ragged` rows differ in length and flags."""
+    device, slots = "cuda", batch * (prefix + width) + 1
+    table = (torch.randperm(slots - 1, device=device) + 1).view(batch, -1).int()
+    rows = torch.arange(batch, device=device)
+    lens = prefix - (rows * 37 % max(1, prefix // 2)) if ragged else torch.full_like(rows, prefix)
+    new_len = width - (rows % width if ragged else torch.zeros_like(rows))
+    shared = {
+        "slot_table": table,
+        "slot_rows": rows,
+        "prefix_lens": lens,
+        "causal_len": torch.where(rows % 2 == 0, 0, width).int(),
+        "new_len": new_len.int(),
+        "scale": HEAD_DIM**-0.5,
+    }
+    cache, new = (slots, NUM_KV_HEADS, HEAD_DIM), (batch, width, NUM_KV_HEADS, HEAD_DIM)
+    sizes = {"q": (batch, width, NUM_HEADS, HEAD_DIM), "k": new, "v": new, "k_cache": cache, "v_cache": cache}
+    return [
+        {**shared, **{name: torch.randn(size, device=device, dtype=dtype) for name, size in sizes.items()}}
+        for _ in range(layers)
+    ]
+
+
+def check(batch: int, prefix: int, width: int, dtype: torch.dtype) -> float:
+    """The kernels' error over what is allowed: twice the reference's in this precision, plus a rounding."""
+    args = arguments(batch, prefix, width, dtype, layers=1, ragged=True)[0]
+    wide: dict[str, Any] = {
+        name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in args.items()
+    }
+    keep = torch.arange(width, device="cuda") < args["new_len"][:, None]
+    exact = reference.block_attention(**wide)[keep]
+    own = (reference.block_attention(**args)[keep].double() - exact).abs().max()
+    error = (block_attention(**args)[keep].double() - exact).abs().max()
+    return float(error / (2 * own + torch.finfo(dtype).eps * exact.abs().max()))
+
+
+def median_us(calls: list[dict[str, Any]], repeats: int = 20) -> float:
+    """Microseconds per call, by replays of one graph over all `calls`."""
+    for call in calls[:2]:
+        block_attention(**call)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            block_attention(**call)
+    times: list[float] = []
+    for _ in range(repeats + 3):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / len(calls))
+    return statistics.median(times[3:])
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written per second by a large copy."""
+    source = torch.empty(1 << 30, dtype=torch.int32, device="cuda")
+    target = torch.empty_like(source)
+    milliseconds: float = triton.testing.do_bench(lambda: target.copy_(source), return_mode="median")
+    return 2 * source.numel() * 4 / (milliseconds * 1e-3)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    gates = {
+        f"{batch}x{prefix}x{width} {dtype}": check(batch, prefix, width, dtype)
+        for dtype in (torch.bfloat16, torch.float16)
+        for batch, prefix, width in ((1, 1, 1), (3, 300, 5), (4, 1000, 8), (2, 2000, 32), (2, 130, 64), (64, 513, 4))
+    }
+    print({name: round(ratio, 2) for name, ratio in gates.items()})
+    if not all(ratio <= 1 for ratio in gates.values()):
+        raise SystemExit("the kernels are not right: nothing is timed")
+    bandwidth = copy_bandwidth()
+    rows = {}
+    for batch, prefix, width in SHAPES:
+        moved = 2 * batch * (prefix + width) * NUM_KV_HEADS * HEAD_DIM * 2
+        layers = max(1, min(34, math.ceil(2e9 / moved), int(60e9 // moved)))
+        microseconds = median_us(arguments(batch, prefix, width, torch.bfloat16, layers, ragged=False))
+        floor = moved / bandwidth * 1e6
+        rows[f"{batch} x {prefix} x {width}"] = {"us": microseconds, "floor_us": floor, "share": floor / microseconds}
+        share = f"{floor / microseconds:.0%} of the memory's speed"
+        print(f"{batch:4} x {prefix:6} x {width:2}: {microseconds:8.1f} us, floor {floor:8.1f}, {share}")
+    result = {
+        "gpu": torch.cuda.get_device_name(),
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "shape": {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM, "dtype": "bfloat16"},
+        "copy_bandwidth_bytes_per_s": bandwidth,
+        "batch x prefix x width": rows,
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

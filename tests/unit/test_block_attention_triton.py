@@ -1,0 +1,108 @@
+"""The Triton kernels of block attention against their reference, through Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from dlm_kernels.block_attention import reference
+from dlm_kernels.block_attention import triton as kernels
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One batch: a row for each prefix length."""
+
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    prefix_lens: tuple[int, ...]
+    splits: int
+
+    def __str__(self) -> str:
+        heads = f"H{self.num_heads}/{self.num_kv_heads}-D{self.head_dim}"
+        return f"W{self.width}-{heads}-C{'_'.join(map(str, self.prefix_lens))}-S{self.splits}"
+
+
+SHAPES = [
+    Shape(1, 8, 1, 32, (3, 200), 2),
+    Shape(4, 4, 2, 96, (70, 3, 0), 4),
+    Shape(5, 4, 2, 16, (7, 0), 1),
+    Shape(8, 3, 3, 64, (65, 9, 128), 2),
+    Shape(32, 8, 2, 64, (130, 64, 1), 4),
+    Shape(64, 4, 1, 128, (70,), 8),
+]
+
+
+def arguments(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
+    """Random keys in shuffled slots; rows of all flags and of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    batch, width = len(shape.prefix_lens), shape.width
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator).to(dtype)
+
+    table = torch.stack([torch.randperm(500, generator=generator)[:260] for _ in range(batch + 1)])
+    return {
+        "q": random(batch, width, shape.num_heads, shape.head_dim),
+        "k": random(batch, width, shape.num_kv_heads, shape.head_dim),
+        "v": random(batch, width, shape.num_kv_heads, shape.head_dim),
+        "k_cache": random(500, shape.num_kv_heads, shape.head_dim),
+        "v_cache": random(500, shape.num_kv_heads, shape.head_dim),
+        "slot_table": table.int(),
+        "slot_rows": torch.randperm(batch + 1, generator=generator)[:batch],
+        "prefix_lens": torch.tensor(shape.prefix_lens),
+        "causal_len": torch.tensor([(0, width, width // 2)[i % 3] for i in range(batch)], dtype=torch.int32),
+        "new_len": torch.tensor([max(1, width - i) for i in range(batch)], dtype=torch.int32),
+        "scale": shape.head_dim**-0.5,
+    }
+
+
+def real_tokens(out: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
+    """The outputs that mean something, in float64."""
+    return torch.cat([row[:length] for row, length in zip(out.double(), args["new_len"].tolist(), strict=True)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_reference(shape: Shape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most twice as far from the float64 result as the reference in the same precision, plus a rounding."""
+    monkeypatch.setattr(kernels, "_num_splits", lambda num_programs, device: shape.splits)
+    args = arguments(shape, dtype)
+    wide: dict[str, Any] = {
+        name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in args.items()
+    }
+    oracle = real_tokens(reference.block_attention(**wide), args)
+    allowed = (real_tokens(reference.block_attention(**args), args) - oracle).abs().max()
+    error = (real_tokens(kernels.block_attention(**args), args) - oracle).abs().max()
+    assert error <= 2 * allowed + torch.finfo(dtype).eps * oracle.abs().max()
+
+
+def test_rows_of_one_batch_are_as_alone() -> None:
+    args = arguments(SHAPES[3], torch.float32)
+    together = kernels.block_attention(**args)
+    per_row = ("q", "k", "v", "slot_rows", "prefix_lens", "causal_len", "new_len")
+    for i in range(3):
+        one = {name: value[i : i + 1] if name in per_row else value for name, value in args.items()}
+        length = int(args["new_len"][i])
+        assert torch.equal(kernels.block_attention(**one)[0, :length], together[i, :length])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"q": torch.zeros(1, 2, 3, 16)}, "multiple of the 2 KV heads"),
+        ({"q": torch.zeros(1, 2, 4, 8), "k": torch.zeros(1, 2, 2, 8)}, "head_dim = 8"),
+        ({"q": torch.zeros(1, 4, 2, 16).transpose(1, 2)}, "q: must be contiguous"),
+        ({"k_cache": torch.zeros(9, 2, 32)[:, :, ::2]}, "k_cache"),
+        ({"slot_table": torch.zeros(4, 9).int().T}, "slot_table"),
+    ],
+    ids=["groups", "head_dim", "layout", "cache", "table"],
+)
+def test_what_the_kernels_do_not_read_is_refused(change: dict[str, torch.Tensor], says: str) -> None:
+    args = arguments(Shape(2, 4, 2, 16, (5,), 1), torch.float32)
+    with pytest.raises(ValueError, match=says):
+        kernels.block_attention(**{**args, **change})
