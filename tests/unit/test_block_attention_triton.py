@@ -91,12 +91,25 @@ def test_rows_of_one_batch_are_as_alone() -> None:
         assert torch.equal(kernels.block_attention(**one)[0, :length], together[i, :length])
 
 
+def test_tokens_may_lie_apart() -> None:
+    """As they do when queries, keys and values are slices of one projection."""
+    args = arguments(SHAPES[4], torch.float32)
+    batch, width, num_heads, head_dim = args["q"].shape
+    num_kv_heads = args["k"].shape[2]
+    joint = torch.cat([args[name].flatten(2) for name in ("q", "k", "v")], dim=2).view(batch * width, -1)
+    sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
+    slices = (part.view(batch, width, -1, head_dim) for part in torch.split(joint, sizes, dim=1))
+    apart = {**args, **dict(zip(("q", "k", "v"), slices, strict=True))}
+    assert not apart["k"].is_contiguous()
+    assert torch.equal(kernels.block_attention(**apart), kernels.block_attention(**args))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"q": torch.zeros(1, 2, 3, 16)}, "multiple of the 2 KV heads"),
         ({"q": torch.zeros(1, 2, 4, 8), "k": torch.zeros(1, 2, 2, 8)}, "head_dim = 8"),
-        ({"q": torch.zeros(1, 4, 2, 16).transpose(1, 2)}, "q: must be contiguous"),
+        ({"q": torch.zeros(1, 4, 2, 16).transpose(1, 2)}, "q: heads and rows of tokens must be contiguous"),
         ({"k_cache": torch.zeros(9, 2, 32)[:, :, ::2]}, "k_cache"),
         ({"slot_table": torch.zeros(4, 9).int().T}, "slot_table"),
     ],

@@ -92,6 +92,9 @@ def _split_kernel(
     partial,
     log_sum,
     scale,
+    stride_q,
+    stride_k,
+    stride_v,
     stride_slots,
     stride_cache,
     W: tl.constexpr,
@@ -112,7 +115,7 @@ def _split_kernel(
     o_query, o_head = o_row // G, i_h * G + o_row % G
     o_d = tl.arange(0, BD)
     mask_row, mask_d = o_row < W * G, o_d < D
-    p_q = q + ((i_b * W + o_query[:, None]) * (HKV * G) + o_head[:, None]) * D + o_d[None, :]
+    p_q = q + (i_b * W + o_query[:, None]) * stride_q + o_head[:, None] * D + o_d[None, :]
     b_q = tl.load(p_q, mask=mask_row[:, None] & mask_d[None, :], other=0.0)
 
     prefix = tl.load(prefix_lens + i_b).to(tl.int32)
@@ -140,9 +143,11 @@ def _split_kernel(
         causal, new = tl.load(causal_len + i_b), tl.load(new_len + i_b)
         o_new = tl.arange(0, BW)
         mask_new = o_new < W
-        offset = ((i_b * W + o_new) * HKV + i_h) * D
-        b_k = tl.load(k + offset[None, :] + o_d[:, None], mask=mask_new[None, :] & mask_d[:, None], other=0.0)
-        b_v = tl.load(v + offset[:, None] + o_d[None, :], mask=mask_new[:, None] & mask_d[None, :], other=0.0)
+        mask_k, mask_v = mask_new[None, :] & mask_d[:, None], mask_new[:, None] & mask_d[None, :]
+        p_k = k + (i_b * W + o_new[None, :]) * stride_k + i_h * D + o_d[:, None]
+        p_v = v + (i_b * W + o_new[:, None]) * stride_v + i_h * D + o_d[None, :]
+        b_k = tl.load(p_k, mask=mask_k, other=0.0)
+        b_v = tl.load(p_v, mask=mask_v, other=0.0)
         visible = (o_new[None, :] < new) & ((o_new[None, :] <= o_query[:, None]) | (o_query[:, None] >= causal))
         m_row, l_row, b_o = _accumulate(b_q, b_k, b_v, visible, m_row, l_row, b_o, scale, True, PRECISION)
 
@@ -224,6 +229,9 @@ def block_attention(
         partial,
         log_sum,
         scale,
+        q.stride(1),
+        k.stride(1),
+        v.stride(1),
         slot_table.stride(0),
         k_cache.stride(0),
         **shapes,
@@ -232,7 +240,7 @@ def block_attention(
         BW=max(16, triton.next_power_of_2(width)),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
     )
-    out = torch.empty_like(q)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _merge_kernel[(num_rows,)](partial, log_sum, out, num_rows, **shapes, num_warps=1)
     return out
 
@@ -251,8 +259,9 @@ def _check(
     if q.shape[2] % num_kv_heads:
         raise ValueError(f"num_heads = {q.shape[2]}: must be a multiple of the {num_kv_heads} KV heads")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name}: must be contiguous, but has strides {tensor.stride()}")
+        strides = tensor.stride()
+        if strides[2:] != (head_dim, 1) or (tensor.shape[0] > 1 and strides[0] != tensor.shape[1] * strides[1]):
+            raise ValueError(f"{name}: heads and rows of tokens must be contiguous, but strides are {strides}")
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache.stride() != k_cache.stride() or cache.stride()[1:] != (head_dim, 1):
             raise ValueError(f"{name}: must be [slots, {num_kv_heads}, {head_dim}] with contiguous heads")
