@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,12 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() * 4 / (milliseconds * 1e-3)
 
 
+def commit() -> str:
+    """The commit that is measured, where git knows it."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def main() -> None:
     torch.manual_seed(0)
     gates = {
@@ -125,6 +132,7 @@ def main() -> None:
         share = f"{floor / microseconds:.0%} of the memory's speed"
         print(f"{batch:4} x {prefix:6} x {width:2}: {microseconds:8.1f} us, floor {floor:8.1f}, {share}")
     result = {
+        "commit": commit(),
         "gpu": torch.cuda.get_device_name(),
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "shape": {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM, "dtype": "bfloat16"},
