@@ -1,7 +1,7 @@
 """The plugin that SGLang loads in each of its processes, and everything it changes there.
 
-SGLang is extended through its own seams where it has them: a registered speculative algorithm, sampling
-backend, platform and model package. The rest are the hooks listed here. They are installed only in a
+SGLang is extended through its own seams where it has them: a registered speculative algorithm, platform
+and model package. The rest are the hooks listed here. They are installed only in a
 process that serves one of our models, and only those that its role needs.
 """
 

@@ -18,7 +18,13 @@ CPU_MAX_RUNNING_REQUESTS = 64
 
 # field, the value that is fine, why others are not
 _UNSUPPORTED = (
+    ("speculative_algorithm", algorithm.NAME, "dlm-serve decodes by itself"),
     ("dllm_algorithm", None, "dlm-serve decodes by itself"),
+    ("sampling_backend", None, "dlm-serve samples by itself"),
+    ("speculative_num_draft_tokens", None, "the server file's routing.widths say how wide blocks are"),
+    ("speculative_num_steps", None, "a request's steps say how often a block is refined"),
+    ("speculative_eagle_topk", None, "a draft is a chain"),
+    ("speculative_draft_model_path", None, "drafts come from the model itself"),
     ("pp_size", 1, "pipeline parallelism is not supported"),
     ("enable_dp_attention", False, "data-parallel attention is not supported"),
     ("disaggregation_mode", "null", "prefill and decode run in one server"),
@@ -39,8 +45,6 @@ def prepare_server_args(server_args: Any) -> bool:
     """
     if is_active() and server_args.device is None:
         server_args.device = "cpu"
-    if server_args.speculative_algorithm not in (None, algorithm.NAME):
-        return False
     serving = find_serving(server_args)
     if serving is None:
         return False
