@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 STANDARD_LIBRARY = sys.stdlib_module_names
-LIGHT_MODULES = ("dlm_serve.errors", "dlm_serve.decoding", "dlm_serve.kv.slots", "dlm_serve.config")
+LIGHT_MODULES = (
+    "dlm_serve.errors",
+    "dlm_serve.decoding",
+    "dlm_serve.kv.slots",
+    "dlm_serve.config",
+    "dlm_serve.cli",
+    "dlm_serve.client",
+    "dlm_serve.evaluation.report",
+)
 HEAVY_PACKAGES = ("sglang", "triton", "transformers")
 
 
@@ -78,6 +86,32 @@ ALLOWED = {
     "dlm_serve.kv": ("torch", "dlm_serve.kv"),
     "dlm_serve.errors": (),
     "dlm_kernels": ("torch", "triton", "dlm_kernels"),
+    "dlm_serve.client": ("httpx", "pydantic", "dlm_serve.errors"),
+    "dlm_serve.evaluation": (
+        "matplotlib",
+        "dlm_serve.client",
+        "dlm_serve.evaluation",
+        "dlm_serve.training.tasks",
+    ),
+    "dlm_serve.inflation": (
+        "pydantic",
+        "safetensors",
+        "torch",
+        "dlm_serve.errors",
+        "dlm_serve.inflation",
+        "dlm_serve.models.checkpoint",
+    ),
+    "dlm_serve.cli": (
+        "rich",
+        "dlm_serve.cli",
+        "dlm_serve.client",
+        "dlm_serve.config",
+        "dlm_serve.errors",
+        "dlm_serve.evaluation",
+        "dlm_serve.inflation",
+        "dlm_serve.models",
+        "dlm_serve.training",
+    ),
 }
 
 
@@ -109,6 +143,14 @@ def test_nothing_imports_what_stands_above_it(package: str) -> None:
     files = [file for module, file in sources() if is_inside(module, (package,))]
     assert files
     assert {i for file in files for i in imports_of(file) if is_inside(i, FORBIDDEN[package])} == set()
+
+
+def test_nothing_imports_the_commands() -> None:
+    importing = {
+        module for module, file in sources() if any(is_inside(i, ("dlm_serve.cli",)) for i in imports_of(file))
+    }
+    assert "dlm_serve.__main__" in importing, "not found: the search is broken"
+    assert {module for module in importing if not is_inside(module, ("dlm_serve.cli", "dlm_serve.__main__"))} == set()
 
 
 def test_only_the_outer_packages_import_sglang() -> None:
