@@ -44,7 +44,7 @@ def inflate(model_path: str, like: str, out: Path) -> int:
     _prepare(out, large.num_bytes)
     folder = source.checkpoint.folder
     for file in folder.iterdir():
-        if file.is_file() and file.suffix not in (".safetensors", ".md") and file.name != "config.json":
+        if file.is_file() and file.suffix != ".safetensors" and file.name != "config.json":
             shutil.copy(file, out)
     (out / "README.md").write_text(_CARD.format(source=folder.name))
     if source.adapter:

@@ -71,15 +71,15 @@ def test_no_mode_pays_for_the_prompt_alone() -> None:
 
 def test_blocks_fill_in_live() -> None:
     """On a terminal, an answer is seen before it is whole: a block at a time, each of another colour."""
-    terminal = io.StringIO()
-    with FakeServer(answers, delay=0.1) as server:
+    terminal, whole = io.StringIO(), "0123456789abcdefg"
+    with FakeServer(lambda question, options: whole if options["mode"] == "diffusion" else "", delay=0.2) as server:
         console = Console(file=terminal, force_terminal=True, color_system="standard", width=200)
-        demo.ask(console, Client(server.url), "one?", 1 + 2 * BLOCK_LENGTH)
-    *_, final = frames = re.split(r"one\?", terminal.getvalue())
-    seen = [WHOLE[: 1 + BLOCK_LENGTH] in plain(frame) for frame in frames]
-    assert seen.index(True) < len(frames) - 1
-    block = re.escape(WHOLE[1 : 1 + BLOCK_LENGTH])
-    assert re.search(rf"\x1b\[33m{block}\x1b\[0m\x1b\[1;36m", final)
+        demo.ask(console, Client(server.url), "one?", 100)
+    frames = re.split(r"one\?", terminal.getvalue())
+    shown = [max((n for n in range(len(whole) + 1) if whole[:n] in plain(frame)), default=0) for frame in frames]
+    assert set(shown) == {0, 1, 1 + BLOCK_LENGTH, 1 + 2 * BLOCK_LENGTH}
+    assert shown == sorted(shown)
+    assert "\x1b[33m12345678\x1b[0m\x1b[1;36m9abcdefg\x1b[0m" in frames[-1]
 
 
 def plain(text: str) -> str:
