@@ -68,7 +68,7 @@ def _summary(report: Report) -> Table:
     """The figures of each setting."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("setting", no_wrap=True)
-    for name in ("exact\nmatch", "forward\npasses", "tokens per\nforward", "acceptance\nlength", "as AR", "cut"):
+    for name in ("exact\nmatch", "forward\npasses", "tokens/\nforward", "accept.\nlength", "as AR", "cut"):
         table.add_column(name, justify="right")
     for result in report.results:
         figures, equal = result.figures, result.equal_to_autoregressive
