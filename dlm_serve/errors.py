@@ -3,7 +3,7 @@
 - DlmServeError
   - InvalidValueError: a value outside its limits; says field, value, limit and remedy
     - OptionError: in a request (HTTP 400)
-    - ConfigError: in the server's flags or its YAML file
+    - ConfigError: in the server's flags, its YAML file or a training recipe
     - CheckpointError: in a checkpoint folder
   - UnsupportedSGLangError: the installed SGLang lacks a seam that dlm-serve stands on
 """
@@ -35,7 +35,7 @@ class OptionError(InvalidValueError):
 
 
 class ConfigError(InvalidValueError):
-    """The server was started with flags or a file that cannot be served."""
+    """The flags or the file of a server, or the recipe of a training, cannot be followed."""
 
 
 class CheckpointError(InvalidValueError):

@@ -33,7 +33,7 @@ def load_model(folder: Path) -> DiffusionModel:
     adapter = folder / DRAFT_ADAPTER_FOLDER
     if adapter.is_dir():
         lora = json.loads((adapter / "adapter_config.json").read_text())
-        list(model.adapt(lora["r"], lora["lora_alpha"]))
+        model.adapt(lora["r"], lora["lora_alpha"])
         for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
             tensors[name.removeprefix(_ADAPTER_PREFIX).removesuffix(".weight")] = tensor
     model.load_state_dict(tensors)
@@ -48,7 +48,9 @@ def save_model(model: DiffusionModel, folder: Path) -> None:
     for name, tensor in model.state_dict().items():
         is_adapter = "lora_" in name
         target = adapter if is_adapter else weights
-        target[f"{_ADAPTER_PREFIX}{name}.weight" if is_adapter else name] = tensor.to("cpu", torch.bfloat16).contiguous()
+        target[f"{_ADAPTER_PREFIX}{name}.weight" if is_adapter else name] = tensor.to(
+            "cpu", torch.bfloat16
+        ).contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config_content(model.config), indent=1) + "\n")
     generation = {"bos_token_id": model.config.bos_token_id, "eos_token_id": [model.config.eos_token_id]}
@@ -58,9 +60,9 @@ def save_model(model: DiffusionModel, folder: Path) -> None:
 
 
 def _save_adapter(model: DiffusionModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    o_proj = model.encoder.layers[0].self_attn.o_proj
-    rank = o_proj.lora_A.shape[0]
-    config = LoraConfig(r=rank, lora_alpha=round(o_proj.scale * rank), target_modules=["o_proj"], inference_mode=True)
+    o_proj = model.adapted()[0]
+    rank, scale = o_proj.lora_A.shape[0], o_proj.scale or 0.0
+    config = LoraConfig(r=rank, lora_alpha=round(scale * rank), target_modules=["o_proj"], inference_mode=True)
     config.save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 CLEAN = -1
 """The block of a token that is in none."""
+
+_compiled_create_block_mask = torch.compile(create_block_mask)
+"""Never writes the whole mask out."""
 
 Mask = torch.Tensor | BlockMask
 """Who sees whom: [B, 1, T, T] bool written out, or the tiles that FlexAttention need not skip."""
@@ -35,13 +38,15 @@ class Layout:
         """The whole mask, for any device; memory is quadratic."""
         rows, width = self.document.shape
         index = torch.arange(max(rows, width), device=self.document.device)
-        return _rule(self)(index[:rows, None, None], index, index[None, :width, None], index[None, None, :width])[:, None]
+        return _rule(self)(index[:rows, None, None], index, index[None, :width, None], index[None, None, :width])[
+            :, None
+        ]
 
     def block_mask(self) -> BlockMask:
         """The mask for FlexAttention on a GPU, inside code that is compiled."""
         rows, width = self.document.shape
         device = self.document.device
-        create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+        create = _compiled_create_block_mask if device.type == "cuda" else create_block_mask
         mask: BlockMask = create(_rule(self), rows, None, width, width, device=device)
         return mask
 
@@ -66,4 +71,6 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask) -> tor
         attended: torch.Tensor = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
         return attended
     group = q.shape[1] // k.shape[1]
-    return F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), mask)
+    return functional.scaled_dot_product_attention(
+        q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), mask
+    )

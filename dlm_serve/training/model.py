@@ -10,12 +10,12 @@ which is what a checkpoint padded to a larger vocabulary needs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
@@ -46,20 +46,19 @@ class Adapted(nn.Linear):
     lora_B: nn.Parameter
     scale: float | None = None
 
-    def adapt(self, rank: int, alpha: float) -> None:
+    def adapt(self, rank: int, alpha: float, generator: torch.Generator) -> None:
         """Add an adapter [rank, in], [out, rank] that changes nothing yet."""
         self.scale = alpha / rank
-        device = self.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        lora_a = torch.randn(rank, self.in_features, generator=generator) * self.in_features**-0.5
+        self.lora_A = nn.Parameter(lora_a.to(self.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=self.weight.device))
 
     def add(self, x: torch.Tensor, drafting: torch.Tensor | None) -> torch.Tensor:
         """The map of `x` [B, T, in], with the adapter where `drafting` [B, T] holds."""
-        out = self(x)
+        out: torch.Tensor = self(x)
         if self.scale is None or drafting is None:
             return out
-        added = F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+        added = functional.linear(functional.linear(x, self.lora_A), self.lora_B) * self.scale
         return out + added * drafting[..., None].to(added.dtype)
 
 
@@ -99,7 +98,7 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """What the tokens of `x` [B, T, hidden] add to the residual."""
-        down: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        down: torch.Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return down
 
 
@@ -140,6 +139,7 @@ class DiffusionModel(nn.Module):
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
         super().__init__()
         self.config = config
+        self.mask_token_id = config.mask_token_id or 0
         self.encoder = Encoder(config)
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         # The release's mscale equals its mscale_all_dim, so YaRN's factor on cos and sin is 1.
@@ -149,7 +149,10 @@ class DiffusionModel(nn.Module):
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: Mask, drafting: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states [B, T, hidden] of `tokens` at `positions` [B, T]; the adapter counts where `drafting` [B, T]."""
+        """Hidden states [B, T, hidden] of `tokens` [B, T] at `positions` [B, T].
+
+        The adapter counts where `drafting` [B, T] holds.
+        """
         x = self.encoder.embed_tokens(tokens)
         rope = self._rope(positions)
         for layer in self.encoder.layers:
@@ -176,13 +179,29 @@ class DiffusionModel(nn.Module):
             if name.endswith((*_WRITES_RESIDUAL, "lora_B")):
                 weight[CONSTANT_CHANNEL] = 0.0
 
-    def adapt(self, rank: int, alpha: float) -> Iterator[nn.Parameter]:
-        """Give every output projection a draft adapter and freeze the rest; yields what is left to train."""
+    def adapt(self, rank: int, alpha: float, seed: int = 0) -> list[nn.Parameter]:
+        """Give every output projection a draft adapter and freeze the rest; what is left to train."""
         self.requires_grad_(False)
-        for layer in self.encoder.layers:
-            o_proj = layer.self_attn.o_proj
-            o_proj.adapt(rank, alpha)
-            yield from (o_proj.lora_A, o_proj.lora_B)
+        generator = torch.Generator().manual_seed(seed)
+        for o_proj in self.adapted():
+            o_proj.adapt(rank, alpha, generator)
+        return [weight for o_proj in self.adapted() for weight in (o_proj.lora_A, o_proj.lora_B)]
+
+    def adapted(self) -> list[Adapted]:
+        """The projections that can carry an adapter, layer by layer."""
+        return [module for module in self.modules() if isinstance(module, Adapted)]
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Within this context the adapter does not count."""
+        scales = [o_proj.scale for o_proj in self.adapted()]
+        for o_proj in self.adapted():
+            o_proj.scale = None
+        try:
+            yield
+        finally:
+            for o_proj, scale in zip(self.adapted(), scales, strict=True):
+                o_proj.scale = scale
 
     def _rope(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """cos and sin [B, 1, T, head_dim], and the Llama-4 query scale [B, 1, T, 1], for `positions` [B, T]."""

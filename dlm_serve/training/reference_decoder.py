@@ -41,7 +41,7 @@ def decode(
 ) -> list[Answer]:
     """Greedy answers to `prompts`, up to and including a stop id of `settings`."""
     device = model.inv_freq.device
-    mask_token_id = model.config.mask_token_id
+    mask_token_id = model.mask_token_id
     lens = torch.tensor([len(prompt) for prompt in prompts], device=device)
     committed = torch.zeros(
         len(prompts), int(lens.max()) + max_new_tokens + settings.block_length, dtype=torch.int64, device=device
@@ -69,7 +69,7 @@ def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -
     mask = Layout(torch.zeros_like(position), position, clean, position + 1).dense_mask()
     hidden = model(committed[:, : position.shape[1]], position, mask)
     logits = model.diffusion_head(hidden[torch.arange(len(lens)), lens - 1])
-    return predict(logits[:, None], lens[:, None], _greedy(lens), model.config.mask_token_id).ids[:, 0]
+    return predict(logits[:, None], lens[:, None], _greedy(lens), model.mask_token_id).ids[:, 0]
 
 
 def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch:
@@ -82,9 +82,9 @@ def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch
     hidden = model(tokens, positions, mask, drafting=in_block & how.lora_on[:, None])
     logits = model.diffusion_head(hidden[:, context:])
     columns = batch.lens[:, None] + torch.arange(width, device=tokens.device)
-    prediction = predict(logits, columns + how.shift[:, None], _greedy(batch.lens), model.config.mask_token_id)
+    prediction = predict(logits, columns + how.shift[:, None], _greedy(batch.lens), model.mask_token_id)
 
-    after, emission = advance(rows, prediction, model.config.mask_token_id)
+    after, emission = advance(rows, prediction, model.mask_token_id)
     # A causal forward commits the row's first tokens, as many as it emits: the pending one and those accepted.
     kept = torch.arange(width, device=tokens.device) < emission.lens[:, None]
     batch.committed.scatter_(1, columns, torch.where(kept, _entered(rows, emission.tokens), 0))
