@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from dlm_serve.errors import ConfigError
@@ -18,7 +17,7 @@ from dlm_serve.training.model import DiffusionModel
 _ADAPTER_PREFIX = "base_model.model."
 
 
-def load_model(folder: Path) -> DiffusionModel:
+def load_model(folder: Path, *, with_adapter: bool = True) -> DiffusionModel:
     """The model in `folder`, in float32, with its draft adapter if it has one. Raises CheckpointError, ConfigError."""
     checkpoint = Checkpoint.find(str(folder))
     if checkpoint is None:
@@ -31,7 +30,7 @@ def load_model(folder: Path) -> DiffusionModel:
     model = DiffusionModel(NemotronLabsDiffusionConfig(**content))
     tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
     adapter = folder / DRAFT_ADAPTER_FOLDER
-    if adapter.is_dir():
+    if with_adapter and adapter.is_dir():
         lora = json.loads((adapter / "adapter_config.json").read_text())
         model.adapt(lora["r"], lora["lora_alpha"])
         for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
@@ -46,25 +45,42 @@ def save_model(model: DiffusionModel, folder: Path) -> None:
     weights: dict[str, torch.Tensor] = {}
     adapter: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
-        is_adapter = "lora_" in name
-        target = adapter if is_adapter else weights
-        target[f"{_ADAPTER_PREFIX}{name}.weight" if is_adapter else name] = tensor.to(
-            "cpu", torch.bfloat16
-        ).contiguous()
+        tensor = tensor.to("cpu", torch.bfloat16).contiguous()
+        if "lora_" in name:
+            adapter[f"{_ADAPTER_PREFIX}{name}.weight"] = tensor
+        else:
+            weights[name] = tensor
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_config_content(model.config), indent=1) + "\n")
-    generation = {"bos_token_id": model.config.bos_token_id, "eos_token_id": [model.config.eos_token_id]}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+    _write_json(folder / "config.json", _config_content(model.config))
+    ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": [model.config.eos_token_id]}
+    _write_json(folder / "generation_config.json", ends)
     if adapter:
         _save_adapter(model, adapter, folder / DRAFT_ADAPTER_FOLDER)
 
 
 def _save_adapter(model: DiffusionModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """As PEFT writes it."""
+    folder.mkdir(exist_ok=True)
     o_proj = model.adapted()[0]
     rank, scale = o_proj.lora_A.shape[0], o_proj.scale or 0.0
-    config = LoraConfig(r=rank, lora_alpha=round(scale * rank), target_modules=["o_proj"], inference_mode=True)
-    config.save_pretrained(str(folder))
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": round(scale * rank),
+        "target_modules": ["o_proj"],
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "task_type": None,
+        "base_model_name_or_path": None,
+    }
+    _write_json(folder / "adapter_config.json", config)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _config_content(config: NemotronLabsDiffusionConfig) -> dict[str, Any]:

@@ -143,6 +143,8 @@ class TrainingConfig(_Frozen):
             raise ConfigError("phases", "<none>", "nothing to train", "give pretrain, convert or draft")
         if not (self.corpus / "train.npz").is_file():
             raise ConfigError("corpus", str(self.corpus), "has no train.npz", "build it: dlm-serve corpus")
+        if self.start_from is not None and not self.start_from.is_dir():
+            raise ConfigError("start_from", str(self.start_from), "no such folder", "give a checkpoint's folder")
         if self.model.num_attention_heads % self.model.num_key_value_heads:
             raise ConfigError(
                 "model.num_attention_heads",

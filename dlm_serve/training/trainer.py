@@ -67,7 +67,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> None:
 
 def _start_model(config: TrainingConfig, progress: _Progress) -> DiffusionModel:
     if config.start_from is not None:
-        return load_model(config.start_from)
+        return load_model(config.start_from, with_adapter=False)
     vocab_size = load_tokenizer(config.corpus / "tokenizer").get_vocab_size()
     model = DiffusionModel(config.model.to_config(vocab_size, config.block_size))
     model.initialise(config.seed)
