@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 CLEAN = -1
 """The block of a token that is in none."""
 
-_compiled_create_block_mask = torch.compile(create_block_mask)
+_compiled_create_block_mask = torch.compile(create_block_mask, dynamic=False)
 """Never writes the whole mask out."""
 
 Mask = torch.Tensor | BlockMask

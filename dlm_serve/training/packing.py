@@ -56,7 +56,7 @@ class Batch:
     def clean(self) -> Batch:
         """Without the noisy blocks."""
         width = self.num_clean
-        layout = Layout(*(getattr(self.layout, field.name)[:, :width] for field in fields(Layout)))
+        layout = Layout(*(getattr(self.layout, field.name)[:, :width].contiguous() for field in fields(Layout)))
         return Batch(self.tokens[:, :width], layout, self.is_answer, self.source[:, :0], self.block_size)
 
 

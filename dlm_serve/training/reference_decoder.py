@@ -68,7 +68,7 @@ def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -
     clean = torch.full_like(position, CLEAN)
     mask = Layout(torch.zeros_like(position), position, clean, position + 1).dense_mask()
     hidden = model(committed[:, : position.shape[1]], position, mask)
-    logits = model.diffusion_head(hidden[torch.arange(len(lens)), lens - 1])
+    logits = model.diffusion_head(hidden[torch.arange(len(lens), device=lens.device), lens - 1])
     return predict(logits[:, None], lens[:, None], _greedy(lens), model.mask_token_id).ids[:, 0]
 
 

@@ -52,7 +52,11 @@ def train(config: TrainingConfig, *, resume: bool = False) -> None:
     saved = torch.load(_checkpoint_path(config), map_location=device, weights_only=True) if resume else None
     progress = _Progress(**saved["progress"]) if saved else _Progress(next(iter(config.phases)))
     names = list(config.phases)
-    model = _start_model(config, progress).to(device)
+    if progress.phase not in names:
+        raise ConfigError(
+            "phases", names, f"the run stopped in {progress.phase}", "resume with the recipe it began with"
+        )
+    model = _start_model(config).to(device)
     for name in names[names.index(progress.phase) :]:
         if name != progress.phase:
             progress = _Progress(name, history=progress.history)
@@ -61,11 +65,10 @@ def train(config: TrainingConfig, *, resume: bool = False) -> None:
             run.restore(saved)
             saved = None
         run.to_the_end()
-        _export(config, model, name)
     _conclude(config, names[-1], device)
 
 
-def _start_model(config: TrainingConfig, progress: _Progress) -> DiffusionModel:
+def _start_model(config: TrainingConfig) -> DiffusionModel:
     if config.start_from is not None:
         return load_model(config.start_from, with_adapter=False)
     vocab_size = load_tokenizer(config.corpus / "tokenizer").get_vocab_size()
