@@ -181,7 +181,7 @@ SOURCES = (
     ),
     Source(
         "chatterbot-corpus 1.3.3 (PyPI): questions and answers of a chat bot",
-        "BSD-3-Clause",
+        "BSD",
         ("pip", "download", "--no-deps", "chatterbot-corpus==1.3.3"),
         "chatterbot_corpus-*.whl",
         _read_chatterbot,
