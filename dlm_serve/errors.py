@@ -3,7 +3,7 @@
 - DlmServeError
   - InvalidValueError: a value outside its limits; says field, value, limit and remedy
     - OptionError: in a request (HTTP 400)
-    - ConfigError: in a command's flags or the server's YAML file
+    - ConfigError: in a command's flags, the server's YAML file or a training recipe
     - CheckpointError: in a checkpoint folder
   - ServerError: a running server cannot be reached, or refuses
   - UnsupportedSGLangError: the installed SGLang lacks a seam that dlm-serve stands on
@@ -36,7 +36,7 @@ class OptionError(InvalidValueError):
 
 
 class ConfigError(InvalidValueError):
-    """A command was given flags, or the server a file, that cannot be followed."""
+    """The flags of a command, or the file of a server or a training, cannot be followed."""
 
 
 class CheckpointError(InvalidValueError):

@@ -77,7 +77,7 @@ _PLACES = ("ones", "tens", "hundreds")
 def _draw_arithmetic(random: Random) -> tuple[str, Example]:
     operator = random.choice("+-*")
     if operator == "*":
-        a, b = random.randint(11, 99), random.randint(2, 9)
+        a, b = random.randint(11, 999), random.randint(2, 9)
         answer = _multiply(a, b)
     else:
         a, b = random.randint(10, 999), random.randint(10, 999)
@@ -114,9 +114,18 @@ def _columns(a: int, b: int) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _multiply(a: int, b: int) -> str:
-    tens, ones = a // 10 * 10, a % 10
-    lines = [f"{tens} * {b} = {tens * b}", f"{ones} * {b} = {ones * b}", f"{tens * b} + {ones * b} = {a * b}"]
-    return _worked(lines, a * b)
+    return _worked(_products(a, b), a * b)
+
+
+def _products(a: int, b: int) -> list[str]:
+    """a * b place by place, then the sum, one term after the other."""
+    terms = [int(digit) * 10**place * b for place, digit in enumerate(reversed(str(a))) if digit != "0"][::-1]
+    lines = [", ".join(f"{term // b} * {b} = {term}" for term in terms)]
+    total = terms[0]
+    for term in terms[1:]:
+        lines.append(f"{total} + {term} = {total + term}")
+        total += term
+    return lines
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -185,13 +194,9 @@ _UNITS = (
 
 def _draw_units(random: Random) -> tuple[str, Example]:
     large, small, factor = random.choice(_UNITS)
-    amount = random.randint(11, 99)
-    tens, ones = amount // 10 * 10, amount % 10
-    lines = [
-        f"There are {factor} {small} in one of the {large}, so {amount} {large} are {amount} * {factor} {small}.",
-        f"{tens} * {factor} = {tens * factor}, {ones} * {factor} = {ones * factor}, "
-        f"{tens * factor} + {ones * factor} = {amount * factor}",
-    ]
+    amount = random.randint(11, 299)
+    fact = f"There are {factor} {small} in one of the {large}, so {amount} {large} are {amount} * {factor} {small}."
+    lines = [fact, *_products(amount, factor)]
     wording = random.choice(["Convert {} {} to {}.", "How much are {} {} in {}?", "Express {} {} in {}."])
     prompt = wording.format(amount, large, small)
     return f"{amount} {large}", Example(prompt, _worked(lines, f"{amount * factor} {small}"))

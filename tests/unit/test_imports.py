@@ -16,6 +16,7 @@ import pytest
 STANDARD_LIBRARY = sys.stdlib_module_names
 LIGHT_MODULES = (
     "dlm_serve.errors",
+    "dlm_serve.training.tasks",
     "dlm_serve.decoding",
     "dlm_serve.kv.slots",
     "dlm_serve.config",
@@ -85,6 +86,9 @@ ALLOWED = {
     "dlm_serve.decoding": ("torch", "dlm_serve.decoding"),
     "dlm_serve.kv": ("torch", "dlm_serve.kv"),
     "dlm_serve.errors": (),
+    "dlm_serve.training.tasks": (),
+    "dlm_serve.training.layout": ("torch",),
+    "dlm_serve.training.masking": ("torch", "pydantic"),
     "dlm_kernels": ("torch", "triton", "dlm_kernels"),
     "dlm_serve.client": ("httpx", "pydantic", "dlm_serve.errors"),
     "dlm_serve.evaluation": (
@@ -129,12 +133,16 @@ def test_pure_packages_import_only(package: str) -> None:
 
 
 # Which packages the modules of a package may not import, because they stand above them.
+SERVING = ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.platform")
+COMMANDS = ("dlm_serve.cli", "dlm_serve.training")
 FORBIDDEN = {
-    "dlm_serve.models": ("dlm_serve.engine", "dlm_serve.plugin"),
-    "dlm_serve.config": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models", "dlm_serve.platform"),
-    "dlm_serve.compat": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models"),
-    "dlm_serve.platform": ("dlm_serve.engine", "dlm_serve.plugin"),
-    "dlm_serve.engine": ("dlm_serve.plugin",),
+    "dlm_serve.models": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.config": ("dlm_serve.models", *SERVING, *COMMANDS),
+    "dlm_serve.compat": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models", *COMMANDS),
+    "dlm_serve.platform": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.engine": ("dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.plugin": COMMANDS,
+    "dlm_serve.training": ("dlm_serve.cli", *SERVING),
 }
 
 
