@@ -19,6 +19,7 @@ from sglang.srt.models.ministral3 import Ministral3ForCausalLM
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
 from dlm_serve.models.draft_adapter import DraftAdapter
+from dlm_serve.models.logits import BlockLogitsProcessor
 
 _RENAMED = {"encoder.": "model.", "diffusion_head.": "lm_head."}
 
@@ -30,6 +31,7 @@ class NemotronLabsDiffusionModel(Ministral3ForCausalLM):  # type: ignore[misc]  
         self, config: NemotronLabsDiffusionConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
         super().__init__(config=config, quant_config=quant_config, prefix=prefix)
+        self.logits_processor = BlockLogitsProcessor(config)
         self.draft_adapter: DraftAdapter | None = None
         self._is_loaded = False
 
