@@ -1,4 +1,4 @@
-"""The Triton kernel that advances rows against its reference, `decoding.advance`, through Triton's interpreter."""
+"""The Triton kernel that advances rows against `decoding.advance`: in Triton's interpreter, or on a GPU."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def random_table(width: int, generator: torch.Generator) -> Rows:
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 8, 32])
-def test_equals_reference(width: int) -> None:
+def test_equals_reference(width: int, device: torch.device) -> None:
     """Every tensor of every row, and what each row emits; rows that are not named stay as they are."""
     generator = torch.Generator().manual_seed(width)
-    table = random_table(width, generator)
-    indices = torch.randperm(NUM_ROWS, generator=generator)[: NUM_ROWS - 7]
+    table = random_table(width, generator).to(device)
+    indices = torch.randperm(NUM_ROWS, generator=generator)[: NUM_ROWS - 7].to(device)
     shape = (len(indices), width)
     prediction = Prediction(
-        torch.randint(0, VOCAB_SIZE, shape, generator=generator),
-        torch.randint(0, 5, shape, generator=generator) / 4,  # few values, so that some tie
-        torch.rand(shape, generator=generator) / 2,
+        torch.randint(0, VOCAB_SIZE, shape, generator=generator).to(device),
+        torch.randint(0, 5, shape, generator=generator).to(device) / 4,  # few values, so that some tie
+        torch.rand(shape, generator=generator).to(device) / 2,
     )
     after, emission = advance(table.gather(indices, width), prediction, MASK)
     expected = Rows(**{field.name: getattr(table, field.name).clone() for field in fields(table)})
@@ -66,7 +66,7 @@ def test_equals_reference(width: int) -> None:
 
     tokens, lens = kernel.advance_(table, indices, prediction.ids, prediction.confidence, prediction.entropy, MASK)
     assert torch.equal(lens, emission.lens)
-    emitted = torch.arange(width) < lens[:, None]
+    emitted = torch.arange(width, device=device) < lens[:, None]
     assert torch.equal(tokens[emitted], emission.tokens[emitted])
     for field in fields(table):
         got, wanted = getattr(table, field.name), getattr(expected, field.name)
