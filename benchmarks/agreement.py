@@ -24,7 +24,7 @@ from serving import Server, generate_body  # noqa: E402
 
 MODEL = ROOT / "dlm_serve" / "assets" / "nld-trained-b32-lora"
 NUM_PROMPTS, NUM_TOKENS = 200, 64
-FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--mem-fraction-static", "0.3")
+FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tokens", "20000")
 
 
 def prompts() -> list[list[int]]:

@@ -2,8 +2,9 @@
 
     python benchmarks/decode_speed.py [--layers N]     # prints a table, writes benchmarks/results/decode_speed.json
 
-Both servers run on random weights with the same settings. A step's time is the difference between two
-answers of different lengths over the difference of their forward passes, so that prefill and HTTP cancel.
+Both servers run on random weights with the same settings, side by side, and answer in turn. A step's time
+is the difference between two answers of different lengths over the difference of their forward passes, so
+that prefill and HTTP cancel.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "server"))
 
 import report  # noqa: E402
+import step_profile  # noqa: E402
 from serving import Server, generate_body  # noqa: E402
 
 BUNDLED = ROOT / "dlm_serve" / "assets" / "nld-trained-b32-lora"
@@ -45,7 +47,8 @@ SHAPE_8B = {
     "torch_dtype": "bfloat16",
 }
 PLAIN = {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", "auto_map": {}}
-FLAGS = ("--load-format", "dummy", "--skip-server-warmup", "--mem-fraction-static", "0.8")
+# A pool for 127 requests of 1024 tokens and what they generate; both servers share the GPU and are asked in turn.
+FLAGS = ("--load-format", "dummy", "--skip-server-warmup", "--max-total-tokens", "220000")
 REPEATS = 3
 CONCURRENCIES = (1, 8, 32, 128)
 
@@ -133,27 +136,27 @@ def measure(name: str, action: Callable[[], float], results: dict[str, list[floa
     print(f"{name:60} {statistics.median(results[name]):10.2f}  {[round(v, 2) for v in results[name]]}", flush=True)
 
 
-def measure_common(server: Server, name: str, dlm: dict[str, Any], results: dict[str, list[float]]) -> None:
-    """What both servers can do."""
+def measure_both(servers: dict[str, tuple[Server, dict[str, Any]]], results: dict[str, list[float]]) -> None:
+    """What SGLang can do without dlm-serve, by both."""
     for concurrency in CONCURRENCIES:
-        measure(f"{name} tok/s at {concurrency}", partial(throughput, server, concurrency, dlm), results)
-    measure(f"{name} prefill of 4096, ms", partial(prefill_ms, server, dlm), results)
-    measure(f"{name} step ms, batch 1, 1024", partial(step_ms, server, 1, 1024, dlm), results)
-    measure(f"{name} step ms, batch 8, 1024", partial(step_ms, server, 8, 1024, dlm), results)
+        for name, (server, dlm) in servers.items():
+            measure(f"{name} tok/s at {concurrency}", partial(throughput, server, concurrency, dlm), results)
+    for name, (server, dlm) in servers.items():
+        measure(f"{name} prefill of 4096, ms", partial(prefill_ms, server, dlm), results)
+        for batch in (1, 8):
+            measure(f"{name} step ms, batch {batch}, 1024", partial(step_ms, server, batch, 1024, dlm), results)
 
 
 def measure_blocks(server: Server, results: dict[str, list[float]]) -> None:
     """What only dlm-serve can do."""
     for batch, width in ((1, 4), (1, 8), (1, 16), (1, 32), (8, 8), (8, 32), (32, 8), (32, 32)):
-        dlm = fixed_schedule(width)
-        measure(
-            f"block step ms, batch {batch}, width {width}, 1024",
-            partial(step_ms, server, batch, 1024, dlm),
-            results,
-        )
-    measure("step ms, batch 127, 128", partial(step_ms, server, 127, 128, AUTOREGRESSIVE), results)
-    with one_speculating(server):
-        measure("the same beside one self-speculation", partial(step_ms, server, 127, 128, AUTOREGRESSIVE), results)
+        action = partial(step_ms, server, batch, 1024, fixed_schedule(width))
+        measure(f"block step ms, batch {batch}, width {width}, 1024", action, results)
+    for context in (128, 1024):
+        action = partial(step_ms, server, 127, context, AUTOREGRESSIVE)
+        measure(f"step ms, batch 127, {context}", action, results)
+        with one_speculating(server):
+            measure(f"step ms, batch 127, {context}, beside one self-speculation", action, results)
 
 
 def summary(results: dict[str, list[float]]) -> dict[str, float]:
@@ -164,8 +167,13 @@ def summary(results: dict[str, list[float]]) -> dict[str, float]:
         / medians["dlm-serve step ms, batch 1, 1024"],
         "block step of width 8 / autoregressive step, batch 8": medians["block step ms, batch 8, width 8, 1024"]
         / medians["dlm-serve step ms, batch 8, 1024"],
-        "one self-speculation among 127 autoregressive / without": medians["the same beside one self-speculation"]
-        / medians["step ms, batch 127, 128"],
+        **{
+            f"127 autoregressive beside one self-speculation / without, {context}": medians[
+                f"step ms, batch 127, {context}, beside one self-speculation"
+            ]
+            / medians[f"step ms, batch 127, {context}"]
+            for context in (128, 1024)
+        },
         "prefill speed / plain SGLang": medians["SGLang prefill of 4096, ms"]
         / medians["dlm-serve prefill of 4096, ms"],
     }
@@ -183,15 +191,17 @@ def main() -> None:
         folder = Path(os.environ.get("OUT", temporary))
         plain = write_model(Path(temporary) / "plain", {**PLAIN, **layers})
         ours = write_model(Path(temporary) / "ours", layers)
-        with Server.launch(plain, *FLAGS, log=folder / "plain.log", env={"SGLANG_PLUGINS": "none"}) as server:
-            measure_common(server, "SGLang", {}, results)
-        with Server.launch(ours, *FLAGS, log=folder / "ours.log") as server:
-            measure_common(server, "dlm-serve", AUTOREGRESSIVE, results)
+        with (
+            Server.launch(plain, *FLAGS, log=folder / "plain.log", env={"SGLANG_PLUGINS": "none"}) as without,
+            Server.launch(ours, *FLAGS, log=folder / "ours.log") as server,
+        ):
+            measure_both({"SGLang": (without, {}), "dlm-serve": (server, AUTOREGRESSIVE)}, results)
             measure_blocks(server, results)
+            profile = step_profile.measure(server, partial(generate, server, [prompt(1024)], 40, fixed_schedule(32)))
     ratios = summary(results)
     for name, ratio in ratios.items():
         print(f"{name:60} {ratio:6.3f}")
-    figures = {"layers": layers["num_hidden_layers"], "measured": results, "ratios": ratios}
+    figures = {"layers": layers["num_hidden_layers"], "measured": results, "ratios": ratios, "step_profile": profile}
     report.write("decode_speed", figures, "sglang", "torch", "triton")
 
 

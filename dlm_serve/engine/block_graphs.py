@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,48 +20,27 @@ from sglang.srt.model_executor.runner_utils.shared_read_event import make_extern
 from dlm_serve.config import RoutingConfig
 from dlm_serve.decoding import Emission, Prediction
 from dlm_serve.engine.block_step import BlockStep
+from dlm_serve.engine.shapes import Shape, Shapes
 from dlm_serve.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Batch sizes that are captured; a step of any other is padded to the next."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What one pair of graphs is for."""
-
-    batch_size: int
-    width: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in its forward."""
-        return self.batch_size * self.width
-
-
-def shapes_to_capture(widths: Sequence[int], max_batch_size: int, max_tokens: int) -> list[Shape]:
-    """The shapes of at most `max_tokens` tokens, largest first so that the smaller ones reuse their memory."""
-    sizes = sorted({size for size in BATCH_SIZES if size < max_batch_size} | {min(max_batch_size, BATCH_SIZES[-1])})
-    shapes = [Shape(size, width) for size in sizes for width in widths]
-    return sorted((s for s in shapes if s.num_tokens <= max_tokens), key=lambda s: (-s.num_tokens, s.width))
 
 
 class BlockGraphs:
     """Runs block steps by replaying graphs; steps of shapes that were not captured run eagerly."""
 
-    def __init__(self, step: BlockStep, model_runner: Any, shapes: Sequence[Shape], vocab_size: int) -> None:
+    def __init__(self, step: BlockStep, model_runner: Any, shapes: Shapes, vocab_size: int) -> None:
         self._step = step
         self._model_runner = model_runner
-        self._sizes = {width: sorted(s.batch_size for s in shapes if s.width == width) for width in _widths(shapes)}
+        self._shapes = shapes
+        self._find = cache(shapes.find)
         self._uncaptured: set[tuple[int, int]] = set()
         self._buffers = _Buffers.of(shapes, vocab_size, model_runner.dtype, model_runner.device)
         self.device_module = torch.cuda  # read by the backend
         self._backend = FullCudaGraphBackend(self)
         # Later work of the scheduler waits for this alone, not for the whole forward.
         self._slots_read = make_external_event(torch.cuda)
-        self._capture(shapes)
+        self._capture()
 
     @classmethod
     def capture(cls, step: BlockStep, model_runner: Any, routing: RoutingConfig) -> BlockGraphs:
@@ -70,8 +49,8 @@ class BlockGraphs:
         # A token's logits and their copy, and what the layers hold at a time.
         values = 2 * vocab_size + 16 * model_runner.model_config.hidden_size
         max_tokens = int(routing.graph_memory_gb * 1e9 / (values * model_runner.dtype.itemsize))
-        shapes = shapes_to_capture(routing.widths, model_runner.req_to_token_pool.size, max_tokens)
-        if not shapes:
+        shapes = Shapes.within(routing.widths, model_runner.req_to_token_pool.size, max_tokens)
+        if not len(shapes):
             raise ConfigError(
                 "routing.graph_memory_gb",
                 routing.graph_memory_gb,
@@ -85,7 +64,7 @@ class BlockGraphs:
     ) -> tuple[torch.Tensor, Prediction]:
         """See `Step`; W is the captured width."""
         num_rows = indices.shape[0]
-        shape = self._shape_of(num_rows, width)
+        shape = self._find(num_rows, width)
         if shape is None:
             self._warn_once(num_rows, width)
             return self._step.forward(indices, committed_lens, width)
@@ -98,7 +77,7 @@ class BlockGraphs:
     def advance(self, indices: torch.Tensor, prediction: Prediction) -> Emission:
         """See `Step`."""
         num_rows, width = prediction.ids.shape
-        shape = self._shape_of(num_rows, width)
+        shape = self._find(num_rows, width)
         if shape is None:
             return self._step.advance(indices, prediction)
         for buffer, tensor in zip(_tensors(self._buffers.predicted(shape)[1]), _tensors(prediction), strict=True):
@@ -108,15 +87,6 @@ class BlockGraphs:
         emission = self._buffers.emitted(shape)
         # The next replay overwrites the buffers, perhaps before SGLang has copied them to the host.
         return Emission(emission.tokens[:num_rows].clone(), emission.lens[:num_rows].clone())
-
-    def _shape_of(self, num_rows: int, width: int) -> Shape | None:
-        """The smallest captured shape that holds such a step."""
-        fitting = [
-            Shape(sizes[bisect.bisect_left(sizes, num_rows)], captured)
-            for captured, sizes in self._sizes.items()
-            if captured >= width and sizes[-1] >= num_rows
-        ]
-        return min(fitting, key=lambda shape: shape.num_tokens, default=None)
 
     def _warn_once(self, num_rows: int, width: int) -> None:
         if (num_rows, width) not in self._uncaptured:
@@ -128,7 +98,7 @@ class BlockGraphs:
                 width,
             )
 
-    def _capture(self, shapes: Sequence[Shape]) -> None:
+    def _capture(self) -> None:
         start, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         stream = get_or_create_global_graph_capture_stream()
         with (
@@ -137,14 +107,14 @@ class BlockGraphs:
             graph_capture(stream=stream),
             self._backend.capture_session(stream),
         ):
-            for shape in shapes:
+            for shape in self._shapes:
                 self._backend.capture_one(("forward", shape), self._forward_program(shape))
                 self._backend.capture_one(("advance", shape), self._advance_program(shape))
         logger.info(
             "Captured block steps: %d shapes, widths %s, up to %d tokens, %.1f s, %.2f GB",
-            len(shapes),
-            list(self._sizes),
-            max(shape.num_tokens for shape in shapes),
+            len(self._shapes),
+            self._shapes.widths,
+            self._shapes.max_tokens,
             time.perf_counter() - start,
             (free - torch.cuda.mem_get_info()[0]) / 1e9,
         )
@@ -191,8 +161,8 @@ class _Buffers:
     lens: torch.Tensor  # [B] int32
 
     @classmethod
-    def of(cls, shapes: Sequence[Shape], vocab_size: int, dtype: torch.dtype, device: Any) -> _Buffers:
-        rows, tokens = max(s.batch_size for s in shapes), max(s.num_tokens for s in shapes)
+    def of(cls, shapes: Shapes, vocab_size: int, dtype: torch.dtype, device: Any) -> _Buffers:
+        rows, tokens = shapes.max_batch_size, shapes.max_tokens
 
         def make(*size: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
@@ -227,10 +197,6 @@ class _Buffers:
     def emitted(self, shape: Shape) -> Emission:
         tokens = self.tokens[: shape.num_tokens].view(shape.batch_size, shape.width)
         return Emission(tokens, self.lens[: shape.batch_size])
-
-
-def _widths(shapes: Sequence[Shape]) -> list[int]:
-    return sorted({shape.width for shape in shapes})
 
 
 def _tensors(prediction: Prediction) -> tuple[torch.Tensor, ...]:

@@ -11,13 +11,14 @@ import triton
 import triton.language as tl
 
 STRETCH = 8192
+NUM_WARPS = 4
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def _stretch_kernel(
     logits,
-    best_value,
-    best_id,
+    best,
     maximum,
     exp_sum,
     weighted_sum,
@@ -32,58 +33,64 @@ def _stretch_kernel(
     start = i_s * STRETCH
     o_id = start + tl.arange(0, STRETCH)
     b_x = tl.load(logits + i_n * stride_row + o_id, mask=o_id < V, other=float("-inf")).to(tl.float32)
-    top = float("-inf")
+    excluded = float("-inf")
     if (exclude_id >= start) & (exclude_id < start + STRETCH):
         if not DROP_EXCLUDED:
-            top = tl.load(logits + i_n * stride_row + exclude_id).to(tl.float32)
+            excluded = tl.load(logits + i_n * stride_row + exclude_id).to(tl.float32)
         b_x = tl.where(o_id == exclude_id, float("-inf"), b_x)
     value = tl.max(b_x, 0)
-    index = tl.min(tl.where(b_x == value, o_id, V - 1), 0)
-    excluded, top = top, tl.maximum(top, value)
-    # Finite, even where a score or all of a stretch are -inf: their exponentials are 0 in any case.
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    b_shifted = tl.maximum(b_x - shift, -1e4)
-    b_exp = tl.exp(b_shifted)
-    excluded = tl.maximum(excluded - shift, -1e4)
+    top = tl.maximum(excluded, value)
+    # Exponents to base 2. Where a score is -inf, or all are, they stay finite: their powers are 0 in any case.
+    shift = tl.where(top == float("-inf"), 0.0, top) * LOG2_E
+    b_power = tl.maximum(b_x * LOG2_E - shift, -1e4)
+    power = tl.maximum(excluded * LOG2_E - shift, -1e4)
+    b_exp, exp = tl.math.exp2(b_power), tl.math.exp2(power)
     i_out = i_n * tl.num_programs(1) + i_s
-    tl.store(best_value + i_out, value)
-    tl.store(best_id + i_out, index)
+    tl.store(best + i_out, value)
     tl.store(maximum + i_out, top)
-    tl.store(exp_sum + i_out, tl.sum(b_exp, 0) + tl.exp(excluded))
-    tl.store(weighted_sum + i_out, tl.sum(b_exp * b_shifted, 0) + tl.exp(excluded) * excluded)
+    tl.store(exp_sum + i_out, tl.sum(b_exp, 0) + exp)
+    tl.store(weighted_sum + i_out, tl.sum(b_exp * b_power, 0) + exp * power)
 
 
 @triton.jit
 def _merge_kernel(
-    best_value,
-    best_id,
+    logits,
+    best,
     maximum,
     exp_sum,
     weighted_sum,
     ids,
     confidence,
     entropy,
+    stride_row,
+    exclude_id,
+    V: tl.constexpr,
+    STRETCH: tl.constexpr,
     S: tl.constexpr,
     BS: tl.constexpr,
 ):
-    """The row i_n from its S stretches."""
+    """The row i_n from its S stretches; only where the best score lies is looked up again."""
     i_n = tl.program_id(0).to(tl.int64)
     o_s = tl.arange(0, BS)
     mask = o_s < S
     o_in = i_n * S + o_s
-    b_value = tl.load(best_value + o_in, mask=mask, other=float("-inf"))
+    b_best = tl.load(best + o_in, mask=mask, other=float("-inf"))
     b_max = tl.load(maximum + o_in, mask=mask, other=float("-inf"))
-    value, i_best = tl.max(b_value, 0, return_indices=True)
-    top = tl.max(b_max, 0)
-    b_shift = tl.where(b_max == float("-inf"), 0.0, b_max - top)
-    b_weight = tl.where(b_max == float("-inf"), 0.0, tl.exp(b_shift))
+    value, top = tl.max(b_best, 0), tl.max(b_max, 0)
+    i_best = tl.min(tl.where((b_best == value) & mask, o_s, S - 1), 0)
+    o_id = i_best * STRETCH + tl.arange(0, STRETCH)
+    b_x = tl.load(logits + i_n * stride_row + o_id, mask=o_id < V, other=float("-inf")).to(tl.float32)
+    best_id = tl.min(tl.where((b_x == value) & (o_id != exclude_id), o_id, V - 1), 0)
+
+    b_shift = tl.maximum((b_max - top) * LOG2_E, -1e4)
+    b_weight = tl.math.exp2(b_shift)
     b_sum = tl.load(exp_sum + o_in, mask=mask, other=0.0)
     b_weighted = tl.load(weighted_sum + o_in, mask=mask, other=0.0)
     total = tl.sum(b_weight * b_sum, 0)
     weighted = tl.sum(b_weight * (b_weighted + b_shift * b_sum), 0)
-    tl.store(ids + i_n, tl.load(best_id + i_n * S + i_best).to(tl.int64))
-    tl.store(confidence + i_n, tl.exp(value - top) / total)
-    tl.store(entropy + i_n, tl.log(total) - weighted / total)
+    tl.store(ids + i_n, best_id.to(tl.int64))
+    tl.store(confidence + i_n, tl.math.exp2((value - top) * LOG2_E) / total)
+    tl.store(entropy + i_n, (tl.math.log2(total) - weighted / total) / LOG2_E)
 
 
 def token_confidence(
@@ -95,36 +102,30 @@ def token_confidence(
     num_rows, vocab_size = logits.shape
     stretch = min(STRETCH, triton.next_power_of_2(vocab_size))
     num_stretches = triton.cdiv(vocab_size, stretch)
-    sums = torch.empty(4, num_rows, num_stretches, dtype=torch.float32, device=logits.device)
-    best_id = torch.empty(num_rows, num_stretches, dtype=torch.int32, device=logits.device)
+    sums = torch.empty(4, num_rows, num_stretches, dtype=torch.float32, device=logits.device).unbind()
     ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    confidence, entropy = torch.empty(2, num_rows, dtype=torch.float32, device=logits.device)
-    best_value, maximum, exp_sum, weighted_sum = sums
+    confidence, entropy = torch.empty(2, num_rows, dtype=torch.float32, device=logits.device).unbind()
+    shapes = {"V": vocab_size, "STRETCH": stretch}
     _stretch_kernel[(num_rows, num_stretches)](
         logits,
-        best_value,
-        best_id,
-        maximum,
-        exp_sum,
-        weighted_sum,
+        *sums,
         logits.stride(0),
         exclude_id,
-        V=vocab_size,
-        STRETCH=stretch,
+        **shapes,
         DROP_EXCLUDED=exclude_from_denominator,
-        num_warps=4,
+        num_warps=NUM_WARPS,
     )
     _merge_kernel[(num_rows,)](
-        best_value,
-        best_id,
-        maximum,
-        exp_sum,
-        weighted_sum,
+        logits,
+        *sums,
         ids,
         confidence,
         entropy,
+        logits.stride(0),
+        exclude_id,
+        **shapes,
         S=num_stretches,
         BS=triton.next_power_of_2(num_stretches),
-        num_warps=1,
+        num_warps=4,
     )
     return ids, confidence, entropy
