@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-STRETCH = 8192
-NUM_WARPS = 4
+STRETCH = 4096
+NUM_WARPS = 2
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -28,7 +28,7 @@ def _stretch_kernel(
     STRETCH: tl.constexpr,
     DROP_EXCLUDED: tl.constexpr,
 ):
-    """The best score and the softmax's sums, relative to the maximum, of stretch i_s of row i_n."""
+    """The best score of stretch i_s of row i_n, and the softmax's sums relative to the maximum times log2(e)."""
     i_n, i_s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start = i_s * STRETCH
     o_id = start + tl.arange(0, STRETCH)
@@ -40,14 +40,15 @@ def _stretch_kernel(
         b_x = tl.where(o_id == exclude_id, float("-inf"), b_x)
     value = tl.max(b_x, 0)
     top = tl.maximum(excluded, value)
-    # Exponents to base 2. Where a score is -inf, or all are, they stay finite: their powers are 0 in any case.
-    shift = tl.where(top == float("-inf"), 0.0, top) * LOG2_E
-    b_power = tl.maximum(b_x * LOG2_E - shift, -1e4)
-    power = tl.maximum(excluded * LOG2_E - shift, -1e4)
+    # Exponents to base 2, all of them rounded against the same maximum. Where a score is -inf, or all are,
+    # they stay finite: their powers are 0 in any case.
+    shift = tl.where(top == float("-inf"), 0.0, top * LOG2_E)
+    b_power = tl.maximum(tl.fma(b_x, LOG2_E, -shift), -1e4)
+    power = tl.maximum(tl.fma(excluded, LOG2_E, -shift), -1e4)
     b_exp, exp = tl.math.exp2(b_power), tl.math.exp2(power)
     i_out = i_n * tl.num_programs(1) + i_s
     tl.store(best + i_out, value)
-    tl.store(maximum + i_out, top)
+    tl.store(maximum + i_out, tl.where(top == float("-inf"), top, shift))
     tl.store(exp_sum + i_out, tl.sum(b_exp, 0) + exp)
     tl.store(weighted_sum + i_out, tl.sum(b_exp * b_power, 0) + exp * power)
 
@@ -82,14 +83,14 @@ def _merge_kernel(
     b_x = tl.load(logits + i_n * stride_row + o_id, mask=o_id < V, other=float("-inf")).to(tl.float32)
     best_id = tl.min(tl.where((b_x == value) & (o_id != exclude_id), o_id, V - 1), 0)
 
-    b_shift = tl.maximum((b_max - top) * LOG2_E, -1e4)
+    b_shift = tl.maximum(b_max - top, -1e4)
     b_weight = tl.math.exp2(b_shift)
     b_sum = tl.load(exp_sum + o_in, mask=mask, other=0.0)
     b_weighted = tl.load(weighted_sum + o_in, mask=mask, other=0.0)
     total = tl.sum(b_weight * b_sum, 0)
     weighted = tl.sum(b_weight * (b_weighted + b_shift * b_sum), 0)
     tl.store(ids + i_n, best_id.to(tl.int64))
-    tl.store(confidence + i_n, tl.math.exp2((value - top) * LOG2_E) / total)
+    tl.store(confidence + i_n, tl.math.exp2(tl.fma(value, LOG2_E, -top)) / total)
     tl.store(entropy + i_n, (tl.math.log2(total) - weighted / total) / LOG2_E)
 
 
