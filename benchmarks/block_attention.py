@@ -8,23 +8,21 @@ another layer's keys and values in each call, so that none are in the cache.
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "kernels"))
 
+import report  # noqa: E402
+import timing  # noqa: E402
 from dlm_kernels.block_attention import block_attention, reference  # noqa: E402
 
-RESULT = ROOT / "benchmarks" / "results" / "block_attention.json"
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 32, 8, 128
 SHAPES = [
     (1, 1024, 32),
@@ -77,40 +75,6 @@ def check(batch: int, prefix: int, width: int, dtype: torch.dtype) -> float:
     return float(error / (2 * own + torch.finfo(dtype).eps * exact.abs().max()))
 
 
-def median_us(calls: list[dict[str, Any]], repeats: int = 20) -> float:
-    """Microseconds per call, by replays of one graph over all `calls`."""
-    for call in calls[:2]:
-        block_attention(**call)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            block_attention(**call)
-    times: list[float] = []
-    for _ in range(repeats + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return statistics.median(times[3:])
-
-
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a large copy."""
-    source = torch.empty(1 << 30, dtype=torch.int32, device="cuda")
-    target = torch.empty_like(source)
-    milliseconds: float = triton.testing.do_bench(lambda: target.copy_(source), return_mode="median")
-    return 2 * source.numel() * 4 / (milliseconds * 1e-3)
-
-
-def commit() -> str:
-    """The commit that is measured, where git knows it."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     torch.manual_seed(0)
     gates = {
@@ -121,26 +85,22 @@ def main() -> None:
     print({name: round(ratio, 2) for name, ratio in gates.items()})
     if not all(ratio <= 1 for ratio in gates.values()):
         raise SystemExit("the kernels are not right: nothing is timed")
-    bandwidth = copy_bandwidth()
+    bandwidth = timing.copy_bandwidth()
     rows = {}
     for batch, prefix, width in SHAPES:
         moved = 2 * batch * (prefix + width) * NUM_KV_HEADS * HEAD_DIM * 2
         layers = max(1, min(34, math.ceil(2e9 / moved), int(60e9 // moved)))
-        microseconds = median_us(arguments(batch, prefix, width, torch.bfloat16, layers, ragged=False))
+        calls = [
+            partial(block_attention, **args) for args in arguments(batch, prefix, width, torch.bfloat16, layers, False)
+        ]
+        microseconds = timing.median_us(calls)
         floor = moved / bandwidth * 1e6
         rows[f"{batch} x {prefix} x {width}"] = {"us": microseconds, "floor_us": floor, "share": floor / microseconds}
         share = f"{floor / microseconds:.0%} of the memory's speed"
         print(f"{batch:4} x {prefix:6} x {width:2}: {microseconds:8.1f} us, floor {floor:8.1f}, {share}")
-    result = {
-        "commit": commit(),
-        "gpu": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__},
-        "shape": {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM, "dtype": "bfloat16"},
-        "copy_bandwidth_bytes_per_s": bandwidth,
-        "batch x prefix x width": rows,
-    }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    shape = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM, "dtype": "bfloat16"}
+    figures = {"shape": shape, "copy_bandwidth_bytes_per_s": bandwidth, "batch x prefix x width": rows}
+    report.write("block_attention", figures, "torch", "triton")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ Imports torch only, so that it can be read, tested and reused without SGLang.
 
 from dlm_serve.decoding.phase import Mode, Phase
 from dlm_serve.decoding.rows import Rows, RowSettings
-from dlm_serve.decoding.sampling import Prediction, Sampling, predict, sample
-from dlm_serve.decoding.step import Emission, Layout, advance, carry, layout
+from dlm_serve.decoding.sampling import Prediction, Sampling, predict, resample, sample
+from dlm_serve.decoding.step import Emission, Layout, advance, advance_, carry, layout
 
 __all__ = [
     "Emission",
@@ -18,8 +18,10 @@ __all__ = [
     "Rows",
     "Sampling",
     "advance",
+    "advance_",
     "carry",
     "layout",
     "predict",
+    "resample",
     "sample",
 ]

@@ -81,6 +81,15 @@ class Rows:
             rows.stop_ids[i] = torch.tensor(stop_ids + [-1] * (MAX_STOP_IDS - len(stop_ids)))
         return rows
 
+    @classmethod
+    def table(cls, num_rows: int, width: int, mask_token_id: int, device: torch.device | str) -> Rows:
+        """The state of all requests, by pool index; row 0, which no request owns, is a row that can be stepped."""
+        table = cls.zeros(num_rows, width, device)
+        row = cls.of([RowSettings(Mode.AUTOREGRESSIVE, 1, None, 1, None, 0, ())], width)
+        padding = row.start_block(torch.zeros(1, dtype=torch.int64), mask_token_id).to(device)
+        table.scatter_(torch.zeros(1, dtype=torch.int64, device=device), padding)
+        return table
+
     @property
     def width(self) -> int:
         """W, the columns of `tokens`."""

@@ -12,8 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from dlm_kernels.token_confidence import token_confidence
 
 _UINT32 = 0xFFFFFFFF
+
+_ROWS_AT_ONCE = 64
+"""Rows of logits that are sampled together: noise takes many times their memory."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Sampling:
         """Each row `times` times, for rows of several positions."""
         return self._map(lambda tensor: tensor.repeat_interleave(times))
 
-    def select(self, rows: slice) -> Sampling:
+    def select(self, rows: slice | torch.Tensor) -> Sampling:
         """Only these rows."""
         return self._map(lambda tensor: tensor[rows])
 
@@ -56,19 +60,40 @@ class Prediction:
     entropy: torch.Tensor  # [B, W] float32, nats, of the same distribution
 
 
-def predict(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int) -> Prediction:
-    """Tokens, confidences and entropies for `logits` [B, W, V] whose predictions land at `positions` [B, W].
+def predict(logits: torch.Tensor, mask_token_id: int) -> Prediction:
+    """The most likely tokens for `logits` [B, W, V] of any floating type, with their confidences and entropies.
 
-    `sampling` has one row for each of the B rows. The mask is never chosen, but counts in the
-    denominator (reference: `generate` of the model card).
+    The mask is never chosen, but counts in the denominator (reference: `generate` of the model card).
     """
-    batch, width, vocab_size = logits.shape
-    flat = logits.reshape(-1, vocab_size).float()
-    ids = sample(flat, positions.reshape(-1), sampling.repeat(width), mask_token_id)
-    log_probs = flat.log_softmax(-1)
-    confidence = log_probs.gather(1, ids[:, None]).squeeze(1).exp()
-    entropy = torch.special.entr(log_probs.exp()).sum(-1)
-    return Prediction(ids.view(batch, width), confidence.view(batch, width), entropy.view(batch, width))
+    ids, confidence, entropy = token_confidence(logits.flatten(0, 1), mask_token_id, exclude_from_denominator=False)
+    shape = logits.shape[:2]
+    return Prediction(ids.view(shape), confidence.view(shape), entropy.view(shape))
+
+
+def resample(
+    prediction: Prediction, logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int
+) -> Prediction:
+    """`prediction` of `logits` [B, W, V] with tokens sampled to stand at `positions` [B, W].
+
+    `sampling` has one row for each of the B rows. Confidences are those of the sampled tokens.
+    """
+    if sampling.all_greedy:
+        return prediction
+    flat, best = logits.flatten(0, 1), prediction.ids.flatten()
+    per_position = sampling.repeat(logits.shape[1])
+    ids = torch.cat(
+        [
+            sample(flat[chunk], positions.flatten()[chunk], per_position.select(chunk), mask_token_id)
+            for chunk in _chunks(flat.shape[0])
+        ]
+    )
+    below_best = flat.gather(1, ids[:, None]).float() - flat.gather(1, best[:, None]).float()
+    confidence = prediction.confidence * below_best.view_as(prediction.ids).exp()
+    return replace(prediction, ids=ids.view_as(prediction.ids), confidence=confidence)
+
+
+def _chunks(num_rows: int) -> list[slice]:
+    return [slice(start, start + _ROWS_AT_ONCE) for start in range(0, num_rows, _ROWS_AT_ONCE)]
 
 
 def sample(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:

@@ -37,6 +37,19 @@ class Emission:
     tokens: torch.Tensor  # [B, W] int64
     lens: torch.Tensor  # [B] int32
 
+    @classmethod
+    def empty(cls, num_rows: int, width: int, device: torch.device | str) -> Emission:
+        """No token for any row."""
+        tokens = torch.zeros(num_rows, width, dtype=torch.int64, device=device)
+        return cls(tokens, torch.zeros(num_rows, dtype=torch.int32, device=device))
+
+    def put(self, rows: torch.Tensor, part: Emission) -> Emission:
+        """This with `part`, of no greater width, at `rows` [N] int64."""
+        tokens, lens = self.tokens.clone(), self.lens.clone()
+        tokens[rows, : part.tokens.shape[1]] = part.tokens
+        lens[rows] = part.lens
+        return Emission(tokens, lens)
+
 
 def layout(rows: Rows) -> Layout:
     """How `rows` enter the next forward, as their phases say."""
@@ -60,6 +73,18 @@ def advance(rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Row
     refining = _is_refining(rows.phase)
     after = _refine(rows, prediction, mask_token_id).where(refining, rows.start_block(pending, mask_token_id))
     return after, Emission(tokens, torch.where(refining, 0, lens).to(torch.int32))
+
+
+def advance_(table: Rows, indices: torch.Tensor, prediction: Prediction, mask_token_id: int) -> Emission:
+    """`advance` of the rows of `table` at `indices` [B] int64, in place: by one kernel on a GPU."""
+    if indices.is_cuda:
+        from dlm_kernels.block_advance.triton import advance_ as advance_kernel
+
+        predicted = (prediction.ids, prediction.confidence, prediction.entropy)
+        return Emission(*advance_kernel(table, indices, *predicted, mask_token_id))
+    after, emission = advance(table.gather(indices, prediction.ids.shape[1]), prediction, mask_token_id)
+    table.scatter_(indices, after)
+    return emission
 
 
 def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:

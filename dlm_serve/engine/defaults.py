@@ -54,8 +54,6 @@ def prepare_server_args(server_args: Any) -> bool:
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
     server_args.speculative_algorithm = algorithm.NAME
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
-    # Blocks run eagerly: no graph of SGLang's has their width.
-    server_args.disable_decode_cuda_graph = True
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args, serving)
     return True

@@ -1,15 +1,15 @@
 """The decode worker: three modes over one KV cache, inside SGLang's speculative-worker seam.
 
 Between steps each request has C tokens whose KV is committed and one pending token, emitted but not in
-the cache, which is the first of its next block. A step runs one forward over one row per request. Rows
-of all phases share it; a step may emit nothing for a row.
+the cache, which is the first of its next block. A step runs one row per request. Rows of all phases
+share a block forward; autoregressive rows take SGLang's own decode forward where padding them to a
+block would cost more. A step may emit nothing for a row.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,24 +19,13 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import (
-    Emission,
-    Layout,
-    Mode,
-    Phase,
-    Prediction,
-    Rows,
-    Sampling,
-    advance,
-    carry,
-    layout,
-    predict,
-)
-from dlm_serve.engine.inputs import BlockInput, StepState
+from dlm_serve.decoding import Emission, Mode, Phase, Prediction, Rows, Sampling, carry, layout, resample
+from dlm_serve.engine.block_step import BlockStep, Step
+from dlm_serve.engine.inputs import StepState
 from dlm_serve.engine.requests import num_known_of_block, record_of, settings_of
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
 from dlm_serve.engine.serving import load_serving
-from dlm_serve.kv.slots import write_slots
+from dlm_serve.engine.split import Split
 
 Publish = Callable[[torch.Tensor], None]
 
@@ -52,13 +41,15 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self.model_runner = target_worker.model_runner
         self.device = target_worker.device
         self.mask_token_id = serving.checkpoint.mask_token_id
-        self.max_width = serving.config.routing.max_width
+        self._routing = serving.config.routing
+        self.max_width = self._routing.max_width
         # Read by SGLang, which sizes reserves and metrics with them.
         self.speculative_num_draft_tokens = self.max_width
         self.speculative_num_steps = 1
         self.topk = 1
-        self._table: Rows | None = None
 
+        # What is left to SGLang's runner is prefill and plain decode, whose graphs it captures then.
+        self.model_runner.spec_algorithm = SpeculativeAlgorithm.NONE
         self.model_runner.sampler = DlmSampler(self.mask_token_id)
         model = self.model_runner.model
         # A request's last block reaches past the context, and so does the step that SGLang overlaps with it.
@@ -77,22 +68,20 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             raise AttributeError(name)
         return getattr(self._target_worker, name)
 
-    @property
-    def table(self) -> Rows:
-        """The decode state of all requests, by `req_pool_idx`; row 0 is padding."""
-        if self._table is None:
-            num_rows = self.model_runner.req_to_token_pool.req_to_token.shape[0]
-            self._table = Rows.zeros(num_rows, self.max_width, self.device)
-        return self._table
+    def init_cuda_graphs(self) -> None:
+        """Set up the state of all requests and, where SGLang captures its decode graphs, ours of block steps."""
+        slot_table = self.model_runner.req_to_token_pool.req_to_token
+        self.table = Rows.table(slot_table.shape[0], self.max_width, self.mask_token_id, self.device)
+        eager = BlockStep(self.model_runner, self.table, self.mask_token_id)
+        self.step: Step = eager
+        if self.model_runner.decode_cuda_graph_capture_bs:
+            from dlm_serve.engine.block_graphs import BlockGraphs
+
+            self.step = BlockGraphs.capture(eager, self.model_runner, self._routing)
 
     def forward_batch_generation(self, batch: Any, on_publish: Publish | None = None, **_: Any) -> Any:
         """Run one EXTEND or one decode step of SGLang's `batch`."""
-        if batch.forward_mode.is_extend():
-            result = self._extend(batch)
-        elif all(record_of(req).plan.mode is Mode.AUTOREGRESSIVE for req in batch.reqs):
-            result = self._decode(batch)
-        else:
-            result = self._block_step(batch)
+        result = self._extend(batch) if batch.forward_mode.is_extend() else self._decode(batch)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
         return result
@@ -110,113 +99,114 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             num_known = num_known_of_block(req)
             if num_known is not None:
                 one = slice(i, i + 1)
-                known, pending[one] = self._resume_block(batch, req, num_known, one, sampling.select(one))
-                self.table.scatter_(indices[one], known)
+                prefix_lens = batch.seq_lens[one].long() - 1 - num_known
+                pending[one] = self._resume_block(req, indices[one], prefix_lens, num_known, sampling.select(one))
         result.next_token_ids = pending
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = StepState(pending, batch.seq_lens)
         return result
 
     def _resume_block(
-        self, batch: Any, req: Any, num_known: int, one: slice, sampling: Sampling
-    ) -> tuple[Rows, torch.Tensor]:
-        """Refine again the block that a retraction interrupted; returns its row and its next token [1].
+        self, req: Any, indices: torch.Tensor, prefix_lens: torch.Tensor, num_known: int, sampling: Sampling
+    ) -> torch.Tensor:
+        """Refine again the block that a retraction interrupted; returns its next token [1].
 
         Nothing but the emitted tokens survives a retraction, and the next token of a diffusion request
         is not the model's causal prediction. The block starts over from its first token and so ends the
         same. It writes no KV: the tokens it repeats are committed by this very EXTEND.
         """
-        indices, prefix_lens = batch.req_pool_indices[one], batch.seq_lens[one].long() - 1 - num_known
-        rows = self.table.gather(indices.long(), record_of(req).plan.block_length)
+        record = record_of(req)
+        width = record.plan.block_length
         first = torch.tensor([req.output_ids[-1 - num_known]], device=self.device)
-        rows = rows.start_block(first, self.mask_token_id)
-        while rows.phase.item() == Phase.DENOISE:
-            step = layout(rows)
-            logits = self._forward_rows(batch, rows, step, indices, prefix_lens)
-            rows, _ = advance(rows, self._predict(rows, logits, step, prefix_lens, sampling), self.mask_token_id)
-            record_of(req).extend_forwards += 1
-        return carry(rows, torch.tensor([num_known], device=self.device), self.mask_token_id)
+        self.table.scatter_(indices, self.table.gather(indices).start_block(first, self.mask_token_id))
+        while self.table.phase[indices].item() == Phase.DENOISE:
+            _, prediction = self._predict(indices, prefix_lens, width, sampling)
+            self.step.advance(indices, prediction)
+            record.extend_forwards += 1
+        num_emitted = torch.tensor([num_known], device=self.device)
+        rest, pending = carry(self.table.gather(indices), num_emitted, self.mask_token_id)
+        self.table.scatter_(indices, rest)
+        return pending
 
     def _decode(self, batch: Any) -> Any:
-        """One token for each request, when all are autoregressive: SGLang's own decode forward."""
-        committed = batch.seq_lens.to(torch.int64)
-        indices = batch.req_pool_indices.long()
+        """One step of rows in any mix of modes: a block forward, a decode forward, or both."""
+        split = Split.of([record_of(req).plan for req in batch.reqs])
+        indices, committed = batch.req_pool_indices.long(), batch.seq_lens.to(torch.int64)
         batch.sampling_info.sampling_seed = self.table.seed[indices]
-        plain = copy.copy(batch)
-        plain.spec_algorithm, plain.spec_info = SpeculativeAlgorithm.NONE, None
-        plain.forward_mode = ForwardMode.DECODE
-        plain.input_ids = self.table.tokens[indices, 0]
-        plain.out_cache_loc = self.model_runner.req_to_token_pool.req_to_token[indices, committed].long()
-        plain.seq_lens = committed + 1
-        plain.seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu + 1
-        plain.seq_lens_sum = None
-        result = self._target_worker.forward_batch_generation(plain)
-        token_ids = result.next_token_ids.to(torch.int64)
-        self.table.tokens[indices, 0] = token_ids
-        emission = Emission(token_ids[:, None], torch.ones_like(token_ids, dtype=torch.int32))
-        self._widen_logprobs(batch, result.logits_output)
-        return self._result(batch, result.logits_output, emission, token_ids, result.can_run_cuda_graph)
+        sampling = sampling_of(batch.sampling_info)
+        if not split.decode_rows:
+            return self._block_step(batch, indices, committed, split.width, sampling)
+        if not split.block_rows:
+            logits, captured = self._decode_forward(indices, committed, batch.seq_lens_cpu)
+            output, token_ids = self._sample(batch, logits, committed)
+            return self._result(batch, output, self._emit_decoded(indices, token_ids), captured)
 
-    def _block_step(self, batch: Any) -> Any:
-        """One forward over one row per request, whatever their phases."""
-        plans = [record_of(req).plan for req in batch.reqs]
-        indices = batch.req_pool_indices.long()
-        rows = self.table.gather(indices, max(plan.block_length for plan in plans))
-        committed = batch.seq_lens.to(torch.int64)
-        batch.sampling_info.sampling_seed = rows.seed
-        step = layout(rows)
-        logits = self._forward_rows(batch, rows, step, batch.req_pool_indices, committed)
-        prediction = self._predict(rows, logits, step, committed, sampling_of(batch.sampling_info))
+        decode_rows, block_rows = self._to_device(split.decode_rows), self._to_device(split.block_rows)
+        at = indices[block_rows]
+        _, prediction = self._predict(at, committed[block_rows], split.width, sampling.select(block_rows))
+        emission = self.step.advance(at, prediction)
+        seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu[list(split.decode_rows)]
+        logits, captured = self._decode_forward(indices[decode_rows], committed[decode_rows], seq_lens_cpu)
+        # SGLang samples a whole batch; what it finds for the block rows is not used.
+        spread = logits.new_zeros(len(batch.reqs), logits.shape[1]).index_copy_(0, decode_rows, logits)
+        output, token_ids = self._sample(batch, spread, committed)
+        decoded = self._emit_decoded(indices[decode_rows], token_ids[decode_rows])
+        merged = Emission.empty(len(batch.reqs), emission.tokens.shape[1], self.device)
+        return self._result(batch, output, merged.put(block_rows, emission).put(decode_rows, decoded), captured)
+
+    def _block_step(
+        self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, width: int, sampling: Sampling
+    ) -> Any:
+        """One block forward over all rows."""
+        logits, prediction = self._predict(indices, committed, width, sampling)
         output = LogitsProcessorOutput(next_token_logits=None)
-        if any(plan.mode is Mode.AUTOREGRESSIVE for plan in plans):
-            output, token_ids = self._sample_first(batch, logits, committed)
-            prediction.ids[:, 0] = torch.where(rows.phase == Phase.DECODE, token_ids, prediction.ids[:, 0])
-        rows, emission = advance(rows, prediction, self.mask_token_id)
-        self.table.scatter_(indices, rows)
-        return self._result(batch, output, emission, rows.tokens[:, 0])
+        if any(record_of(req).plan.mode is Mode.AUTOREGRESSIVE for req in batch.reqs):
+            output, token_ids = self._sample(batch, logits[:, 0].float(), committed)
+            is_decode = (self.table.phase[indices] == Phase.DECODE)[:, None]
+            is_first = torch.arange(prediction.ids.shape[1], device=self.device) == 0
+            ids = torch.where(is_decode & is_first, token_ids[:, None], prediction.ids)
+            prediction = replace(prediction, ids=ids)
+        return self._result(batch, output, self.step.advance(indices, prediction), captured=False)
 
-    def _forward_rows(
-        self, batch: Any, rows: Rows, step: Layout, req_pool_indices: torch.Tensor, prefix_lens: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits [B, W, V] of one forward over `rows` behind their `prefix_lens` committed tokens."""
-        num_rows, width = rows.tokens.shape
-        positions = (prefix_lens[:, None] + torch.arange(width, device=self.device)).reshape(-1)
+    def _predict(
+        self, indices: torch.Tensor, prefix_lens: torch.Tensor, width: int, sampling: Sampling
+    ) -> tuple[torch.Tensor, Prediction]:
+        """Logits [B, W, V] of a block forward, and the tokens chosen from them as each request samples."""
+        logits, prediction = self.step.forward(indices, prefix_lens, width)
+        if not sampling.all_greedy:
+            shift = layout(self.table.gather(indices)).shift
+            columns = torch.arange(logits.shape[1], device=self.device)
+            positions = (prefix_lens + shift)[:, None] + columns
+            prediction = resample(prediction, logits, positions, sampling, self.mask_token_id)
+        return logits, prediction
+
+    def _decode_forward(
+        self, indices: torch.Tensor, committed: torch.Tensor, committed_cpu: torch.Tensor | None
+    ) -> tuple[torch.Tensor, bool]:
+        """Logits [B, V] behind the pending tokens, by SGLang's own decode forward, and whether a graph ran it."""
         slot_table = self.model_runner.req_to_token_pool.req_to_token
-        slots = write_slots(slot_table, req_pool_indices, prefix_lens, step.new_len, step.keeps_kv, width)
+        seq_lens_cpu = None if committed_cpu is None else committed_cpu + 1
         forward_batch = ForwardBatch(
-            forward_mode=ForwardMode.TARGET_VERIFY,
-            batch_size=num_rows,
-            input_ids=rows.tokens.reshape(-1),
-            req_pool_indices=req_pool_indices,
-            seq_lens=prefix_lens,
-            out_cache_loc=slots.reshape(-1),
-            seq_lens_sum=None,
-            positions=positions,
-            spec_algorithm=batch.spec_algorithm,
-            spec_info=BlockInput(width, step, prefix_lens),
+            forward_mode=ForwardMode.DECODE,
+            batch_size=indices.shape[0],
+            input_ids=self.table.tokens[indices, 0],
+            req_pool_indices=indices,
+            seq_lens=committed + 1,
+            seq_lens_cpu=seq_lens_cpu,
+            seq_lens_sum=None if seq_lens_cpu is None else int(seq_lens_cpu.sum()),
+            orig_seq_lens=committed + 1,
+            out_cache_loc=slot_table[indices, committed].long(),
+            positions=committed,
+            spec_algorithm=SpeculativeAlgorithm.NONE,
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         self.model_runner.kv_index_translator.bind_own_plan(forward_batch)
-        adapter = self.model_runner.model.draft_adapter
-        token_on = step.lora_on.repeat_interleave(width)
-        with adapter.switched(token_on) if adapter is not None else contextlib.nullcontext():
-            result = self._target_worker.forward_batch_generation(
-                batch=None, forward_batch=forward_batch, is_verify=True
-            )
-        logits: torch.Tensor = result.logits_output.next_token_logits
-        return logits.view(num_rows, width, -1)
+        result = self._target_worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
+        return result.logits_output.next_token_logits, result.can_run_cuda_graph
 
-    def _predict(
-        self, rows: Rows, logits: torch.Tensor, step: Layout, prefix_lens: torch.Tensor, sampling: Sampling
-    ) -> Prediction:
-        """What the logits [B, W, V] of `rows` say, each at the position that it predicts."""
-        columns = torch.arange(rows.width, device=self.device)
-        positions = prefix_lens[:, None] + columns + step.shift[:, None]
-        return predict(logits, positions, sampling, self.mask_token_id)
-
-    def _sample_first(self, batch: Any, logits: torch.Tensor, committed: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Sample the first position of every row as SGLang does, with all that only autoregressive rows honour."""
-        output = LogitsProcessorOutput(next_token_logits=logits[:, 0].float())
+    def _sample(self, batch: Any, logits: torch.Tensor, committed: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Sample the next token of every row from `logits` [B, V] float32 as SGLang does, with all that it honours."""
+        output = LogitsProcessorOutput(next_token_logits=logits)
         self.model_runner._preprocess_logits(output, batch.sampling_info)
         token_ids = self.model_runner.sampler(
             output,
@@ -225,21 +215,24 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             batch.top_logprobs_nums,
             batch.token_ids_logprobs,
             committed,
-        )
-        self._widen_logprobs(batch, output)
+        ).to(torch.int64)
+        if batch.return_logprob:  # SGLang expects one for each emitted token of a speculative step
+            output.next_token_logprobs = output.next_token_logprobs[:, None]
         return output, token_ids
 
-    @staticmethod
-    def _widen_logprobs(batch: Any, output: Any) -> None:
-        """SGLang expects one log-probability per emitted token of a speculative step."""
-        if batch.return_logprob:
-            output.next_token_logprobs = output.next_token_logprobs[:, None]
+    def _emit_decoded(self, indices: torch.Tensor, token_ids: torch.Tensor) -> Emission:
+        """The sampled tokens become pending and are emitted."""
+        self.table.tokens[indices, 0] = token_ids
+        return Emission(token_ids[:, None], torch.ones_like(token_ids, dtype=torch.int32))
 
-    @staticmethod
-    def _result(
-        batch: Any, output: Any, emission: Emission, pending: torch.Tensor, can_run_cuda_graph: bool = False
-    ) -> Any:
+    def _to_device(self, numbers: tuple[int, ...]) -> torch.Tensor:
+        """On the device as int64, without waiting for it."""
+        host = torch.tensor(numbers, dtype=torch.int64, pin_memory=self.device == "cuda")
+        return host.to(self.device, non_blocking=True)
+
+    def _result(self, batch: Any, output: Any, emission: Emission, captured: bool) -> Any:
         new_seq_lens = batch.seq_lens.to(torch.int64) + emission.lens
+        pending = self.table.tokens[batch.req_pool_indices.long(), 0]
         return GenerationBatchResult(
             logits_output=output,
             next_token_ids=emission.tokens.reshape(-1),
@@ -249,5 +242,5 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             speculative_num_draft_tokens=emission.tokens.shape[1],
             # Counts emitted tokens, so that a step which emits none counts as that.
             num_non_draft_tokens_per_req=0,
-            can_run_cuda_graph=can_run_cuda_graph,
+            can_run_cuda_graph=captured,
         )

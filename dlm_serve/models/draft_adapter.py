@@ -65,7 +65,8 @@ class DraftAdapter:
             if self._token_on is None:
                 return None
             hidden, *rest = output
-            return (hidden + self._token_on.to(hidden.dtype) * (args[0] @ lora_a.T @ lora_b.T), *rest)
+            low_rank = (args[0] @ lora_a.T) * self._token_on.to(hidden.dtype)
+            return (torch.addmm(hidden, low_rank, lora_b.T), *rest)
 
         o_proj.register_forward_hook(add)
 

@@ -19,6 +19,8 @@ from sglang.srt.models.ministral3 import Ministral3ForCausalLM
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
 from dlm_serve.models.draft_adapter import DraftAdapter
+from dlm_serve.models.logits import BlockLogitsProcessor
+from dlm_serve.models.query_scale import QueryScale
 
 _RENAMED = {"encoder.": "model.", "diffusion_head.": "lm_head."}
 
@@ -30,6 +32,11 @@ class NemotronLabsDiffusionModel(Ministral3ForCausalLM):  # type: ignore[misc]  
         self, config: NemotronLabsDiffusionConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
     ) -> None:
         super().__init__(config=config, quant_config=quant_config, prefix=prefix)
+        self.logits_processor = BlockLogitsProcessor(config)
+        scale = QueryScale()
+        for layer_id in range(self.model.start_layer, self.model.end_layer):
+            attention = self.model.layers[layer_id].self_attn
+            scale.attach(attention, is_first=layer_id == self.model.start_layer)
         self.draft_adapter: DraftAdapter | None = None
         self._is_loaded = False
 

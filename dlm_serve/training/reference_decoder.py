@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm_serve.decoding import Rows, RowSettings, Sampling, advance, layout, predict
+from dlm_serve.decoding import Rows, RowSettings, advance, layout, predict
 from dlm_serve.training.layout import CLEAN, Layout, Mask
 from dlm_serve.training.model import DiffusionModel
 
@@ -69,7 +69,7 @@ def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -
     mask = Layout(torch.zeros_like(position), position, clean, position + 1).dense_mask()
     hidden = model(committed[:, : position.shape[1]], position, mask)
     logits = model.diffusion_head(hidden[torch.arange(len(lens), device=lens.device), lens - 1])
-    return predict(logits[:, None], lens[:, None], _greedy(lens), model.mask_token_id).ids[:, 0]
+    return predict(logits[:, None], model.mask_token_id).ids[:, 0]
 
 
 def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch:
@@ -82,7 +82,7 @@ def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch
     hidden = model(tokens, positions, mask, drafting=in_block & how.lora_on[:, None])
     logits = model.diffusion_head(hidden[:, context:])
     columns = batch.lens[:, None] + torch.arange(width, device=tokens.device)
-    prediction = predict(logits, columns + how.shift[:, None], _greedy(batch.lens), model.mask_token_id)
+    prediction = predict(logits, model.mask_token_id)
 
     after, emission = advance(rows, prediction, model.mask_token_id)
     # A causal forward commits the row's first tokens, as many as it emits: the pending one and those accepted.
@@ -129,9 +129,3 @@ def _is_done(answer: Answer, settings: RowSettings, max_new_tokens: int) -> bool
 def _cut(answer: Answer, settings: RowSettings, max_new_tokens: int) -> Answer:
     stops = [answer.ids.index(stop) + 1 for stop in settings.stop_ids if stop in answer.ids]
     return Answer(answer.ids[: min([max_new_tokens, *stops])], answer.nfe, answer.accepted)
-
-
-def _greedy(like: torch.Tensor) -> Sampling:
-    """Greedy sampling for as many rows as `like` has."""
-    ones = torch.ones_like(like, dtype=torch.float32)
-    return Sampling(ones, ones.int(), ones, 0 * ones, ones.long(), all_greedy=True, needs_filter=False)

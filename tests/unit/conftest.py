@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; read when Triton is first imported
+import pytest
 
-import torch
+# Kernels run in Triton's interpreter, which it decides when it is first imported, unless a GPU is asked for.
+ON_GPU = os.environ.get("DLM_TEST_DEVICE") == "cuda"
+if not ON_GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels are checked."""
+    return torch.device("cuda" if ON_GPU else "cpu")

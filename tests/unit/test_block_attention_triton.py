@@ -1,14 +1,16 @@
-"""The Triton kernels of block attention against their reference, through Triton's interpreter."""
+"""The Triton kernels of block attention against their reference: in Triton's interpreter, or on a GPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from dlm_kernels.block_attention import reference
 from dlm_kernels.block_attention import triton as kernels
+
+from tests.unit.conftest import ON_GPU
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Shape:
         return f"W{self.width}-{heads}-C{'_'.join(map(str, self.prefix_lens))}-S{self.splits}"
 
 
+# The interpreter computes with NumPy, which has no bfloat16.
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if ON_GPU else [])]
+
 SHAPES = [
     Shape(1, 8, 1, 32, (3, 200), 2),
     Shape(4, 4, 2, 96, (70, 3, 0), 4),
@@ -37,7 +42,7 @@ SHAPES = [
 ]
 
 
-def arguments(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
+def arguments(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Random keys in shuffled slots; rows of all flags and of different lengths."""
     generator = torch.Generator().manual_seed(0)
     batch, width = len(shape.prefix_lens), shape.width
@@ -46,7 +51,7 @@ def arguments(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
         return torch.randn(*size, generator=generator).to(dtype)
 
     table = torch.stack([torch.randperm(500, generator=generator)[:260] for _ in range(batch + 1)])
-    return {
+    args = {
         "q": random(batch, width, shape.num_heads, shape.head_dim),
         "k": random(batch, width, shape.num_kv_heads, shape.head_dim),
         "v": random(batch, width, shape.num_kv_heads, shape.head_dim),
@@ -59,6 +64,7 @@ def arguments(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
         "new_len": torch.tensor([max(1, width - i) for i in range(batch)], dtype=torch.int32),
         "scale": shape.head_dim**-0.5,
     }
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in args.items()}
 
 
 def real_tokens(out: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
@@ -66,12 +72,18 @@ def real_tokens(out: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
     return torch.cat([row[:length] for row, length in zip(out.double(), args["new_len"].tolist(), strict=True)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_reference(shape: Shape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_reference(
+    shape: Shape, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At most twice as far from the float64 result as the reference in the same precision, plus a rounding."""
-    monkeypatch.setattr(kernels, "_num_splits", lambda num_programs, device: shape.splits)
-    args = arguments(shape, dtype)
+    launch = replace(
+        kernels._launch(1, shape.width * shape.num_heads // shape.num_kv_heads, torch.device("cpu")),
+        splits=shape.splits,
+    )
+    monkeypatch.setattr(kernels, "_launch", lambda *_: launch)
+    args = arguments(shape, dtype, device)
     wide: dict[str, Any] = {
         name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in args.items()
     }
@@ -81,8 +93,8 @@ def test_equals_reference(shape: Shape, dtype: torch.dtype, monkeypatch: pytest.
     assert error <= 2 * allowed + torch.finfo(dtype).eps * oracle.abs().max()
 
 
-def test_rows_of_one_batch_are_as_alone() -> None:
-    args = arguments(SHAPES[3], torch.float32)
+def test_rows_of_one_batch_are_as_alone(device: torch.device) -> None:
+    args = arguments(SHAPES[3], torch.float32, device)
     together = kernels.block_attention(**args)
     per_row = ("q", "k", "v", "slot_rows", "prefix_lens", "causal_len", "new_len")
     for i in range(3):
@@ -91,9 +103,9 @@ def test_rows_of_one_batch_are_as_alone() -> None:
         assert torch.equal(kernels.block_attention(**one)[0, :length], together[i, :length])
 
 
-def test_tokens_may_lie_apart() -> None:
+def test_tokens_may_lie_apart(device: torch.device) -> None:
     """As they do when queries, keys and values are slices of one projection."""
-    args = arguments(SHAPES[4], torch.float32)
+    args = arguments(SHAPES[4], torch.float32, device)
     batch, width, num_heads, head_dim = args["q"].shape
     num_kv_heads = args["k"].shape[2]
     joint = torch.cat([args[name].flatten(2) for name in ("q", "k", "v")], dim=2).view(batch * width, -1)
@@ -116,6 +128,6 @@ def test_tokens_may_lie_apart() -> None:
     ids=["groups", "head_dim", "layout", "cache", "table"],
 )
 def test_what_the_kernels_do_not_read_is_refused(change: dict[str, torch.Tensor], says: str) -> None:
-    args = arguments(Shape(2, 4, 2, 16, (5,), 1), torch.float32)
+    args = arguments(Shape(2, 4, 2, 16, (5,), 1), torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match=says):
         kernels.block_attention(**{**args, **change})

@@ -27,6 +27,7 @@ from dlm_serve.decoding import (
     carry,
     layout,
     predict,
+    resample,
 )
 from dlm_serve.decoding.rows import MAX_STOP_IDS
 from dlm_serve.decoding.sampling import gumbel_noise
@@ -285,7 +286,8 @@ def predicted(rows: Rows, contexts: Sequence[Sequence[int]], asks: Sequence[Ask]
     step = layout(rows)
     committed = torch.tensor([len(context) for context in contexts])
     positions = committed[:, None] + torch.arange(rows.width) + step.shift[:, None]
-    return predict(forward(rows, contexts, step), positions, sampling_of(asks), MASK)
+    logits = forward(rows, contexts, step)
+    return resample(predict(logits, MASK), logits, positions, sampling_of(asks), MASK)
 
 
 def serve(asks: Sequence[Ask]) -> list[Answer]:

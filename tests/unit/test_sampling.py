@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from dlm_serve.decoding import Sampling, predict, sample
+from dlm_serve.decoding import Prediction, Sampling, predict, resample, sample
 from dlm_serve.decoding.sampling import gumbel_noise
 
 MASK, VOCAB_SIZE = 3, 12
@@ -38,6 +38,11 @@ def sampling_of(
         all_greedy=top_k == 1,
         needs_filter=1 < top_k < VOCAB_SIZE or top_p < 1 or min_p > 0,
     )
+
+
+def sampled(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling) -> Prediction:
+    """What the server predicts for `logits` [B, W, V] at `positions` [B, W]."""
+    return resample(predict(logits, MASK), logits, positions, sampling, MASK)
 
 
 def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -267,7 +272,7 @@ def test_confidence_and_entropy_are_those_of_the_raw_distribution() -> None:
     logits = random_logits(3, 4, VOCAB_SIZE)
     logits[..., MASK] += 3.0
     positions = torch.arange(12).view(3, 4)
-    prediction = predict(logits, positions, sampling_of(3, temperature=0.3, top_p=0.8), MASK)
+    prediction = sampled(logits, positions, sampling_of(3, temperature=0.3, top_p=0.8))
     log_probs = logits.double() - logits.double().logsumexp(-1, keepdim=True)
     confidence = log_probs.exp().gather(2, prediction.ids[..., None])[..., 0]
     entropy = -(log_probs.exp() * log_probs).sum(-1)
@@ -283,11 +288,11 @@ def test_entropy_of_certainty_is_zero() -> None:
     """Probabilities that underflow to 0 give no nan."""
     logits = torch.full((1, 1, VOCAB_SIZE), -1e4)
     logits[..., 5] = 1e4
-    prediction = predict(logits, torch.zeros(1, 1, dtype=torch.int64), sampling_of(1, top_k=1), MASK)
+    prediction = predict(logits, MASK)
     assert (prediction.ids.item(), prediction.confidence.item(), prediction.entropy.item()) == (5, 1.0, 0.0)
 
 
-def test_predict_samples_every_position_with_its_rows_sampling() -> None:
+def test_resampling_samples_every_position_with_its_rows_sampling() -> None:
     logits, positions = random_logits(3, 5, VOCAB_SIZE), torch.arange(15).view(3, 5) * 2
     rows = Sampling(
         temperature=torch.tensor([0.5, 1.0, 2.0]),
@@ -298,7 +303,7 @@ def test_predict_samples_every_position_with_its_rows_sampling() -> None:
         all_greedy=False,
         needs_filter=True,
     )
-    ids = predict(logits, positions, rows, MASK).ids
+    ids = sampled(logits, positions, rows).ids
     for row in range(3):
         one = rows.select(slice(row, row + 1))
         for i in range(5):
@@ -311,6 +316,6 @@ def test_a_draft_and_its_verification_choose_the_same_token(name: str) -> None:
     width, committed = 6, 100
     by_target = random_logits(width + 1, VOCAB_SIZE)
     sampling, columns = sampling_of(1, *SAMPLINGS[name], seed=77), torch.arange(width)
-    drafted = predict(by_target[None, :width], committed + columns[None], sampling, MASK).ids[0]
-    verified = predict(by_target[None, 1:], committed + columns[None] + 1, sampling, MASK).ids[0]
+    drafted = sampled(by_target[None, :width], committed + columns[None], sampling).ids[0]
+    verified = sampled(by_target[None, 1:], committed + columns[None] + 1, sampling).ids[0]
     assert torch.equal(drafted[1:], verified[:-1])

@@ -7,14 +7,17 @@ captured graph serves rows of any length, any mix of `causal_len` and `new_len`,
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 
-TILE_ROWS = 128
 MAX_SPLITS = 32
+SMALL_BATCH = 16
+"""(request, KV head) pairs up to which two small tiles side by side beat a large one."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -105,7 +108,6 @@ def _split_kernel(
     N: tl.constexpr,
     BW: tl.constexpr,
     BD: tl.constexpr,
-    SPLITS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Attention of the rows [i_m * M, (i_m + 1) * M) of request row i_b and KV head i_h over the keys of split i_s."""
@@ -124,7 +126,7 @@ def _split_kernel(
     l_row = tl.zeros([M], tl.float32)
     b_o = tl.zeros([M, BD], tl.float32)
 
-    span = tl.cdiv(tl.cdiv(prefix, SPLITS), N) * N
+    span = tl.cdiv(tl.cdiv(prefix, tl.num_programs(2)), N) * N
     start = i_s * span
     stop = tl.minimum(start + span, prefix)
     whole = start + tl.maximum(stop - start, 0) // N * N
@@ -152,11 +154,12 @@ def _split_kernel(
         m_row, l_row, b_o = _accumulate(b_q, b_k, b_v, visible, m_row, l_row, b_o, scale, True, PRECISION)
 
     i_out = ((i_s * tl.num_programs(0) + i_b) * HKV + i_h) * (W * G) + o_row
-    b_o = b_o / tl.where(l_row > 0, l_row, 1.0)[:, None]
-    mask_o = mask_row[:, None] & mask_d[None, :]
-    tl.store(partial + i_out[:, None] * D + o_d[None, :], b_o, mask=mask_o)
     log_l = tl.math.log2(tl.where(l_row > 0, l_row, 1.0))
     tl.store(log_sum + i_out, tl.where(l_row > 0, m_row + log_l, float("-inf")), mask=mask_row)
+    if i_s == 0 or start < stop:  # else the merge reads none of it
+        b_o = b_o / tl.where(l_row > 0, l_row, 1.0)[:, None]
+        mask_o = mask_row[:, None] & mask_d[None, :]
+        tl.store(partial + i_out[:, None] * D + o_d[None, :], b_o, mask=mask_o)
 
 
 @triton.jit
@@ -177,9 +180,12 @@ def _merge_kernel(
     o_s, o_d = tl.arange(0, SPLITS), tl.arange(0, BD)
     mask_d = o_d < D
     weight = tl.load(log_sum + o_s * num_rows + i_row)
-    weight = tl.math.exp2(weight - tl.max(weight, 0))
-    weight = weight / tl.sum(weight, 0)
-    b_o = tl.load(partial + (o_s[:, None] * num_rows + i_row) * D + o_d[None, :], mask=mask_d[None, :], other=0.0)
+    # Split 0 holds the row's own keys. A row that sees none of them either is padding.
+    mask_o = ((weight > float("-inf")) | (o_s == 0))[:, None] & mask_d[None, :]
+    top = tl.max(weight, 0)
+    weight = tl.math.exp2(weight - tl.where(top == float("-inf"), 0.0, top))
+    weight = weight / tl.maximum(tl.sum(weight, 0), 1e-30)
+    b_o = tl.load(partial + (o_s[:, None] * num_rows + i_row) * D + o_d[None, :], mask=mask_o, other=0.0)
     i_bh, i_wg = i_row // (W * G), i_row % (W * G)
     i_b, i_h = i_bh // HKV, i_bh % HKV
     p_out = out + ((i_b * W + i_wg // G) * (HKV * G) + i_h * G + i_wg % G) * D
@@ -207,15 +213,13 @@ def block_attention(
     num_kv_heads = k.shape[2]
     _check(q, k, v, k_cache, v_cache, slot_table)
     group = num_heads // num_kv_heads
-    tile = max(16, min(TILE_ROWS, triton.next_power_of_2(width * group)))
-    num_tiles = triton.cdiv(width * group, tile)
-    splits = _num_splits(batch * num_kv_heads * num_tiles, q.device)
+    launch = _launch(batch * num_kv_heads, width * group, q.device)
+    num_tiles = triton.cdiv(width * group, launch.tile)
     num_rows = batch * num_kv_heads * width * group
-    partial = torch.empty(splits, num_rows, head_dim, dtype=torch.float32, device=q.device)
-    log_sum = torch.empty(splits, num_rows, dtype=torch.float32, device=q.device)
-    shapes = {"W": width, "G": group, "D": head_dim, "HKV": num_kv_heads, "SPLITS": splits}
-    shapes["BD"] = triton.next_power_of_2(head_dim)
-    _split_kernel[(batch, num_tiles * num_kv_heads, splits)](
+    partial = torch.empty(launch.splits, num_rows, head_dim, dtype=torch.float32, device=q.device)
+    log_sum = torch.empty(launch.splits, num_rows, dtype=torch.float32, device=q.device)
+    shapes = {"W": width, "G": group, "D": head_dim, "HKV": num_kv_heads, "BD": triton.next_power_of_2(head_dim)}
+    _split_kernel[(batch, num_tiles * num_kv_heads, launch.splits)](
         q,
         k,
         v,
@@ -235,13 +239,15 @@ def block_attention(
         slot_table.stride(0),
         k_cache.stride(0),
         **shapes,
-        M=tile,
-        **_launch(tile),
+        M=launch.tile,
+        N=launch.keys,
         BW=max(16, triton.next_power_of_2(width)),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
     )
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    _merge_kernel[(num_rows,)](partial, log_sum, out, num_rows, **shapes, num_warps=1)
+    _merge_kernel[(num_rows,)](partial, log_sum, out, num_rows, **shapes, SPLITS=launch.splits, num_warps=1)
     return out
 
 
@@ -269,15 +275,28 @@ def _check(
         raise ValueError("slot_table: its rows must be contiguous")
 
 
-def _launch(tile: int) -> dict[str, int]:
-    """How the split kernel is launched for tiles of so many rows: what was fastest on an H200."""
-    return {"N": 64 if tile == TILE_ROWS else 128, "num_warps": 4, "num_stages": 3}
+@dataclass(frozen=True)
+class _Launch:
+    """How the split kernel is launched."""
+
+    tile: int
+    """Query rows of a program."""
+    keys: int
+    """Keys that it reads at a time."""
+    splits: int
+    """Parts that a request's committed keys are cut into."""
+    num_warps: int
+    num_stages: int
 
 
-def _num_splits(num_programs: int, device: torch.device) -> int:
-    """A power of two that gives each multiprocessor about one program."""
-    wanted = triton.cdiv(_num_multiprocessors(device), num_programs)
-    return int(max(1, min(MAX_SPLITS, triton.next_power_of_2(wanted))))
+def _launch(num_groups: int, num_rows: int, device: torch.device) -> _Launch:
+    """What was fastest on an H200 for `num_rows` query rows of each of `num_groups` (request, KV head) pairs."""
+    largest = 64 if num_groups <= SMALL_BATCH else 128
+    tile = max(16, min(largest, triton.next_power_of_2(num_rows)))
+    programs_at_once = _num_multiprocessors(device) * (4 if tile <= 32 else 2)
+    splits = programs_at_once // (num_groups * triton.cdiv(num_rows, tile))
+    splits = min(MAX_SPLITS, 2 ** int(math.log2(max(1, splits))))
+    return _Launch(tile, keys=64, splits=splits, num_warps=2 if tile <= 32 else 4, num_stages=3)
 
 
 @lru_cache

@@ -1,0 +1,203 @@
+"""CUDA graphs of block steps: one pair per (batch size, width), whatever mix of phases its rows are in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from sglang.srt.distributed.parallel_state import graph_capture
+from sglang.srt.model_executor.runner.base_cuda_graph_runner import freeze_gc
+from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import FullCudaGraphBackend
+from sglang.srt.model_executor.runner_utils.capture_mode import model_capture_mode
+from sglang.srt.model_executor.runner_utils.pool import get_or_create_global_graph_capture_stream
+from sglang.srt.model_executor.runner_utils.shared_read_event import make_external_event
+
+from dlm_serve.config import RoutingConfig
+from dlm_serve.decoding import Emission, Prediction
+from dlm_serve.engine.block_step import BlockStep
+from dlm_serve.engine.shapes import Shape, Shapes
+from dlm_serve.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class BlockGraphs:
+    """Runs block steps by replaying graphs; steps of shapes that were not captured run eagerly."""
+
+    def __init__(self, step: BlockStep, model_runner: Any, shapes: Shapes, vocab_size: int) -> None:
+        self._step = step
+        self._model_runner = model_runner
+        self._shapes = shapes
+        self._find = cache(shapes.find)
+        self._uncaptured: set[tuple[int, int]] = set()
+        self._buffers = _Buffers.of(shapes, vocab_size, model_runner.dtype, model_runner.device)
+        self.device_module = torch.cuda  # read by the backend
+        self._backend = FullCudaGraphBackend(self)
+        # Later work of the scheduler waits for this alone, not for the whole forward.
+        self._slots_read = make_external_event(torch.cuda)
+        self._capture()
+
+    @classmethod
+    def capture(cls, step: BlockStep, model_runner: Any, routing: RoutingConfig) -> BlockGraphs:
+        """Graphs of the configured widths, for as many requests as may run and as many tokens as the budget allows."""
+        vocab_size = model_runner.model_config.vocab_size
+        # A token's logits and their copy, and what the layers hold at a time.
+        values = 2 * vocab_size + 16 * model_runner.model_config.hidden_size
+        max_tokens = int(routing.graph_memory_gb * 1e9 / (values * model_runner.dtype.itemsize))
+        shapes = Shapes.within(routing.widths, model_runner.req_to_token_pool.size, max_tokens)
+        if not len(shapes):
+            raise ConfigError(
+                "routing.graph_memory_gb",
+                routing.graph_memory_gb,
+                f"holds {max_tokens} tokens, less than the smallest of routing.widths",
+                "raise it, or start with --disable-decode-cuda-graph",
+            )
+        return cls(step, model_runner, shapes, vocab_size)
+
+    def forward(
+        self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, Prediction]:
+        """See `Step`; W is the captured width."""
+        num_rows = indices.shape[0]
+        shape = self._find(num_rows, width)
+        if shape is None:
+            self._warn_once(num_rows, width)
+            return self._step.forward(indices, committed_lens, width)
+        self._buffers.load(shape, indices, committed_lens)
+        self._backend.replay(("forward", shape), None)
+        self._model_runner.shared_read_done_event = self._slots_read
+        logits, prediction = self._buffers.predicted(shape)
+        return logits[:num_rows], Prediction(*(t[:num_rows] for t in _tensors(prediction)))
+
+    def advance(self, indices: torch.Tensor, prediction: Prediction) -> Emission:
+        """See `Step`."""
+        num_rows, width = prediction.ids.shape
+        shape = self._find(num_rows, width)
+        if shape is None:
+            return self._step.advance(indices, prediction)
+        for buffer, tensor in zip(_tensors(self._buffers.predicted(shape)[1]), _tensors(prediction), strict=True):
+            if buffer.data_ptr() != tensor.data_ptr():
+                buffer[:num_rows].copy_(tensor)
+        self._backend.replay(("advance", shape), None)
+        emission = self._buffers.emitted(shape)
+        # The next replay overwrites the buffers, perhaps before SGLang has copied them to the host.
+        return Emission(emission.tokens[:num_rows].clone(), emission.lens[:num_rows].clone())
+
+    def _warn_once(self, num_rows: int, width: int) -> None:
+        if (num_rows, width) not in self._uncaptured:
+            self._uncaptured.add((num_rows, width))
+            logger.warning(
+                "block steps of %d rows of width %d run without a CUDA graph: raise routing.graph_memory_gb "
+                "or add the width to routing.widths",
+                num_rows,
+                width,
+            )
+
+    def _capture(self) -> None:
+        start, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
+        stream = get_or_create_global_graph_capture_stream()
+        with (
+            freeze_gc(enable_cudagraph_gc=False),
+            model_capture_mode(),
+            graph_capture(stream=stream),
+            self._backend.capture_session(stream),
+        ):
+            for shape in self._shapes:
+                self._backend.capture_one(("forward", shape), self._forward_program(shape))
+                self._backend.capture_one(("advance", shape), self._advance_program(shape))
+        logger.info(
+            "Captured block steps: %d shapes, widths %s, up to %d tokens, %.1f s, %.2f GB",
+            len(self._shapes),
+            self._shapes.widths,
+            self._shapes.max_tokens,
+            time.perf_counter() - start,
+            (free - torch.cuda.mem_get_info()[0]) / 1e9,
+        )
+
+    def _forward_program(self, shape: Shape) -> Callable[[], None]:
+        def run() -> None:
+            indices, committed_lens = self._buffers.inputs(shape)
+            logits, prediction = self._step.forward(indices, committed_lens, shape.width, self._record_slots_read)
+            for buffer, tensor in zip(
+                (self._buffers.predicted(shape)[0], *_tensors(self._buffers.predicted(shape)[1])),
+                (logits, *_tensors(prediction)),
+                strict=True,
+            ):
+                buffer.copy_(tensor)
+
+        return run
+
+    def _advance_program(self, shape: Shape) -> Callable[[], None]:
+        def run() -> None:
+            indices, _ = self._buffers.inputs(shape)
+            emission = self._step.advance(indices, self._buffers.predicted(shape)[1])
+            buffers = self._buffers.emitted(shape)
+            buffers.tokens.copy_(emission.tokens)
+            buffers.lens.copy_(emission.lens)
+
+        return run
+
+    def _record_slots_read(self) -> None:
+        if self._slots_read is not None and torch.cuda.is_current_stream_capturing():
+            self._slots_read.record()
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What the graphs of all shapes read and write: memory that lasts, its first part used by each shape."""
+
+    indices: torch.Tensor  # [B] int64
+    committed_lens: torch.Tensor  # [B] int64
+    logits: torch.Tensor  # [T, V], the model's dtype
+    ids: torch.Tensor  # [T] int64
+    confidence: torch.Tensor  # [T] float32
+    entropy: torch.Tensor  # [T] float32
+    tokens: torch.Tensor  # [T] int64
+    lens: torch.Tensor  # [B] int32
+
+    @classmethod
+    def of(cls, shapes: Shapes, vocab_size: int, dtype: torch.dtype, device: Any) -> _Buffers:
+        rows, tokens = shapes.max_batch_size, shapes.max_tokens
+
+        def make(*size: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        return cls(
+            indices=make(rows, dtype=torch.int64),
+            committed_lens=make(rows, dtype=torch.int64),
+            logits=make(tokens, vocab_size, dtype=dtype),
+            ids=make(tokens, dtype=torch.int64),
+            confidence=make(tokens, dtype=torch.float32),
+            entropy=make(tokens, dtype=torch.float32),
+            tokens=make(tokens, dtype=torch.int64),
+            lens=make(rows, dtype=torch.int32),
+        )
+
+    def load(self, shape: Shape, indices: torch.Tensor, committed_lens: torch.Tensor) -> None:
+        """The inputs of a step, padded with row 0, which no request owns."""
+        num_rows = indices.shape[0]
+        for buffer, tensor in ((self.indices, indices), (self.committed_lens, committed_lens)):
+            buffer[:num_rows].copy_(tensor)
+            buffer[num_rows : shape.batch_size].zero_()
+
+    def inputs(self, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.indices[: shape.batch_size], self.committed_lens[: shape.batch_size]
+
+    def predicted(self, shape: Shape) -> tuple[torch.Tensor, Prediction]:
+        def cut(buffer: torch.Tensor) -> torch.Tensor:
+            return buffer[: shape.num_tokens].view(shape.batch_size, shape.width, *buffer.shape[1:])
+
+        return cut(self.logits), Prediction(cut(self.ids), cut(self.confidence), cut(self.entropy))
+
+    def emitted(self, shape: Shape) -> Emission:
+        tokens = self.tokens[: shape.num_tokens].view(shape.batch_size, shape.width)
+        return Emission(tokens, self.lens[: shape.batch_size])
+
+
+def _tensors(prediction: Prediction) -> tuple[torch.Tensor, ...]:
+    return prediction.ids, prediction.confidence, prediction.entropy

@@ -1,0 +1,70 @@
+"""Which block steps are captured, and which forward each row of a step takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlm_serve.config import DecodePlan, RequestOptions, ServerConfig
+from dlm_serve.engine.shapes import Shape, Shapes
+from dlm_serve.engine.split import Split
+
+AUTOREGRESSIVE, BLOCK_8, BLOCK_32 = (
+    DecodePlan.resolve(RequestOptions.parse(options), ServerConfig(), 32, ())
+    for options in ({"mode": "autoregressive"}, {"mode": "diffusion", "block_length": 8}, {"mode": "self_speculation"})
+)
+
+
+def test_shapes_end_at_the_token_budget_and_at_the_running_requests() -> None:
+    shapes = Shapes.within((32, 4), max_batch_size=20, max_tokens=128)
+    expected = [(4, 32), (20, 4), (16, 4), (2, 32), (8, 4), (1, 32), (4, 4), (2, 4), (1, 4)]
+    assert [(shape.batch_size, shape.width) for shape in shapes] == expected
+    assert (shapes.widths, shapes.max_batch_size, shapes.max_tokens) == ([4, 32], 20, 128)
+
+
+def test_no_shape_fits_too_small_a_budget() -> None:
+    assert len(Shapes.within((8, 16), 4, 7)) == 0
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "width", "expected"),
+    [
+        (1, 1, Shape(1, 4)),
+        (1, 4, Shape(1, 4)),
+        (1, 5, Shape(1, 32)),
+        (3, 4, Shape(4, 4)),
+        (17, 3, Shape(20, 4)),
+        (3, 32, Shape(4, 32)),
+        (5, 32, None),
+        (21, 4, None),
+        (1, 33, None),
+    ],
+)
+def test_a_step_takes_the_smallest_shape_that_holds_it(num_rows: int, width: int, expected: Shape | None) -> None:
+    assert Shapes.within((32, 4), max_batch_size=20, max_tokens=128).find(num_rows, width) == expected
+
+
+@pytest.mark.parametrize(
+    ("plans", "decode_rows", "block_rows", "width"),
+    [
+        ([AUTOREGRESSIVE] * 3, (0, 1, 2), (), 1),
+        ([BLOCK_8, BLOCK_32], (), (0, 1), 32),
+        ([BLOCK_8, AUTOREGRESSIVE], (), (0, 1), 8),
+        ([BLOCK_32, *[AUTOREGRESSIVE] * 11], (), tuple(range(12)), 32),
+        ([*[AUTOREGRESSIVE] * 12, BLOCK_32], tuple(range(12)), (12,), 32),
+        ([AUTOREGRESSIVE, BLOCK_32, *[AUTOREGRESSIVE] * 126], (0, *range(2, 128)), (1,), 32),
+        ([*[BLOCK_32] * 64, AUTOREGRESSIVE], (), tuple(range(65)), 32),
+    ],
+    ids=[
+        "all autoregressive",
+        "all blocks",
+        "a pair",
+        "cheap to pad",
+        "dear to pad",
+        "one among 127",
+        "one among blocks",
+    ],
+)
+def test_rows_take_the_cheaper_way(
+    plans: list[DecodePlan], decode_rows: tuple[int, ...], block_rows: tuple[int, ...], width: int
+) -> None:
+    assert Split.of(plans) == Split(decode_rows, block_rows, width)
