@@ -12,13 +12,12 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-import dlm_serve
 from dlm_serve.errors import CheckpointError
 from dlm_serve.models import checkpoint as checkpoint_module
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER, Checkpoint
 
 SOURCE = Path(__file__).parents[1] / "data" / "nld-trained-b8"
-WITH_ADAPTER = Path(dlm_serve.__file__).parent / "assets" / "nld-trained-b32-lora"
+WITH_ADAPTER = SOURCE.parent / "nld-trained-b32-lora"
 CONFIG: dict[str, Any] = json.loads((SOURCE / "config.json").read_text())
 EOS, VOCAB_SIZE = CONFIG["eos_token_id"], CONFIG["vocab_size"]
 

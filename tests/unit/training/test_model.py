@@ -19,7 +19,7 @@ from dlm_serve.training.model import CONSTANT_CHANNEL, DiffusionModel
 from dlm_serve.training.reference_decoder import decode
 
 TESTS = Path(__file__).parent.parent.parent
-WITH_ADAPTER = TESTS.parent / "dlm_serve" / "assets" / "nld-trained-b32-lora"
+WITH_ADAPTER = TESTS / "data" / "nld-trained-b32-lora"
 MODES = {"ar": Mode.AUTOREGRESSIVE, "diffusion": Mode.DIFFUSION, "linear_spec": Mode.SELF_SPECULATION}
 EVERY = 12
 """One in so many golden cases: the server's tests run them all."""
