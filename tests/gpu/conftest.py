@@ -35,9 +35,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (metadata / "entry_points.txt").write_text("[sglang.srt.plugins]\nsync_guard = sync_guard:register\n")
     path = os.pathsep.join([str(folder), str(PLUGIN), os.environ.get("PYTHONPATH", "")])
     log = Path(os.environ.get("OUT", folder)) / "guarded.log"
-    with Server.launch(
-        ROOT / "tests/data/nld-trained-b32-lora", *FLAGS, log=log, env={"PYTHONPATH": path}
-    ) as server:
+    with Server.launch(ROOT / "tests/data/nld-trained-b32-lora", *FLAGS, log=log, env={"PYTHONPATH": path}) as server:
         yield server
 
 

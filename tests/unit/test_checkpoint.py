@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from dlm_serve import bundled
 from dlm_serve.errors import CheckpointError
 from dlm_serve.models import checkpoint as checkpoint_module
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER, Checkpoint
@@ -283,4 +284,18 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
 
 def test_the_bundled_checkpoint_is_complete() -> None:
     """Its adapter lies in a folder of its own, so its tensors do not count as left over."""
-    find(WITH_ADAPTER).check_weights()
+    checkpoint = find(Path(bundled.expand("nano")))
+    checkpoint.check_weights()
+    assert checkpoint.draft_adapter("auto") == bundled.FOLDER / DRAFT_ADAPTER_FOLDER
+    assert sum(file.stat().st_size for file in bundled.FOLDER.rglob("*") if file.is_file()) <= 16e6
+
+
+def test_the_name_of_the_bundled_model_gives_way_to_a_model_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    assert bundled.expand("nano") == str(bundled.FOLDER)
+    (tmp_path / "nano" / "config.json").write_text("{}")
+    assert bundled.expand("nano") == "nano"
+    assert bundled.expand("nano/draft") == "nano/draft"

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.ministral3 import Ministral3Config, Ministral3ForCausalLM
 
+from dlm_serve import bundled
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError
 from dlm_serve.inflation import SHAPES, inflate
 from dlm_serve.inflation.shapes import Shape
@@ -139,10 +140,12 @@ def logits(folder: Path, dtype: torch.dtype, *, is_causal: bool = True, with_ada
     config, tensors = json.loads((folder / "config.json").read_text()), read_weights(folder)
     if with_adapter:
         delta = read_weights(folder / DRAFT_ADAPTER_FOLDER)
+        adapter = json.loads((folder / DRAFT_ADAPTER_FOLDER / "adapter_config.json").read_text())
+        scale = adapter["lora_alpha"] / adapter["r"]
         for layer in range(config["num_hidden_layers"]):
             name = f"encoder.layers.{layer}.self_attn.o_proj."
             low = f"base_model.model.{name}lora_"
-            tensors[f"{name}weight"] += SCALE * delta[f"{low}B.weight"] @ delta[f"{low}A.weight"]
+            tensors[f"{name}weight"] += scale * delta[f"{low}B.weight"] @ delta[f"{low}A.weight"]
     model = Ministral3ForCausalLM(Ministral3Config(**config, attn_implementation="eager"))
     renamed = {
         name.replace("encoder.", "model.").replace("diffusion_head.", "lm_head."): tensor
@@ -185,6 +188,21 @@ def test_logits_are_those_of_the_small_model(small: Path, large: Path, is_causal
     found = logits(large, torch.float32, is_causal=is_causal, with_adapter=with_adapter)
     assert 0 < rounding < 1e-4
     assert largest(found[:, : exact.shape[1]] - exact) <= 2 * rounding
+
+
+def test_the_bundled_model(tmp_path: Path) -> None:
+    """Real weights, four times as wide; the likeliest tokens stay so."""
+    config = json.loads((bundled.FOLDER / "config.json").read_text())
+    shape = {"hidden_size": 1024, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 8}
+    shape |= {"num_key_value_heads": 2, "vocab_size": 2600}
+    path = tmp_path / "shape.json"
+    path.write_text(json.dumps({**{name: config[name] for name in SIZES}, **shape}))
+    inflate(str(bundled.FOLDER), str(path), tmp_path / "large")
+    exact = logits(bundled.FOLDER, torch.float64, with_adapter=True)
+    rounding = largest(logits(bundled.FOLDER, torch.float32, with_adapter=True) - exact)
+    found = logits(tmp_path / "large", torch.float32, with_adapter=True)
+    assert largest(found[:, : exact.shape[1]] - exact) <= 2 * rounding
+    assert torch.equal(found.argmax(1), exact.argmax(1))
 
 
 @pytest.mark.parametrize(
