@@ -9,13 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from dlm_serve import bundled
+from dlm_serve.bundled import FOLDER as BUNDLED_MODEL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder to write to, new or empty")
     parser.add_argument("--like", required=True, help="3b, 8b or the path of a config.json")
-    parser.add_argument("--model", default=str(bundled.FOLDER), metavar="PATH", help="the small model's folder")
+    parser.add_argument("--model", default=str(BUNDLED_MODEL), metavar="PATH", help="the small model's folder")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -107,6 +107,7 @@ ALLOWED = {
     ),
     "dlm_serve.cli": (
         "rich",
+        "dlm_serve.bundled",
         "dlm_serve.cli",
         "dlm_serve.client",
         "dlm_serve.config",
