@@ -207,6 +207,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     def _sample(self, batch: Any, logits: torch.Tensor, committed: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """Sample the next token of every row from `logits` [B, V] float32 as SGLang does, with all that it honours."""
         output = LogitsProcessorOutput(next_token_logits=logits)
+        batch.sampling_info.grammars = [req.grammar for req in batch.reqs] if batch.has_grammar else None
         self.model_runner._preprocess_logits(output, batch.sampling_info)
         token_ids = self.model_runner.sampler(
             output,

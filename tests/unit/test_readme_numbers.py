@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
-SCRIPT = ROOT / "benchmarks" / "tokens_per_forward.py"
 
 
-def test_tokens_per_forward() -> None:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.table(json.loads(script.RESULT.read_text())) in (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("name", ["tokens_per_forward", "decode_speed"])
+def test_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the scripts extend it
+    figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    assert importlib.import_module(name).table(figures) in (ROOT / "README.md").read_text()
