@@ -182,6 +182,26 @@ def summary(results: dict[str, list[float]]) -> dict[str, float]:
     return ratios
 
 
+def table(figures: dict[str, Any]) -> str:
+    """The figures as the README shows them."""
+    ms = {name: f"{statistics.median(values):.2f} ms" for name, values in figures["measured"].items()}
+    ratios = {name: f"{ratio:.2f}" for name, ratio in figures["ratios"].items()}
+    speeds = ", ".join(ratios[f"tok/s / plain SGLang at {c}"] for c in CONCURRENCIES)
+    beside = "127 autoregressive beside one self-speculation / without, 1024"
+    rows = {
+        "autoregressive step, batch 1": f"{ms['dlm-serve step ms, batch 1, 1024']}; "
+        f"plain SGLang {ms['SGLang step ms, batch 1, 1024']}",
+        "block step of width 32, batch 1": f"{ms['block step ms, batch 1, width 32, 1024']}; "
+        f"{ratios['block step of width 32 / autoregressive step, batch 1']} of an autoregressive one",
+        "block step of width 8, batch 8": f"{ms['block step ms, batch 8, width 8, 1024']}; "
+        f"{ratios['block step of width 8 / autoregressive step, batch 8']} of an autoregressive one",
+        "step of 127 autoregressive requests beside one that self-speculates": f"{ratios[beside]} of a step without it",
+        "prefill of 4096 tokens, speed over plain SGLang": ratios["prefill speed / plain SGLang"],
+        "`autoregressive` over plain SGLang, 128 tokens in and 256 out, at concurrency 1, 8, 32, 128": speeds,
+    }
+    return "\n".join(["| what | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=34, help="fewer, to try the script")

@@ -75,6 +75,21 @@ SEAMS = (
         f"{_SRT}.mem_cache.allocation.assign_req_to_token_pool_func",
         ("req_pool_indices", "req_to_token", "start_offset", "end_offset", "out_cache_loc", "batch_size"),
     ),
+    Seam(f"{_SRT}.distributed.parallel_state.graph_capture", ("stream",)),
+    Seam(f"{_SRT}.model_executor.forward_context.forward_context", ("ctx", "forward_batch")),
+    Seam(f"{_SRT}.model_executor.forward_context.ForwardContext", ("attn_backend",)),
+    Seam(f"{_SRT}.model_executor.runner.base_cuda_graph_runner.freeze_gc", ("enable_cudagraph_gc",)),
+    Seam(
+        f"{_SRT}.model_executor.runner_backend.full_cuda_graph_backend.FullCudaGraphBackend.capture_one",
+        ("shape_key", "forward_fn"),
+    ),
+    Seam(
+        f"{_SRT}.model_executor.runner_backend.full_cuda_graph_backend.FullCudaGraphBackend.replay",
+        ("shape_key", "static_forward_batch"),
+    ),
+    Seam(f"{_SRT}.model_executor.runner_utils.capture_mode.model_capture_mode"),
+    Seam(f"{_SRT}.model_executor.runner_utils.pool.get_or_create_global_graph_capture_stream"),
+    Seam(f"{_SRT}.model_executor.runner_utils.shared_read_event.make_external_event", ("device_module",)),
     Seam(f"{_SRT}.mem_cache.kv_index_translator.KVIndexTranslator.bind_own_plan", ("forward_batch",)),
     Seam(
         f"{_SRT}.model_executor.model_runner_components.attention_backend_setup._build_resolved_backend",
@@ -88,7 +103,12 @@ SEAMS = (
         f"{_SRT}.layers.sampler.Sampler.forward",
         ("logits_output", "sampling_info", "return_logprob", "top_logprobs_nums", "token_ids_logprobs", "positions"),
     ),
+    Seam(
+        f"{_SRT}.layers.logits_processor.LogitsProcessor._copy_logits_to_buffer",
+        ("logits", "logits_metadata", "use_buffer", "softcap"),
+    ),
     Seam(f"{_SRT}.models.ministral3.Ministral3ForCausalLM"),
+    Seam(f"{_SRT}.models.ministral3._get_llama_4_attn_scale", ("positions_ids", "beta", "max_position_embeddings")),
 )
 """Probed in the main process when it serves one of our models, before any other process is started."""
 

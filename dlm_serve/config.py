@@ -49,7 +49,7 @@ class RoutingConfig(_Frozen):
     """Which block widths the server prepares for."""
 
     widths: tuple[Width, ...] = Field(default=(4, 8, 16, 32), min_length=1)
-    graph_memory_gb: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    graph_memory_gb: float = Field(default=1.1, gt=0, allow_inf_nan=False)
     """Gigabytes (1e9 bytes) for the CUDA graphs of block steps; larger steps run without one."""
 
     @property

@@ -6,7 +6,7 @@ Imports torch only, so that it can be read, tested and reused without SGLang.
 from dlm_serve.decoding.phase import Mode, Phase
 from dlm_serve.decoding.rows import Rows, RowSettings
 from dlm_serve.decoding.sampling import Prediction, Sampling, predict, resample, sample
-from dlm_serve.decoding.step import Emission, Layout, advance, advance_, carry, layout
+from dlm_serve.decoding.step import Emission, Layout, advance, advance_, carry, layout, shift_of
 
 __all__ = [
     "Emission",
@@ -24,4 +24,5 @@ __all__ = [
     "predict",
     "resample",
     "sample",
+    "shift_of",
 ]

@@ -77,8 +77,6 @@ def resample(
 
     `sampling` has one row for each of the B rows. Confidences are those of the sampled tokens.
     """
-    if sampling.all_greedy:
-        return prediction
     flat, best = logits.flatten(0, 1), prediction.ids.flatten()
     per_position = sampling.repeat(logits.shape[1])
     ids = torch.cat(

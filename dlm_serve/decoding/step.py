@@ -58,9 +58,14 @@ def layout(rows: Rows) -> Layout:
         causal_len=torch.where(refining, 0, rows.width).to(torch.int32),
         new_len=rows.new_len,
         keeps_kv=~refining,
-        shift=(~refining).long(),
+        shift=shift_of(rows.phase),
         lora_on=rows.phase == Phase.DRAFT,
     )
+
+
+def shift_of(phase: torch.Tensor) -> torch.Tensor:
+    """How far from their own position the logits of rows in `phase` [B] predict, [B] int64."""
+    return (~_is_refining(phase)).long()
 
 
 def advance(rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Rows, Emission]:

@@ -29,26 +29,42 @@ logger = logging.getLogger(__name__)
 class BlockGraphs:
     """Runs block steps by replaying graphs; steps of shapes that were not captured run eagerly."""
 
-    def __init__(self, step: BlockStep, model_runner: Any, shapes: Shapes, vocab_size: int) -> None:
+    def __init__(
+        self, step: BlockStep, model_runner: Any, shapes: Shapes, vocab_size: int, logits_dtype: torch.dtype
+    ) -> None:
+        start, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         self._step = step
         self._model_runner = model_runner
         self._shapes = shapes
         self._find = cache(shapes.find)
-        self._uncaptured: set[tuple[int, int]] = set()
-        self._buffers = _Buffers.of(shapes, vocab_size, model_runner.dtype, model_runner.device)
+        self._warn_once = cache(self._warn)
+        self._buffers = _Buffers.of(shapes, vocab_size, logits_dtype, model_runner.device)
         self.device_module = torch.cuda  # read by the backend
         self._backend = FullCudaGraphBackend(self)
         # Later work of the scheduler waits for this alone, not for the whole forward.
         self._slots_read = make_external_event(torch.cuda)
         self._capture()
+        logger.info(
+            "Captured block steps: %d shapes, widths %s, up to %d tokens, %.1f s, %.2f GB",
+            len(shapes),
+            shapes.widths,
+            shapes.max_tokens,
+            time.perf_counter() - start,
+            (free - torch.cuda.mem_get_info()[0]) / 1e9,
+        )
 
     @classmethod
     def capture(cls, step: BlockStep, model_runner: Any, routing: RoutingConfig) -> BlockGraphs:
         """Graphs of the configured widths, for as many requests as may run and as many tokens as the budget allows."""
-        vocab_size = model_runner.model_config.vocab_size
+        config, logits_dtype = (
+            model_runner.model_config,
+            model_runner.model.logits_processor.dtype_of(model_runner.dtype),
+        )
         # A token's logits and their copy, and what the layers hold at a time.
-        values = 2 * vocab_size + 16 * model_runner.model_config.hidden_size
-        max_tokens = int(routing.graph_memory_gb * 1e9 / (values * model_runner.dtype.itemsize))
+        num_bytes = (
+            2 * config.vocab_size * logits_dtype.itemsize + 16 * config.hidden_size * model_runner.dtype.itemsize
+        )
+        max_tokens = int(routing.graph_memory_gb * 1e9 / num_bytes)
         shapes = Shapes.within(routing.widths, model_runner.req_to_token_pool.size, max_tokens)
         if not len(shapes):
             raise ConfigError(
@@ -57,7 +73,7 @@ class BlockGraphs:
                 f"holds {max_tokens} tokens, less than the smallest of routing.widths",
                 "raise it, or start with --disable-decode-cuda-graph",
             )
-        return cls(step, model_runner, shapes, vocab_size)
+        return cls(step, model_runner, shapes, config.vocab_size, logits_dtype)
 
     def forward(
         self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int
@@ -66,7 +82,8 @@ class BlockGraphs:
         num_rows = indices.shape[0]
         shape = self._find(num_rows, width)
         if shape is None:
-            self._warn_once(num_rows, width)
+            self._warn_once(width)
+            self._model_runner.shared_read_done_event = None  # the scheduler waits for the whole forward
             return self._step.forward(indices, committed_lens, width)
         self._buffers.load(shape, indices, committed_lens)
         self._backend.replay(("forward", shape), None)
@@ -88,18 +105,20 @@ class BlockGraphs:
         # The next replay overwrites the buffers, perhaps before SGLang has copied them to the host.
         return Emission(emission.tokens[:num_rows].clone(), emission.lens[:num_rows].clone())
 
-    def _warn_once(self, num_rows: int, width: int) -> None:
-        if (num_rows, width) not in self._uncaptured:
-            self._uncaptured.add((num_rows, width))
-            logger.warning(
-                "block steps of %d rows of width %d run without a CUDA graph: raise routing.graph_memory_gb "
-                "or add the width to routing.widths",
-                num_rows,
-                width,
-            )
+    def is_captured(self, num_rows: int, width: int) -> bool:
+        """See `Step`."""
+        return self._find(num_rows, width) is not None
+
+    def _warn(self, width: int) -> None:
+        logger.warning(
+            "a block step of width %d is larger than all captured ones (%d tokens, %d rows) and runs without a CUDA "
+            "graph, as later ones will: routing.graph_memory_gb bounds the tokens",
+            width,
+            self._shapes.max_tokens,
+            self._shapes.max_batch_size,
+        )
 
     def _capture(self) -> None:
-        start, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         stream = get_or_create_global_graph_capture_stream()
         with (
             freeze_gc(enable_cudagraph_gc=False),
@@ -110,25 +129,15 @@ class BlockGraphs:
             for shape in self._shapes:
                 self._backend.capture_one(("forward", shape), self._forward_program(shape))
                 self._backend.capture_one(("advance", shape), self._advance_program(shape))
-        logger.info(
-            "Captured block steps: %d shapes, widths %s, up to %d tokens, %.1f s, %.2f GB",
-            len(self._shapes),
-            self._shapes.widths,
-            self._shapes.max_tokens,
-            time.perf_counter() - start,
-            (free - torch.cuda.mem_get_info()[0]) / 1e9,
-        )
 
     def _forward_program(self, shape: Shape) -> Callable[[], None]:
         def run() -> None:
             indices, committed_lens = self._buffers.inputs(shape)
             logits, prediction = self._step.forward(indices, committed_lens, shape.width, self._record_slots_read)
-            for buffer, tensor in zip(
-                (self._buffers.predicted(shape)[0], *_tensors(self._buffers.predicted(shape)[1])),
-                (logits, *_tensors(prediction)),
-                strict=True,
-            ):
-                buffer.copy_(tensor)
+            buffer, predicted = self._buffers.predicted(shape)
+            buffer.copy_(logits)
+            for kept, tensor in zip(_tensors(predicted), _tensors(prediction), strict=True):
+                kept.copy_(tensor)
 
         return run
 

@@ -33,7 +33,10 @@ class Step(Protocol):
         """
 
     def advance(self, indices: torch.Tensor, prediction: Prediction) -> Emission:
-        """Bring the rows at `indices` to where `prediction` takes them; returns what they emit."""
+        """Bring the rows at `indices`, those of the last `forward`, to where `prediction` takes them."""
+
+    def is_captured(self, num_rows: int, width: int) -> bool:
+        """Whether a CUDA graph runs such a step."""
 
 
 class BlockStep:
@@ -79,6 +82,10 @@ class BlockStep:
             output = runner.model.forward(batch.input_ids, batch.positions, batch)
         logits = output.next_token_logits.unflatten(0, (indices.shape[0], width))
         return logits, predict(logits, self.mask_token_id)
+
+    def is_captured(self, num_rows: int, width: int) -> bool:
+        """See `Step`."""
+        return False
 
     def advance(self, indices: torch.Tensor, prediction: Prediction) -> Emission:
         """See `Step`."""

@@ -56,8 +56,3 @@ class BlockInput(SpecInput):  # type: ignore[misc]  # the base is untyped
     def __post_init__(self) -> None:
         super().__init__(SpecInputType.DFLASH_VERIFY)
         self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = self.width
-
-    @property
-    def draft_token_num(self) -> int:
-        """The width, under the name that SGLang plans KV locations with."""
-        return self.width

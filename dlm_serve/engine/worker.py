@@ -8,7 +8,7 @@ block would cost more. A step may emit nothing for a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Emission, Mode, Phase, Prediction, Rows, Sampling, carry, layout, resample
+from dlm_serve.decoding import Emission, Mode, Phase, Prediction, Rows, Sampling, carry, resample, shift_of
 from dlm_serve.engine.block_step import BlockStep, Step
 from dlm_serve.engine.inputs import StepState
 from dlm_serve.engine.requests import num_known_of_block, record_of, settings_of
@@ -120,7 +120,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         first = torch.tensor([req.output_ids[-1 - num_known]], device=self.device)
         self.table.scatter_(indices, self.table.gather(indices).start_block(first, self.mask_token_id))
         while self.table.phase[indices].item() == Phase.DENOISE:
-            _, prediction = self._predict(indices, prefix_lens, width, sampling)
+            _, prediction = self._predict([req], indices, prefix_lens, width, sampling)
             self.step.advance(indices, prediction)
             record.extend_forwards += 1
         num_emitted = torch.tensor([num_known], device=self.device)
@@ -140,10 +140,16 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             logits, captured = self._decode_forward(indices, committed, batch.seq_lens_cpu)
             output, token_ids = self._sample(batch, logits, committed)
             return self._result(batch, output, self._emit_decoded(indices, token_ids), captured)
+        return self._split_step(batch, indices, committed, split, sampling)
 
+    def _split_step(
+        self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, split: Split, sampling: Sampling
+    ) -> Any:
+        """A block forward over some rows, then a decode forward over the others."""
         decode_rows, block_rows = self._to_device(split.decode_rows), self._to_device(split.block_rows)
         at = indices[block_rows]
-        _, prediction = self._predict(at, committed[block_rows], split.width, sampling.select(block_rows))
+        reqs = [batch.reqs[i] for i in split.block_rows]
+        _, prediction = self._predict(reqs, at, committed[block_rows], split.width, sampling.select(block_rows))
         emission = self.step.advance(at, prediction)
         seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu[list(split.decode_rows)]
         logits, captured = self._decode_forward(indices[decode_rows], committed[decode_rows], seq_lens_cpu)
@@ -152,13 +158,14 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         output, token_ids = self._sample(batch, spread, committed)
         decoded = self._emit_decoded(indices[decode_rows], token_ids[decode_rows])
         merged = Emission.empty(len(batch.reqs), emission.tokens.shape[1], self.device)
+        captured &= self.step.is_captured(len(split.block_rows), split.width)
         return self._result(batch, output, merged.put(block_rows, emission).put(decode_rows, decoded), captured)
 
     def _block_step(
         self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, width: int, sampling: Sampling
     ) -> Any:
         """One block forward over all rows."""
-        logits, prediction = self._predict(indices, committed, width, sampling)
+        logits, prediction = self._predict(batch.reqs, indices, committed, width, sampling)
         output = LogitsProcessorOutput(next_token_logits=None)
         if any(record_of(req).plan.mode is Mode.AUTOREGRESSIVE for req in batch.reqs):
             output, token_ids = self._sample(batch, logits[:, 0].float(), committed)
@@ -166,18 +173,29 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             is_first = torch.arange(prediction.ids.shape[1], device=self.device) == 0
             ids = torch.where(is_decode & is_first, token_ids[:, None], prediction.ids)
             prediction = replace(prediction, ids=ids)
-        return self._result(batch, output, self.step.advance(indices, prediction), captured=False)
+        captured = self.step.is_captured(len(batch.reqs), width)
+        return self._result(batch, output, self.step.advance(indices, prediction), captured)
 
     def _predict(
-        self, indices: torch.Tensor, prefix_lens: torch.Tensor, width: int, sampling: Sampling
+        self, reqs: Sequence[Any], indices: torch.Tensor, prefix_lens: torch.Tensor, width: int, sampling: Sampling
     ) -> tuple[torch.Tensor, Prediction]:
-        """Logits [B, W, V] of a block forward, and the tokens chosen from them as each request samples."""
+        """Logits [B, W, V] of a block forward over the rows of `reqs`, and the tokens chosen as each of them samples.
+
+        Autoregressive rows are left to `_sample`.
+        """
         logits, prediction = self.step.forward(indices, prefix_lens, width)
-        if not sampling.all_greedy:
-            shift = layout(self.table.gather(indices)).shift
+        drawn = tuple(
+            i
+            for i, req in enumerate(reqs)
+            if req.sampling_params.top_k != 1 and record_of(req).plan.mode is not Mode.AUTOREGRESSIVE
+        )
+        if drawn:
+            rows = self._to_device(drawn)
             columns = torch.arange(logits.shape[1], device=self.device)
-            positions = (prefix_lens + shift)[:, None] + columns
-            prediction = resample(prediction, logits, positions, sampling, self.mask_token_id)
+            positions = (prefix_lens + shift_of(self.table.phase[indices]))[rows, None] + columns
+            part = Prediction(prediction.ids[rows], prediction.confidence[rows], prediction.entropy[rows])
+            part = resample(part, logits[rows], positions, sampling.select(rows), self.mask_token_id)
+            prediction.ids[rows], prediction.confidence[rows] = part.ids, part.confidence
         return logits, prediction
 
     def _decode_forward(
@@ -202,11 +220,15 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         )
         self.model_runner.kv_index_translator.bind_own_plan(forward_batch)
         result = self._target_worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
+        if not result.can_run_cuda_graph:
+            # A block graph of this very step may have said that the slot table may be written again.
+            self.model_runner.shared_read_done_event = None
         return result.logits_output.next_token_logits, result.can_run_cuda_graph
 
     def _sample(self, batch: Any, logits: torch.Tensor, committed: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """Sample the next token of every row from `logits` [B, V] float32 as SGLang does, with all that it honours."""
         output = LogitsProcessorOutput(next_token_logits=logits)
+        batch.sampling_info.grammars = [req.grammar for req in batch.reqs] if batch.has_grammar else None
         self.model_runner._preprocess_logits(output, batch.sampling_info)
         token_ids = self.model_runner.sampler(
             output,

@@ -14,6 +14,10 @@ class BlockLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # the base i
     For 128 rows of 32 tokens and a vocabulary of 131072 the copy would take 2.1 GB.
     """
 
+    def dtype_of(self, model_dtype: torch.dtype) -> torch.dtype:
+        """The type of the logits of block rows: the model's, unless SGLang was told to compute them in float32."""
+        return torch.float32 if self.use_fp32_lm_head or self.use_fp32_lm_head_output else model_dtype
+
     def _copy_logits_to_buffer(
         self, logits: torch.Tensor, logits_metadata: Any, use_buffer: bool = True, softcap: float | None = None
     ) -> torch.Tensor:

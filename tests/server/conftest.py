@@ -59,11 +59,17 @@ def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The checkpoint with blocks of 8, a pool too small for its load, and prompts prefilled in chunks.
 
-    Besides, SGLang's own test switch retracts a request every 23 forwards.
+    Besides, SGLang's own test switches retract a request every 23 forwards, and audit the pool before every
+    step: each slot is free, cached or held, and none of those twice.
     """
     flags = ("--max-total-tokens", "1400", "--chunked-prefill-size", "64", "--schedule-conservativeness", "0.05")
-    retract = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23"}
-    with Server.launch(TRAINED, *flags, log=tmp_path_factory.mktemp("crowded") / "log", env=retract) as server:
+    switches = {
+        "SGLANG_TEST_RETRACT": "1",
+        "SGLANG_TEST_RETRACT_INTERVAL": "23",
+        "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+        "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+    }
+    with Server.launch(TRAINED, *flags, log=tmp_path_factory.mktemp("crowded") / "log", env=switches) as server:
         yield server
 
 

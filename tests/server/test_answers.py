@@ -81,6 +81,34 @@ def test_abort_inside_a_block(trained: Server, mode: str) -> None:
     assert ids(trained, PROMPT, 20, mode=mode) == expected
 
 
+def test_many_autoregressive_beside_one_block(with_adapter: Server) -> None:
+    """A step of two forwards answers as each request alone, with all that SGLang's sampler does for some of them."""
+    sampling: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.0, "sampling_seed": 5, "top_p": 0.8},
+        {"frequency_penalty": 0.7},
+        {"logit_bias": {"200": 4.0}},
+        {"regex": "[a-z]{24}"},
+    ]
+    bodies = [
+        generate_body(
+            [*PROMPT, 60 + i],
+            32,
+            mode="autoregressive",
+            request={"return_logprob": True, "top_logprobs_num": 2} if i % 3 == 0 else {},
+            **sampling[i % len(sampling)],
+        )
+        for i in range(12)
+    ]
+    bodies.append(generate_body(PROMPT, 200, mode="self_speculation", ignore_eos=True))
+    alone = with_adapter.generate_all(bodies, 1)
+    together = with_adapter.generate_all(bodies[::-1], len(bodies))[::-1]
+    assert [a["output_ids"] for a in together] == [a["output_ids"] for a in alone]
+    for one, other in zip(alone, together, strict=True):
+        scores, others = ([entry[0] for entry in a["meta_info"].get("output_token_logprobs", [])] for a in (one, other))
+        assert others == pytest.approx(scores, abs=1e-4)
+
+
 def test_second_turn_after_a_stop_is_as_uncached(trained: Server) -> None:
     """What a finished diffusion request leaves in the cache is the KV of its tokens, as autoregression computes it."""
     for mode in MODES:

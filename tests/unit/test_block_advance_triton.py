@@ -56,7 +56,7 @@ def test_equals_reference(width: int, device: torch.device) -> None:
     indices = torch.randperm(NUM_ROWS, generator=generator)[: NUM_ROWS - 7].to(device)
     shape = (len(indices), width)
     prediction = Prediction(
-        torch.randint(0, VOCAB_SIZE, shape, generator=generator).to(device),
+        torch.randint(MASK + 1, VOCAB_SIZE, shape, generator=generator).to(device),
         torch.randint(0, 5, shape, generator=generator).to(device) / 4,  # few values, so that some tie
         torch.rand(shape, generator=generator).to(device) / 2,
     )
@@ -76,3 +76,28 @@ def test_equals_reference(width: int, device: torch.device) -> None:
             torch.testing.assert_close(got, wanted, equal_nan=True)
         else:
             assert torch.equal(got, wanted), field.name
+
+
+# A row of 5 whose stop id is 7: mode, tokens, predictions, confidences, and the phase that it goes on to.
+STOP, SURE, UNSURE = 7, 1.0, 0.1
+EARLY_STOPS = {
+    "all before the stop is known": (Mode.DIFFUSION, [4, 5, STOP, MASK, MASK], UNSURE, Phase.COMMIT),
+    "a mask before the stop": (Mode.DIFFUSION, [4, MASK, STOP, MASK, MASK], UNSURE, Phase.DENOISE),
+    "a draft is not cut at a stop": (Mode.SELF_SPECULATION, [4, 5, STOP, MASK, MASK], UNSURE, Phase.DRAFT),
+    "nothing is left to denoise": (Mode.DIFFUSION, [4, MASK, STOP, MASK, MASK], SURE, Phase.COMMIT),
+    "nothing is left to draft": (Mode.SELF_SPECULATION, [4, MASK, STOP, MASK, MASK], SURE, Phase.VERIFY),
+}
+
+
+@pytest.mark.parametrize("name", EARLY_STOPS)
+def test_early_stops(name: str, device: torch.device) -> None:
+    """One token is fixed in this step in any case: the last mask, which is the surest."""
+    mode, tokens, confidence, phase = EARLY_STOPS[name]
+    rows = Rows.of([RowSettings(mode, 5, 0.9, 5, None, 1, [STOP])], 5).start_block(torch.tensor([4]), MASK)
+    table = rows.replace(tokens=torch.tensor([tokens])).to(device)
+    confidences = torch.tensor([[confidence] * 4 + [0.2 if confidence == UNSURE else SURE]], device=device)
+    ids, entropy = torch.full((1, 5), 6, device=device), torch.zeros(1, 5, device=device)
+    after, _ = advance(table, Prediction(ids, confidences, entropy), MASK)
+    kernel.advance_(table, torch.zeros(1, dtype=torch.int64, device=device), ids, confidences, entropy, MASK)
+    assert (table.phase.item(), after.phase.item()) == (phase, phase)
+    assert torch.equal(table.tokens, after.tokens)

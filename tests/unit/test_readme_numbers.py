@@ -1,8 +1,10 @@
-"""The figures of the README and of the bundled model's card are those that `dlm-serve eval` measured."""
+"""The figures of the README and of the bundled model's card are those that were measured."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,10 @@ def test_tasks() -> None:
         cells = [task, *(f"{result['tasks'][task]['accuracy']:.1%}" for result in measured)]
         lines.append(f"| {' | '.join(cells)} |")
     assert "\n".join(lines) in (bundled.FOLDER / "README.md").read_text()
+
+
+def test_decode_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the script extends it
+    figures = json.loads((RESULTS / "decode_speed.json").read_text())
+    assert importlib.import_module("decode_speed").table(figures) in (ROOT / "README.md").read_text()

@@ -68,6 +68,17 @@ def test_kernels_equal_reference(
     assert ((entropy - exact_entropy).abs() <= bound * (1 + exact_entropy)).all()
 
 
+def test_stretches_of_nothing_but_minus_infinity(device: torch.device) -> None:
+    """As a mask over the vocabulary leaves them: the whole mass is where the others are."""
+    logits = torch.full((2, 3 * kernels.STRETCH), -INF, device=device)
+    logits[0, 5], logits[1, -1] = 2.0, -3.0
+    for dropped in (False, True):
+        ids, confidence, entropy = kernels.token_confidence(logits, 7, dropped)
+        assert ids.tolist() == [5, 3 * kernels.STRETCH - 1]
+        assert confidence.tolist() == [1.0, 1.0]
+        assert entropy.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
 def test_rows_must_be_contiguous() -> None:
     with pytest.raises(ValueError, match="rows must be contiguous"):
         kernels.token_confidence(torch.zeros(4, 3).T, 0, False)
