@@ -59,6 +59,13 @@ def test_tasks() -> None:
     assert "\n".join(lines) in (bundled.FOLDER / "README.md").read_text()
 
 
+def test_higher_threshold() -> None:
+    [result] = results("nano_eval_threshold_0.95.json")
+    figures = result["figures"]
+    seen = f"{figures['accuracy']:.1%} with {figures['tokens_per_forward']:.2f} tokens per forward"
+    assert f"At threshold {result['threshold']} it is {seen}" in (bundled.FOLDER / "README.md").read_text()
+
+
 def test_decode_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setattr(sys, "path", [*sys.path])  # the script extends it
