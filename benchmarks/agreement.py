@@ -28,7 +28,7 @@ FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tok
 
 
 def prompts() -> list[list[int]]:
-    """Random tokens of the bundled vocabulary, without the special ones."""
+    """Random tokens of the vocabulary, without the special ones."""
     random.seed(0)
     return [[random.randrange(110, 320) for _ in range(random.randrange(4, 40))] for _ in range(NUM_PROMPTS)]
 
