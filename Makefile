@@ -3,7 +3,7 @@
 # make check   formatter, linter, type checker
 # make lock    pin the dependencies anew
 
-MODEL ?= dlm_serve/assets/nld-trained-b32-lora
+MODEL ?= nano
 FLAGS ?=
 PYTHON := .venv/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)

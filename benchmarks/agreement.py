@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tests" / "server"))
 import report  # noqa: E402
 from serving import Server, generate_body  # noqa: E402
 
-MODEL = ROOT / "dlm_serve" / "assets" / "nld-trained-b32-lora"
+MODEL = ROOT / "tests" / "data" / "nld-trained-b32-lora"
 NUM_PROMPTS, NUM_TOKENS = 200, 64
 FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tokens", "20000")
 

@@ -34,7 +34,7 @@ import report  # noqa: E402
 import step_profile  # noqa: E402
 from serving import Server, generate_body  # noqa: E402
 
-BUNDLED = ROOT / "dlm_serve" / "assets" / "nld-trained-b32-lora"
+SMALL = ROOT / "tests" / "data" / "nld-trained-b32-lora"
 SHAPE_8B = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -57,8 +57,8 @@ def write_model(folder: Path, changes: dict[str, Any]) -> Path:
     """A folder with the 8B shape's configuration and a tokenizer, without weights."""
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(BUNDLED / name, folder)
-    config = {**json.loads((BUNDLED / "config.json").read_text()), **SHAPE_8B, **changes}
+        shutil.copy(SMALL / name, folder)
+    config = {**json.loads((SMALL / "config.json").read_text()), **SHAPE_8B, **changes}
     config["rope_parameters"] = {**config["rope_parameters"], "original_max_position_embeddings": 16384}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

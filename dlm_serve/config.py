@@ -85,7 +85,7 @@ class ServerConfig(_Frozen):
             content = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError("server config", path, f"cannot be read ({error})", "give a YAML file") from error
-        config = _validate(cls, {} if content is None else content, ConfigError, path)
+        config = validate(cls, {} if content is None else content, ConfigError, path)
         if (config.generation.block_length or 1) > config.routing.max_width:
             raise ConfigError(
                 f"{path}.generation.block_length",
@@ -115,7 +115,7 @@ class RequestOptions(_Frozen):
     @classmethod
     def parse(cls, raw: object) -> RequestOptions:
         """The options in `raw`, a mapping or None. Raises OptionError."""
-        return _validate(cls, {} if raw is None else raw, OptionError, OPTIONS_FIELD)
+        return validate(cls, {} if raw is None else raw, OptionError, OPTIONS_FIELD)
 
 
 class DecodePlan(_Frozen):
@@ -221,10 +221,10 @@ _ARTICLE_NAMES = {
     "timeout_ms": ("none: requests are not timed out",) * 2,
 }
 
-_Model = TypeVar("_Model", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def _validate(model: type[_Model], raw: object, error_type: type[InvalidValueError], source: str) -> _Model:
+def validate(model: type[Model], raw: object, error_type: type[InvalidValueError], source: str) -> Model:
     """`raw` as a `model`, or the first thing wrong with it as an `error_type`."""
     try:
         return model.model_validate(raw)

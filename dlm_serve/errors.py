@@ -3,8 +3,9 @@
 - DlmServeError
   - InvalidValueError: a value outside its limits; says field, value, limit and remedy
     - OptionError: in a request (HTTP 400)
-    - ConfigError: in the server's flags or its YAML file
+    - ConfigError: in a command's flags, the server's YAML file or a training recipe
     - CheckpointError: in a checkpoint folder
+  - ServerError: a running server cannot be reached, or refuses
   - UnsupportedSGLangError: the installed SGLang lacks a seam that dlm-serve stands on
 """
 
@@ -35,11 +36,15 @@ class OptionError(InvalidValueError):
 
 
 class ConfigError(InvalidValueError):
-    """The server was started with flags or a file that cannot be served."""
+    """The flags of a command, or the file of a server or a training, cannot be followed."""
 
 
 class CheckpointError(InvalidValueError):
     """A checkpoint folder is incomplete or contradicts itself."""
+
+
+class ServerError(DlmServeError):
+    """A running server cannot be reached, or refuses what a command asks of it."""
 
 
 class UnsupportedSGLangError(DlmServeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dlm_serve import bundled
 from dlm_serve.engine import algorithm
 from dlm_serve.engine.serving import Serving, find_serving
 from dlm_serve.errors import ConfigError
@@ -45,6 +46,7 @@ def prepare_server_args(server_args: Any) -> bool:
     """
     if is_active() and server_args.device is None:
         server_args.device = "cpu"
+    server_args.model_path = bundled.expand(server_args.model_path)
     serving = find_serving(server_args)
     if serving is None:
         return False

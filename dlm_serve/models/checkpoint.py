@@ -157,6 +157,21 @@ class Checkpoint(BaseModel):
             yield from (f"encoder.layers.{layer}.{name}.weight" for name in _LAYER_TENSORS)
 
 
+class AdapterConfig(BaseModel):
+    """The part of PEFT's `adapter_config.json` that the drafter uses."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    r: int = Field(gt=0)
+    lora_alpha: float = Field(gt=0)
+    target_modules: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """What the low-rank product is multiplied with."""
+        return self.lora_alpha / self.r
+
+
 def _read_config(model_path: str, revision: str | None) -> dict[str, Any] | None:
     """The `config.json` of a folder or hub id, or None where there is none that can be read."""
     if Path(model_path).is_dir():

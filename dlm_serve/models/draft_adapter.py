@@ -10,29 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sglang.srt.runtime_context import get_parallel
 
 from dlm_serve.errors import CheckpointError
+from dlm_serve.models.checkpoint import AdapterConfig
 
 _TENSOR_NAME = re.compile(r"layers\.(\d+)\.self_attn\.o_proj\.lora_([AB])\.weight$")
-
-
-class AdapterConfig(BaseModel):
-    """The part of PEFT's `adapter_config.json` that the drafter uses."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    r: int = Field(gt=0)
-    lora_alpha: float = Field(gt=0)
-    target_modules: tuple[str, ...]
-
-    @property
-    def scale(self) -> float:
-        """What the low-rank product is multiplied with."""
-        return self.lora_alpha / self.r
 
 
 class DraftAdapter:

@@ -10,7 +10,7 @@ import sglang as sgl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt")
-    parser.add_argument("--model-path", default="dlm_serve/assets/nld-trained-b32-lora")
+    parser.add_argument("--model-path", default="nano")
     parser.add_argument("--mode", default="auto", help="auto, autoregressive, diffusion or self_speculation")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     args = parser.parse_args()

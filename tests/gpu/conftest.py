@@ -35,9 +35,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (metadata / "entry_points.txt").write_text("[sglang.srt.plugins]\nsync_guard = sync_guard:register\n")
     path = os.pathsep.join([str(folder), str(PLUGIN), os.environ.get("PYTHONPATH", "")])
     log = Path(os.environ.get("OUT", folder)) / "guarded.log"
-    with Server.launch(
-        ROOT / "dlm_serve/assets/nld-trained-b32-lora", *FLAGS, log=log, env={"PYTHONPATH": path}
-    ) as server:
+    with Server.launch(ROOT / "tests/data/nld-trained-b32-lora", *FLAGS, log=log, env={"PYTHONPATH": path}) as server:
         yield server
 
 
@@ -45,6 +43,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server without CUDA graphs."""
     log = Path(os.environ.get("OUT", tmp_path_factory.mktemp("eager"))) / "eager.log"
-    model = ROOT / "dlm_serve/assets/nld-trained-b32-lora"
+    model = ROOT / "tests/data/nld-trained-b32-lora"
     with Server.launch(model, *FLAGS, "--disable-decode-cuda-graph", log=log) as server:
         yield server

@@ -13,6 +13,13 @@ from serving import Server, free_port
 
 
 @pytest.fixture(scope="session")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The README's `make serve`: the bundled model at SGLang's default port."""
+    with Server(["make", "serve"], 30000, tmp_path_factory.mktemp("nano") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`python -m sglang.launch_server --model-path DIR` with blocks of 8, and nothing else said."""
     with Server.launch(TRAINED, log=tmp_path_factory.mktemp("trained") / "log") as server:
@@ -21,13 +28,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The README's `make serve`: blocks of 32, a draft adapter, SGLang's default port.
-
-    The context is one that leaves no slack in rounded-up buffers.
-    """
-    with Server(
-        ["make", "serve", "FLAGS=--context-length 991"], 30000, tmp_path_factory.mktemp("with_adapter") / "log"
-    ) as server:
+    """Blocks of 32, a draft adapter, and a context that leaves no slack in rounded-up buffers."""
+    log = tmp_path_factory.mktemp("with_adapter") / "log"
+    with Server.launch(WITH_ADAPTER, "--context-length", "991", log=log) as server:
         yield server
 
 
@@ -73,7 +76,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
     """After every test that uses a server, all its KV slots are free or cached."""
-    names = {"trained", "with_adapter", "without_adapter", "paged", "crowded"} & set(request.fixturenames)
+    names = {"nano", "trained", "with_adapter", "without_adapter", "paged", "crowded"} & set(request.fixturenames)
     servers: list[Server] = [request.getfixturevalue(name) for name in names]
     yield
     for server in servers:

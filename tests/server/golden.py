@@ -10,11 +10,10 @@ from typing import Any
 from serving import generate_body
 
 DATA = Path(__file__).parent.parent / "data"
-ASSETS = Path(__file__).parent.parent.parent / "dlm_serve" / "assets"
 
 TRAINED = DATA / "nld-trained-b8"
 RANDOM = DATA / "nld-random-b8"
-WITH_ADAPTER = ASSETS / "nld-trained-b32-lora"
+WITH_ADAPTER = DATA / "nld-trained-b32-lora"
 
 MODES = {"ar": "autoregressive", "diffusion": "diffusion", "linear_spec": "self_speculation"}
 

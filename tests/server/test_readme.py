@@ -32,8 +32,8 @@ def run(command: str, seconds: int) -> str:
 
 
 @pytest.mark.parametrize("command", CURLS)
-def test_curl(with_adapter: Server, command: str) -> None:
-    """`with_adapter` is the server that `make serve` starts."""
+def test_curl(nano: Server, command: str) -> None:
+    """`nano` is the server that `make serve` starts."""
     answer: dict[str, Any] = json.loads(run(f"{command} -s --fail-with-body", ANSWER_SECONDS))
     choices = answer.get("choices", [answer])
     assert all("message" in choice or choice.get("text") is not None for choice in choices)

@@ -12,13 +12,13 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-import dlm_serve
+from dlm_serve import bundled
 from dlm_serve.errors import CheckpointError
 from dlm_serve.models import checkpoint as checkpoint_module
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER, Checkpoint
 
 SOURCE = Path(__file__).parents[1] / "data" / "nld-trained-b8"
-WITH_ADAPTER = Path(dlm_serve.__file__).parent / "assets" / "nld-trained-b32-lora"
+WITH_ADAPTER = SOURCE.parent / "nld-trained-b32-lora"
 CONFIG: dict[str, Any] = json.loads((SOURCE / "config.json").read_text())
 EOS, VOCAB_SIZE = CONFIG["eos_token_id"], CONFIG["vocab_size"]
 
@@ -284,4 +284,18 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
 
 def test_the_bundled_checkpoint_is_complete() -> None:
     """Its adapter lies in a folder of its own, so its tensors do not count as left over."""
-    find(WITH_ADAPTER).check_weights()
+    checkpoint = find(Path(bundled.expand("nano")))
+    checkpoint.check_weights()
+    assert checkpoint.draft_adapter("auto") == bundled.FOLDER / DRAFT_ADAPTER_FOLDER
+    assert sum(file.stat().st_size for file in bundled.FOLDER.rglob("*") if file.is_file()) <= 16e6
+
+
+def test_the_name_of_the_bundled_model_gives_way_to_a_model_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    assert bundled.expand("nano") == str(bundled.FOLDER)
+    (tmp_path / "nano" / "config.json").write_text("{}")
+    assert bundled.expand("nano") == "nano"
+    assert bundled.expand("nano/draft") == "nano/draft"

@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 STANDARD_LIBRARY = sys.stdlib_module_names
-LIGHT_MODULES = ("dlm_serve.errors", "dlm_serve.decoding", "dlm_serve.kv.slots", "dlm_serve.config")
+LIGHT_MODULES = (
+    "dlm_serve.errors",
+    "dlm_serve.training.tasks",
+    "dlm_serve.decoding",
+    "dlm_serve.kv.slots",
+    "dlm_serve.config",
+    "dlm_serve.cli",
+    "dlm_serve.client",
+    "dlm_serve.evaluation.report",
+)
 HEAVY_PACKAGES = ("sglang", "triton", "transformers")
 
 
@@ -77,7 +86,37 @@ ALLOWED = {
     "dlm_serve.decoding": ("torch", "dlm_kernels", "dlm_serve.decoding"),
     "dlm_serve.kv": ("torch", "dlm_serve.kv"),
     "dlm_serve.errors": (),
+    "dlm_serve.training.tasks": (),
+    "dlm_serve.training.layout": ("torch",),
+    "dlm_serve.training.masking": ("torch", "pydantic"),
     "dlm_kernels": ("torch", "triton", "dlm_kernels"),
+    "dlm_serve.client": ("httpx", "pydantic", "dlm_serve.errors"),
+    "dlm_serve.evaluation": (
+        "matplotlib",
+        "dlm_serve.client",
+        "dlm_serve.evaluation",
+        "dlm_serve.training.tasks",
+    ),
+    "dlm_serve.inflation": (
+        "pydantic",
+        "safetensors",
+        "torch",
+        "dlm_serve.errors",
+        "dlm_serve.inflation",
+        "dlm_serve.models.checkpoint",
+    ),
+    "dlm_serve.cli": (
+        "rich",
+        "dlm_serve.bundled",
+        "dlm_serve.cli",
+        "dlm_serve.client",
+        "dlm_serve.config",
+        "dlm_serve.errors",
+        "dlm_serve.evaluation",
+        "dlm_serve.inflation",
+        "dlm_serve.models",
+        "dlm_serve.training",
+    ),
 }
 
 
@@ -95,12 +134,16 @@ def test_pure_packages_import_only(package: str) -> None:
 
 
 # Which packages the modules of a package may not import, because they stand above them.
+SERVING = ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.platform")
+COMMANDS = ("dlm_serve.cli", "dlm_serve.training")
 FORBIDDEN = {
-    "dlm_serve.models": ("dlm_serve.engine", "dlm_serve.plugin"),
-    "dlm_serve.config": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models", "dlm_serve.platform"),
-    "dlm_serve.compat": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models"),
-    "dlm_serve.platform": ("dlm_serve.engine", "dlm_serve.plugin"),
-    "dlm_serve.engine": ("dlm_serve.plugin",),
+    "dlm_serve.models": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.config": ("dlm_serve.models", *SERVING, *COMMANDS),
+    "dlm_serve.compat": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models", *COMMANDS),
+    "dlm_serve.platform": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.engine": ("dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.plugin": COMMANDS,
+    "dlm_serve.training": ("dlm_serve.cli", *SERVING),
 }
 
 
@@ -109,6 +152,14 @@ def test_nothing_imports_what_stands_above_it(package: str) -> None:
     files = [file for module, file in sources() if is_inside(module, (package,))]
     assert files
     assert {i for file in files for i in imports_of(file) if is_inside(i, FORBIDDEN[package])} == set()
+
+
+def test_nothing_imports_the_commands() -> None:
+    importing = {
+        module for module, file in sources() if any(is_inside(i, ("dlm_serve.cli",)) for i in imports_of(file))
+    }
+    assert "dlm_serve.__main__" in importing, "not found: the search is broken"
+    assert {module for module in importing if not is_inside(module, ("dlm_serve.cli", "dlm_serve.__main__"))} == set()
 
 
 def test_only_the_outer_packages_import_sglang() -> None:

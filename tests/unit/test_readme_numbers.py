@@ -1,4 +1,4 @@
-"""The README's figures are those that were measured."""
+"""The figures of the README and of the bundled model's card are those that `dlm-serve eval` measured."""
 
 from __future__ import annotations
 
@@ -6,15 +6,60 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dlm_serve import bundled
+
 ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+COLUMNS = ("exact match", "forward passes", "tokens per forward", "acceptance length", "equal to `autoregressive`")
+HEAD = f"| mode | {' | '.join(COLUMNS)} |\n|---|---|---|---|---|---|"
 
 
-@pytest.mark.parametrize("name", ["tokens_per_forward", "decode_speed"])
-def test_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(sys, "path", [*sys.path])  # the scripts extend it
-    figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    assert importlib.import_module(name).table(figures) in (ROOT / "README.md").read_text()
+def results(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((RESULTS / name).read_text())["results"]
+    return found
+
+
+def label(result: dict[str, Any]) -> str:
+    mode: str = result["mode"]
+    return mode if result["threshold"] is None else f"{mode}, threshold {result['threshold']}"
+
+
+def row(result: dict[str, Any], note: str = "") -> str:
+    figures = result["figures"]
+    length = figures["acceptance_length"]
+    cells = [
+        label(result) + note,
+        f"{figures['accuracy']:.1%}",
+        f"{figures['forward_passes']:.1f}",
+        f"{figures['tokens_per_forward']:.2f}",
+        "" if length is None else f"{length:.1f}",
+        f"{result['equal_to_autoregressive']} of {figures['answers']}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", bundled.FOLDER / "README.md"], ids=["readme", "card"])
+def test_modes(page: Path) -> None:
+    rows = [row(result) for result in results("nano_eval.json")]
+    _, speculative = results("nano_eval_without_adapter.json")
+    rows.append(row(speculative, note=", no adapter"))
+    assert "\n".join([HEAD, *rows]) in page.read_text()
+
+
+def test_tasks() -> None:
+    measured = results("nano_eval.json")
+    lines = [f"| exact match | {' | '.join(map(label, measured))} |", "|---" * (len(measured) + 1) + "|"]
+    for task in measured[0]["tasks"]:
+        cells = [task, *(f"{result['tasks'][task]['accuracy']:.1%}" for result in measured)]
+        lines.append(f"| {' | '.join(cells)} |")
+    assert "\n".join(lines) in (bundled.FOLDER / "README.md").read_text()
+
+
+def test_decode_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])  # the script extends it
+    figures = json.loads((RESULTS / "decode_speed.json").read_text())
+    assert importlib.import_module("decode_speed").table(figures) in (ROOT / "README.md").read_text()

@@ -1,0 +1,14 @@
+"""The model that comes with the package, and the name under which it can be served from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAME = "nano"
+FOLDER = Path(__file__).parent / "assets" / NAME
+
+
+def expand(model_path: str) -> str:
+    """The bundled model's folder where `model_path` is its name and no model lies under that name here."""
+    is_meant = model_path == NAME and not Path(NAME, "config.json").exists()
+    return str(FOLDER) if is_meant else model_path

@@ -1,0 +1,70 @@
+"""The command `dlm-serve`.
+
+Each module here is a subcommand: `add_arguments` says what it takes, `run` does it, the first line of its docstring
+is its help. Only the module that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from dlm_serve.errors import DlmServeError, InvalidValueError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`; returns the exit status: 2 for a value that cannot be, 1 for another failure."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv[0] if argv else None).parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except DlmServeError as error:
+        sys.stderr.write(f"dlm-serve {args.command}: {error}\n")
+        return 2 if isinstance(error, InvalidValueError) else 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def commands() -> list[str]:
+    """The names of all subcommands."""
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def positive(text: str) -> int:
+    """An argument that is a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _parser(asked: str | None) -> argparse.ArgumentParser:
+    """Knows all subcommands by name and help, and the arguments of the one that is asked for."""
+    parser = argparse.ArgumentParser("dlm-serve", description="Tools beside a server of diffusion language models.")
+    parser.add_argument("--version", action="version", version=version("dlm-serve"))
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in commands():
+        help_line = _summary(name)
+        subparser = subparsers.add_parser(name, help=help_line, description=help_line)
+        if name == asked:
+            module = importlib.import_module(f"{__name__}.{name}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def _summary(name: str) -> str:
+    """The first line of a subcommand's docstring, read without running the module."""
+    spec = find_spec(f"{__name__}.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").partition("\n")[0]

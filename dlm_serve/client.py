@@ -1,0 +1,167 @@
+"""A running server, through its public HTTP API."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from pydantic import BaseModel, ConfigDict
+
+from dlm_serve.errors import ServerError
+
+DEFAULT_URL = "http://127.0.0.1:30000"
+
+MODES = ("autoregressive", "diffusion", "self_speculation")
+"""The decode modes of a request, beside `auto`. Spelled out: `dlm_serve.decoding` loads torch."""
+
+_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+"""Seconds. An answer may wait for many others."""
+
+Message = dict[str, str]
+"""`role` and `content`, as in the OpenAI API."""
+
+Options = Mapping[str, object]
+"""`custom_params.dlm` of a request."""
+
+
+class Statistics(BaseModel):
+    """What an answer's decoding cost: `meta_info.dlm`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: str
+    nfe: int
+    """Forward passes after the prefill."""
+    tokens_per_forward: float | None
+    acceptance_length: float | None
+    block_length: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, or the part of it that has come so far."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    statistics: Statistics
+    seconds: float
+    """Since it was asked for."""
+    is_cut: bool
+    """Whether it ended because no more tokens were allowed."""
+
+
+class Client:
+    """Asks the server at `url`. Threads may share it. All methods raise ServerError."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(timeout=_TIMEOUT)
+
+    def about(self) -> dict[str, Any]:
+        """What the server says about itself: its settings, and `version`, SGLang's."""
+        with self._errors():
+            response = self._http.get(f"{self.url}/server_info")
+            return _content_of(response)
+
+    def tokenize(self, messages: Sequence[Message], **template_options: object) -> list[int]:
+        """The token ids of a conversation, up to where the assistant's next message begins."""
+        body = {"messages": list(messages), "chat_template_kwargs": template_options}
+        ids: list[int] = self._post("/tokenize", body)["tokens"]
+        return ids
+
+    def generate(self, prompt_ids: Sequence[int], options: Options, max_new_tokens: int) -> Answer:
+        """The whole answer."""
+        start = time.perf_counter()
+        return _answer(self._post("/generate", _generate_body(prompt_ids, options, max_new_tokens)), start)
+
+    def stream(
+        self, prompt_ids: Sequence[int], options: Options, max_new_tokens: int | None, *, skip_special: bool = True
+    ) -> Generator[Answer]:
+        """The answer as it grows; the last one is whole. Closing it ends the request.
+
+        `max_new_tokens` None is as many as fit.
+        """
+        body = _generate_body(prompt_ids, options, max_new_tokens) | {"stream": True}
+        body["sampling_params"]["skip_special_tokens"] = skip_special
+        start = time.perf_counter()
+        with self._errors(), self._http.stream("POST", f"{self.url}/generate", json=body) as response:
+            if response.status_code != httpx.codes.OK:
+                response.read()
+                _content_of(response)
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data != line and data != "[DONE]":
+                    yield _answer(json.loads(data), start)
+
+    def log_probabilities(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[float]:
+        """How probable each token of an answer is to the autoregressive model, given those before it; in nats."""
+        body = _generate_body([*prompt_ids, *answer_ids], {"mode": "autoregressive"}, 0)
+        # The first entry is of the prompt's last token, which nothing is said about.
+        body |= {"return_logprob": True, "logprob_start_len": len(prompt_ids) - 1}
+        entries = self._post("/generate", body)["meta_info"]["input_token_logprobs"][1:]
+        if [entry[1] for entry in entries] != list(answer_ids):
+            raise ServerError(f"{self.url} gave log-probabilities of other tokens than were sent.")
+        return [float(entry[0]) for entry in entries]
+
+    def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        with self._errors():
+            return _content_of(self._http.post(f"{self.url}{path}", json=body))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError:
+            raise ServerError(
+                f"no server answers at {self.url}. Start one in another terminal: `make serve` for the bundled model, "
+                "or `python -m sglang.launch_server --model-path MODEL`; or say where it is with --url."
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise ServerError(f"{self.url}: {error or type(error).__name__}") from None
+
+
+def printable(text: str) -> str:
+    """`text` with a sign in place of each control character, which a terminal would obey; as long as before."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _generate_body(prompt_ids: Sequence[int], options: Options, max_new_tokens: int | None) -> dict[str, Any]:
+    sampling = {"temperature": 0, "max_new_tokens": max_new_tokens, "custom_params": {"dlm": dict(options)}}
+    return {"input_ids": list(prompt_ids), "sampling_params": sampling}
+
+
+def _answer(content: Mapping[str, Any], start: float) -> Answer:
+    """What a response of `/generate`, or a chunk of its stream, holds."""
+    if "error" in content:
+        raise ServerError(_message(content))
+    about = content["meta_info"]
+    if "dlm" not in about:
+        raise ServerError("the server does not say how it decoded: it runs without dlm-serve, or serves another model.")
+    return Answer(
+        text=content["text"],
+        token_ids=tuple(content["output_ids"]),
+        statistics=Statistics.model_validate(about["dlm"]),
+        seconds=time.perf_counter() - start,
+        is_cut=(about["finish_reason"] or {}).get("type") == "length",
+    )
+
+
+def _content_of(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in a response. Raises ServerError with the server's own words if it refuses."""
+    content: dict[str, Any] = (
+        response.json() if response.headers.get("content-type", "").startswith("application/json") else {}
+    )
+    if response.status_code != httpx.codes.OK:
+        raise ServerError(f"HTTP {response.status_code} from {response.url}: {_message(content) or response.text}")
+    return content
+
+
+def _message(content: Mapping[str, Any]) -> str:
+    """The words of an error, which SGLang nests for some routes and not for others."""
+    error = content.get("error", content)
+    return str(error.get("message", error) if isinstance(error, dict) else error)

@@ -1,0 +1,125 @@
+"""An evaluation from its questions to its figures, and how it is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dlm_serve.client import MODES, Client
+from dlm_serve.evaluation import measure
+from dlm_serve.evaluation.measure import Figures, Setting, Trial
+from dlm_serve.training.tasks import Task
+
+_SERVER_FIELDS = ("model_path", "dtype", "quantization", "device", "tp_size", "attention_backend")
+"""What is kept of what the server says about itself."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured."""
+
+    modes: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    count: int
+    """Questions per task."""
+    seed: int
+    """Of the choice of questions."""
+    max_new_tokens: int
+    concurrency: int
+    """Answers that the server works on at a time."""
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The ways to decode that are compared."""
+        return measure.settings(self.modes, self.thresholds)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one setting came to."""
+
+    mode: str
+    threshold: float | None
+    figures: Figures
+    equal_to_autoregressive: int | None
+    """Answers with the tokens of the autoregressive ones; None where those were not asked for."""
+    tasks: dict[str, Figures]
+    loss_by_position: list[float | None]
+    """Nats, by position inside the block; see `measure.loss_by_position`."""
+
+    @property
+    def setting(self) -> Setting:
+        """The setting."""
+        return Setting(self.mode, self.threshold)
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation, with all that is needed to repeat it."""
+
+    commit: str | None
+    """Of dlm-serve here, if git knows it; `-dirty` behind it if files differ from it."""
+    versions: dict[str, str]
+    server: dict[str, Any]
+    plan: Plan
+    block_length: int
+    results: list[Result]
+
+    def save(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+
+def evaluate(client: Client, tasks: Iterable[Task], plan: Plan, progress: Callable[[int, int], None]) -> Report:
+    """Ask all there is to ask; `progress` is called with the number of answers so far and in all."""
+    about = client.about()
+    asked = measure.questions(client, tasks, plan.count, plan.seed)
+    num_answers, total = 0, len(asked) * len(plan.settings)
+    trials: dict[Setting, list[Trial]] = {}
+    for setting in plan.settings:
+        trials[setting] = []
+        for trial in measure.ask(client, asked, setting, plan.max_new_tokens, plan.concurrency):
+            trials[setting].append(trial)
+            num_answers += 1
+            progress(num_answers, total)
+    block_length = max(measure.block_length_of(found) for found in trials.values())
+    return Report(
+        commit=_commit(),
+        versions={"dlm-serve": version("dlm-serve"), "sglang": about["version"]},
+        server={name: about.get(name) for name in _SERVER_FIELDS},
+        plan=plan,
+        block_length=block_length,
+        results=[_result(setting, trials, block_length) for setting in trials],
+    )
+
+
+def _result(setting: Setting, trials: Mapping[Setting, list[Trial]], block_length: int) -> Result:
+    found, reference = trials[setting], trials.get(Setting(MODES[0]))
+    return Result(
+        mode=setting.mode,
+        threshold=setting.threshold,
+        figures=Figures.of(found),
+        equal_to_autoregressive=measure.num_equal(found, reference) if reference else None,
+        tasks={name: Figures.of(group) for name, group in measure.by_task(found).items()},
+        loss_by_position=measure.loss_by_position(found, block_length),
+    )
+
+
+def _commit() -> str | None:
+    """The commit that this file is of, or None where git does not track it."""
+    file = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=file.parent, check=True, capture_output=True, text=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,79 @@
+"""A checkpoint of a large shape that computes the same function as a small one.
+
+For measuring full-size speed with real confidences and with answers that can be checked: a step reads as many bytes
+and multiplies as many numbers as the large model's, and decides the same tokens as the small one.
+
+- The residual stream [H] is the small one [h] followed by zeros. RMSNorm then divides by sqrt(h/H) of what it divided
+  by, so its weights are multiplied by that and its epsilon by h/H. Where H/h is a power of four this is exact in any
+  floating-point type; else the norms' weights are rounded once.
+- Heads, MLP units and layers that the small model lacks have random weights and write nothing to the residual stream.
+- Rows of the vocabulary that it lacks cannot win: see `source`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from dlm_serve.errors import ConfigError
+from dlm_serve.inflation.shapes import SHAPES, Shape
+from dlm_serve.inflation.source import Source
+from dlm_serve.inflation.tensors import Inflation
+from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER
+
+__all__ = ["SHAPES", "inflate"]
+
+_CARD = """# {source} in a larger shape
+
+This checkpoint computes the same function as `{source}`, at a larger size: every other weight is random or zero.
+It is for measuring speed, and knows nothing that the small model does not. Made by `dlm-serve inflate`.
+"""
+
+
+def inflate(model_path: str, like: str, out: Path) -> int:
+    """Write the model in the folder `model_path`, in the shape `like`, to the folder `out`; returns the weights' bytes.
+
+    Holds at most two shards in memory: of layers, embedding and head. `config.json` comes last, so that what was
+    interrupted is not taken for a checkpoint. Raises CheckpointError or ConfigError.
+    """
+    source = Source.load(model_path)
+    large = Inflation(source, Shape.like(like))
+    _prepare(out, large.num_bytes)
+    folder = source.checkpoint.folder
+    for file in folder.iterdir():
+        if file.is_file() and file.suffix != ".safetensors" and file.name != "config.json":
+            shutil.copy(file, out)
+    (out / "README.md").write_text(_CARD.format(source=folder.name))
+    if source.adapter:
+        (out / DRAFT_ADAPTER_FOLDER).mkdir()
+        shutil.copy(folder / DRAFT_ADAPTER_FOLDER / "adapter_config.json", out / DRAFT_ADAPTER_FOLDER)
+        save_file(large.adapter(), out / DRAFT_ADAPTER_FOLDER / "adapter_model.safetensors")
+    _write_weights(large, out)
+    (out / "config.json").write_text(json.dumps(large.config, indent=2) + "\n")
+    return large.num_bytes
+
+
+def _write_weights(large: Inflation, out: Path) -> None:
+    """The shards and their index, as `transformers` lays them out."""
+    file_of: dict[str, str] = {}
+    for number, shard in enumerate(large.shards(), start=1):
+        file = f"model-{number:05d}-of-{large.num_shards:05d}.safetensors"
+        save_file(shard, out / file, metadata={"format": "pt"})
+        file_of |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": large.num_bytes}, "weight_map": file_of}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _prepare(out: Path, num_bytes: int) -> None:
+    """An empty folder with room for the weights. Raises ConfigError."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("OUT", str(out), "exists and is not an empty folder", "give another or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out).free
+    if free < num_bytes:
+        raise ConfigError(
+            "OUT", str(out), f"{num_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", "choose another disk"
+        )

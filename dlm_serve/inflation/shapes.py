@@ -1,0 +1,163 @@
+"""The sizes of large models, and how those of a small one fit into them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dlm_serve.errors import CheckpointError, ConfigError
+from dlm_serve.models.checkpoint import Checkpoint
+
+_COMMON = {
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 131072,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1000000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 16384,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    },
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "3b": {**_COMMON, "hidden_size": 3072, "intermediate_size": 9216, "num_hidden_layers": 26},
+    "8b": {**_COMMON, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 34},
+}
+"""As in the `config.json` of nvidia/Nemotron-Labs-Diffusion-3B and -8B."""
+
+
+class Shape(BaseModel):
+    """The sizes of a model and its rotary embedding, named as in `config.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    max_position_embeddings: int = Field(gt=0)
+    rope_parameters: dict[str, Any]
+
+    @classmethod
+    def like(cls, name: str) -> Shape:
+        """The shape called `name`, or that of the `config.json` at this path. Raises ConfigError."""
+        try:
+            return cls.model_validate(SHAPES.get(name) or json.loads(Path(name).read_text()))
+        except (OSError, ValidationError, ValueError) as error:
+            problem = str(error).splitlines()[0]
+            raise ConfigError(
+                "--like", name, f"is no shape ({problem})", f"use {', '.join(SHAPES)} or the path of a config.json"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the entries of a small model's axis stand in the large model's."""
+
+    size: int
+    """Of the large axis."""
+    targets: torch.Tensor
+    """Positions in the large axis, int64 [n]."""
+    sources: torch.Tensor
+    """What stands there: positions in the small axis, int64 [n]."""
+
+    @classmethod
+    def first(cls, small: int, large: int) -> Axis:
+        """The small axis at the start of the large one."""
+        return cls(large, torch.arange(small), torch.arange(small))
+
+    @classmethod
+    def heads(cls, pairs: list[tuple[int, int]], num_heads: int, head_dim: int) -> Axis:
+        """Heads of `head_dim` entries each, at the (large, small) positions of `pairs`."""
+        within = torch.arange(head_dim)
+        targets, sources = (torch.tensor(heads)[:, None] * head_dim + within for heads in zip(*pairs, strict=True))
+        return cls(num_heads * head_dim, targets.flatten(), sources.flatten())
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the axes of a small model fit into a shape."""
+
+    hidden: Axis
+    units: Axis
+    query: Axis
+    key_value: Axis
+
+    @classmethod
+    def of(cls, small: Checkpoint, large: Shape) -> Fit:
+        """The fit of `small` into `large`. Raises CheckpointError or ConfigError where there is none."""
+        _check_sizes(small, large)
+        _check_rotary_embedding(small, large)
+        query, key_value = _head_pairs(small, large)
+        return cls(
+            hidden=Axis.first(small.hidden_size, large.hidden_size),
+            units=Axis.first(small.intermediate_size, large.intermediate_size),
+            query=Axis.heads(query, large.num_attention_heads, large.head_dim),
+            key_value=Axis.heads(key_value, large.num_key_value_heads, large.head_dim),
+        )
+
+
+def _head_pairs(small: Checkpoint, large: Shape) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The (large, small) positions of query heads and of key-value heads: each query head keeps what it reads.
+
+    A key-value head that more query heads read than the large model allows is there several times.
+    """
+    wanted = small.num_attention_heads // small.num_key_value_heads
+    group, rest = divmod(large.num_attention_heads, large.num_key_value_heads)
+    copies = -(-wanted // group) if group and not rest else 0
+    if not 0 < small.num_key_value_heads * copies <= large.num_key_value_heads:
+        raise ConfigError(
+            "num_key_value_heads",
+            large.num_key_value_heads,
+            f"{small.num_key_value_heads} heads read by {wanted} query heads each do not fit into that many read by "
+            f"{large.num_attention_heads} in all",
+            "choose a shape with more heads",
+        )
+    key_value = [(head * copies + copy, head) for head in range(small.num_key_value_heads) for copy in range(copies)]
+    query = [
+        ((head // wanted * copies + head % wanted // group) * group + head % wanted % group, head)
+        for head in range(small.num_attention_heads)
+    ]
+    return query, key_value
+
+
+def _check_sizes(small: Checkpoint, large: Shape) -> None:
+    if small.head_dim != large.head_dim:
+        raise CheckpointError(
+            "head_dim",
+            small.head_dim,
+            f"the large shape has {large.head_dim}, and attention scores depend on it",
+            "use a model with that head_dim",
+        )
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"):
+        if getattr(large, name) < getattr(small, name):
+            raise ConfigError(
+                name, getattr(large, name), f"the small model has {getattr(small, name)}", "choose a larger shape"
+            )
+
+
+def _check_rotary_embedding(small: Checkpoint, large: Shape) -> None:
+    ours, theirs = small.rope_parameters, large.rope_parameters
+    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if differing:
+        raise CheckpointError(
+            "rope_parameters",
+            {name: ours.get(name) for name in differing},
+            f"the large shape has { ({name: theirs.get(name) for name in differing}) }",
+            "use a model with the same rotary embedding",
+        )

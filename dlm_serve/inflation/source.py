@@ -1,0 +1,170 @@
+"""The small model, and why rows of the vocabulary that it lacks cannot win.
+
+Its last residual channel holds the same positive constant c for every token in every layer: the embedding puts it
+there, and neither `o_proj` nor `down_proj` writes to it. A row of the head that reads this channel alone, with a
+large negative weight, has a logit below all others, in all inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+
+from dlm_serve.errors import CheckpointError
+from dlm_serve.models.checkpoint import AdapterConfig, Checkpoint
+
+Tensors = dict[str, torch.Tensor]
+
+EMBEDDING, NORM, HEAD = "encoder.embed_tokens.weight", "encoder.norm.weight", "diffusion_head.weight"
+
+_ADAPTER_NAME = re.compile(r"(.*layers\.)(\d+)(\.self_attn\.o_proj\.lora_([AB])\.weight)")
+
+# What nothing here accounts for, with the values that are fine.
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "sliding_window": (None,),
+    "tie_word_embeddings": (False,),
+    "quantization_config": (None,),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The small model's weights and draft adapter, checked."""
+
+    checkpoint: Checkpoint
+    config: dict[str, object]
+    """All of `config.json`."""
+    tensors: Tensors
+    adapter: Tensors
+    """Empty if it has none."""
+    adapter_scale: float
+
+    @classmethod
+    def load(cls, model_path: str) -> Source:
+        """The model in a folder. Raises CheckpointError if it cannot be inflated."""
+        checkpoint = Checkpoint.find(model_path)
+        if checkpoint is None:
+            raise CheckpointError("--model", model_path, "is no checkpoint of a family we serve", "give its folder")
+        config = json.loads((checkpoint.folder / "config.json").read_text())
+        for name, fine in _PLAIN.items():
+            if config.get(name, fine[0]) not in fine:
+                raise CheckpointError(name, config[name], f"must be {fine[-1]}", "use a model without it")
+        checkpoint.check_weights()
+        tensors: Tensors = {}
+        for file in sorted(checkpoint.folder.glob("*.safetensors")):
+            tensors.update(load_file(file))
+        folder = checkpoint.draft_adapter("auto")
+        adapter = load_file(folder / "adapter_model.safetensors") if folder else {}
+        scale = AdapterConfig.model_validate_json((folder / "adapter_config.json").read_text()).scale if folder else 0.0
+        for name in adapter:
+            adapter_name_parts(name)
+        source = cls(checkpoint, config, tensors, adapter, scale)
+        source._check_constant_channel()
+        return source
+
+    @property
+    def channel(self) -> int:
+        """The residual channel that is constant."""
+        return self.checkpoint.hidden_size - 1
+
+    @property
+    def constant(self) -> float:
+        """What it holds."""
+        return float(self.tensors[EMBEDDING][0, self.channel])
+
+    def layer(self, index: int) -> Tensors:
+        """The weights of one layer by their names inside it, such as `mlp.up_proj`; none where it has no such layer."""
+        prefix = f"encoder.layers.{index}."
+        return {
+            name.removeprefix(prefix).removesuffix(".weight"): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
+    def adapter_layer(self, index: int) -> Tensors:
+        """A and B of the draft adapter in one layer, or nothing."""
+        found = ((adapter_name_parts(name), tensor) for name, tensor in self.adapter.items())
+        return {parts[3]: tensor for parts, tensor in found if parts[1] == index}
+
+    def losing_weight(self, vocab_size: int) -> float:
+        """What rows that read the constant channel must multiply it with, so that they never count.
+
+        The probabilities of `vocab_size` such rows then add up to less than the rounding of a float64. Derived from
+        the weights alone: with a the largest norm of a normalised vector, and since attention averages values,
+        |silu(x)| <= |x| and a Frobenius norm bounds what a matrix does to a vector, the residual stream's norm is at
+        most
+
+            max |embedding| + sum over layers of |O| sqrt(heads) |V| a + |down| |gate| |up| a^2
+
+        which bounds the constant channel from below once it is divided by the root mean square, while the largest
+        logit of the small model is at least -min |row of the head| a.
+        """
+        width = self.checkpoint.hidden_size
+        weight = self.tensors[NORM].double()
+        rows = self.tensors[HEAD].double().norm(dim=1)
+        largest_rms = math.sqrt(self._residual_bound() ** 2 / width + self.checkpoint.rms_norm_eps)
+        smallest = self.constant * float(weight[self.channel]) / largest_rms
+        margin = math.log(vocab_size) + 53 * math.log(2)
+        lowest = float(rows.min()) * _normalised_bound(weight)
+        return -2 * (margin + lowest) / smallest  # twice, for the rounding of the model's own arithmetic
+
+    def _residual_bound(self) -> float:
+        """An upper bound of the residual stream's norm, after the last layer."""
+        bound = float(self.tensors[EMBEDDING].double().norm(dim=1).max())
+        for index in range(self.checkpoint.num_hidden_layers):
+            layer = {name: tensor.double() for name, tensor in self.layer(index).items()}
+            norms = {name: float(tensor.norm()) for name, tensor in layer.items()}
+            adapter = math.prod(float(tensor.double().norm()) for tensor in self.adapter_layer(index).values())
+            a = _normalised_bound(layer["input_layernorm"])
+            output = norms["self_attn.o_proj"] + self.adapter_scale * adapter
+            bound += output * math.sqrt(self.checkpoint.num_attention_heads) * norms["self_attn.v_proj"] * a
+            a = _normalised_bound(layer["post_attention_layernorm"])
+            bound += norms["mlp.down_proj"] * norms["mlp.gate_proj"] * norms["mlp.up_proj"] * a**2
+        return bound
+
+    def _check_constant_channel(self) -> None:
+        channel = self.channel
+        column = self.tensors[EMBEDDING][:, channel]
+        problem = None
+        if not (column[0] > 0 and torch.all(column == column[0])):
+            problem = "is not the same positive number in all rows of the embedding"
+        elif not self.tensors[NORM][channel] > 0:
+            problem = "has no positive weight in the final norm"
+        else:
+            writers = [
+                name
+                for name, tensor in (self.tensors | self.adapter).items()
+                if name.endswith(("o_proj.weight", "down_proj.weight", "lora_B.weight")) and tensor[channel].any()
+            ]
+            problem = f"is written by {writers[0]}" if writers else None
+        if problem:
+            raise CheckpointError(
+                "residual channel",
+                channel,
+                f"{problem}, so rows that pad the vocabulary could win",
+                "use a model that was trained with a constant channel, as the bundled one",
+            )
+
+
+def adapter_name_parts(name: str) -> tuple[str, int, str, str]:
+    """What stands before the layer's number, the number, what stands behind it, and `A` or `B`.
+
+    Raises CheckpointError if it is no tensor of a draft adapter.
+    """
+    match = _ADAPTER_NAME.fullmatch(name)
+    if match is None:
+        raise CheckpointError("draft adapter", name, "only o_proj is supported", "use an adapter of o_proj")
+    return match[1], int(match[2]), match[3], match[4]
+
+
+def _normalised_bound(weight: torch.Tensor) -> float:
+    """The largest norm of RMSNorm's output with this weight [h]."""
+    return float(weight.double().abs().max()) * math.sqrt(len(weight))

@@ -1,0 +1,127 @@
+"""The large model's weights, one shard at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from dlm_serve.inflation.shapes import Axis, Fit, Shape
+from dlm_serve.inflation.source import EMBEDDING, HEAD, NORM, Source, Tensors, adapter_name_parts
+
+_STD = 0.02
+"""Of the random weights: the models' `initializer_range`."""
+
+Filler = Callable[[int, int], torch.Tensor]
+"""A matrix [rows, columns] for what the small model lacks."""
+
+
+class Inflation:
+    """A small model in a large shape. Raises CheckpointError or ConfigError if it does not fit."""
+
+    def __init__(self, source: Source, shape: Shape) -> None:
+        self._source, self._shape, self._fit = source, shape, Fit.of(source.checkpoint, shape)
+        self._dtype = source.tensors[EMBEDDING].dtype
+        self._random = torch.Generator().manual_seed(0)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The large model's `config.json`: the small one's token ids and block size, the shape's sizes."""
+        eps = self._source.checkpoint.rms_norm_eps * self._shrinkage**2
+        return {**self._source.config, **self._shape.model_dump(), "rms_norm_eps": eps}
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights."""
+        large = self._shape
+        heads = (2 * large.num_attention_heads + 2 * large.num_key_value_heads) * large.head_dim
+        layer = large.hidden_size * (heads + 3 * large.intermediate_size + 2)
+        numbers = large.num_hidden_layers * layer + (2 * large.vocab_size + 1) * large.hidden_size
+        return numbers * self._dtype.itemsize
+
+    @property
+    def num_shards(self) -> int:
+        """How many `shards` gives."""
+        return self._shape.num_hidden_layers + 2
+
+    def shards(self) -> Iterator[Tensors]:
+        """All tensors by name: the embedding, each layer, the head."""
+        yield {EMBEDDING: self._embedding()}
+        for index in range(self._shape.num_hidden_layers):
+            yield {f"encoder.layers.{index}.{name}.weight": tensor for name, tensor in self._layer(index)}
+        yield {NORM: self._norm(self._source.tensors[NORM]), HEAD: self._head()}
+
+    def adapter(self) -> Tensors:
+        """The draft adapter's tensors by name; in layers that the small model lacks its product is zero."""
+        found: Tensors = {}
+        for name, tensor in self._source.adapter.items():
+            before, index, after, matrix = adapter_name_parts(name)
+            rank = Axis.first(*2 * [min(tensor.shape)])
+            rows, columns = (rank, self._fit.query) if matrix == "A" else (self._fit.hidden, rank)
+            found[name] = _place(tensor, rows, columns, partial(torch.zeros, dtype=tensor.dtype))
+            if index == 0:
+                for extra in range(self._source.checkpoint.num_hidden_layers, self._shape.num_hidden_layers):
+                    found[f"{before}{extra}{after}"] = torch.zeros_like(found[name])
+        return found
+
+    @property
+    def _shrinkage(self) -> float:
+        """By how much zeros behind the small model's residual stream lower its root mean square."""
+        return math.sqrt(self._source.checkpoint.hidden_size / self._shape.hidden_size)
+
+    def _layer(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
+        fit, given = self._fit, self._source.layer(index)
+        for name, rows, columns, filler in (
+            ("self_attn.q_proj", fit.query, fit.hidden, self._noise),
+            ("self_attn.k_proj", fit.key_value, fit.hidden, self._noise),
+            ("self_attn.v_proj", fit.key_value, fit.hidden, self._noise),
+            ("self_attn.o_proj", fit.hidden, fit.query, self._zeros),
+            ("mlp.gate_proj", fit.units, fit.hidden, self._noise),
+            ("mlp.up_proj", fit.units, fit.hidden, self._noise),
+            ("mlp.down_proj", fit.hidden, fit.units, self._zeros),
+        ):
+            yield name, _place(given.get(name), rows, columns, filler)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield name, self._norm(given.get(name))
+
+    def _embedding(self) -> torch.Tensor:
+        """[V, H]: a row of the small model ends in zeros, as does one that it lacks, whose constant is the same."""
+        given = self._source.tensors[EMBEDDING]
+        rows = self._zeros(self._shape.vocab_size, self._shape.hidden_size)
+        rows[:, : given.shape[1]] = self._noise(len(rows), given.shape[1])
+        rows[:, self._source.channel] = self._source.constant
+        rows[: len(given), : given.shape[1]] = given
+        return rows
+
+    def _head(self) -> torch.Tensor:
+        """[V, H]: what lies behind the small model's columns is multiplied with zeros."""
+        given = self._source.tensors[HEAD]
+        num_given, width = given.shape
+        rows = self._noise(self._shape.vocab_size, self._shape.hidden_size)
+        rows[:num_given, :width] = given
+        rows[num_given:, :width] = 0
+        rows[num_given:, self._source.channel] = self._source.losing_weight(len(rows))
+        return rows
+
+    def _norm(self, given: torch.Tensor | None) -> torch.Tensor:
+        """[H]"""
+        weight = torch.ones(self._shape.hidden_size, dtype=self._dtype)
+        if given is not None:
+            weight[: len(given)] = given.double() * self._shrinkage
+        return weight
+
+    def _noise(self, rows: int, columns: int) -> torch.Tensor:
+        return torch.empty(rows, columns, dtype=self._dtype).normal_(std=_STD, generator=self._random)
+
+    def _zeros(self, rows: int, columns: int) -> torch.Tensor:
+        return torch.zeros(rows, columns, dtype=self._dtype)
+
+
+def _place(given: torch.Tensor | None, rows: Axis, columns: Axis, filler: Filler) -> torch.Tensor:
+    """[rows, columns] of the large model: `given` where it belongs, filled up by `filler`."""
+    matrix = filler(rows.size, columns.size)
+    if given is not None:
+        matrix[rows.targets[:, None], columns.targets] = given[rows.sources[:, None], columns.sources]
+    return matrix
