@@ -34,18 +34,9 @@ import report  # noqa: E402
 import step_profile  # noqa: E402
 from serving import Server, generate_body  # noqa: E402
 
+from dlm_serve.models.shape import RELEASES  # noqa: E402
+
 SMALL = ROOT / "tests" / "data" / "nld-trained-b32-lora"
-SHAPE_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 34,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 131072,
-    "max_position_embeddings": 262144,
-    "torch_dtype": "bfloat16",
-}
 PLAIN = {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", "auto_map": {}}
 # A pool for 127 requests of 1024 tokens and what they generate; both servers share the GPU and are asked in turn.
 FLAGS = ("--load-format", "dummy", "--skip-server-warmup", "--max-total-tokens", "220000")
@@ -58,8 +49,7 @@ def write_model(folder: Path, changes: dict[str, Any]) -> Path:
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(SMALL / name, folder)
-    config = {**json.loads((SMALL / "config.json").read_text()), **SHAPE_8B, **changes}
-    config["rope_parameters"] = {**config["rope_parameters"], "original_max_position_embeddings": 16384}
+    config = {**json.loads((SMALL / "config.json").read_text()), **RELEASES["8b"], "torch_dtype": "bfloat16", **changes}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

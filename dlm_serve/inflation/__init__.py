@@ -19,12 +19,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from dlm_serve.errors import ConfigError
-from dlm_serve.inflation.shapes import SHAPES, Shape
+from dlm_serve.inflation.shapes import Shape
 from dlm_serve.inflation.source import Source
 from dlm_serve.inflation.tensors import Inflation
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER
 
-__all__ = ["SHAPES", "inflate"]
+__all__ = ["inflate"]
 
 _CARD = """# {source} in a larger shape
 

@@ -1,67 +1,31 @@
-"""The sizes of large models, and how those of a small one fit into them."""
+"""How the sizes of a small model fit into those of a large one."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from dlm_serve.errors import CheckpointError, ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
-
-_COMMON = {
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 131072,
-    "max_position_embeddings": 262144,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 1000000.0,
-        "factor": 16.0,
-        "original_max_position_embeddings": 16384,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "llama_4_scaling_beta": 0.1,
-    },
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "3b": {**_COMMON, "hidden_size": 3072, "intermediate_size": 9216, "num_hidden_layers": 26},
-    "8b": {**_COMMON, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 34},
-}
-"""As in the `config.json` of nvidia/Nemotron-Labs-Diffusion-3B and -8B."""
+from dlm_serve.models.shape import RELEASES, ModelShape
 
 
-class Shape(BaseModel):
-    """The sizes of a model and its rotary embedding, named as in `config.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    max_position_embeddings: int = Field(gt=0)
-    rope_parameters: dict[str, Any]
+class Shape(ModelShape):
+    """The sizes of the model to write."""
 
     @classmethod
     def like(cls, name: str) -> Shape:
         """The shape called `name`, or that of the `config.json` at this path. Raises ConfigError."""
         try:
-            return cls.model_validate(SHAPES.get(name) or json.loads(Path(name).read_text()))
+            return cls.model_validate(RELEASES.get(name) or json.loads(Path(name).read_text()))
         except (OSError, ValidationError, ValueError) as error:
             problem = str(error).splitlines()[0]
             raise ConfigError(
-                "--like", name, f"is no shape ({problem})", f"use {', '.join(SHAPES)} or the path of a config.json"
+                "--like", name, f"is no shape ({problem})", f"use {', '.join(RELEASES)} or the path of a config.json"
             ) from None
 
 

@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from dlm_serve.errors import CheckpointError
+from dlm_serve.models.shape import ModelShape
 
 ARCHITECTURE = "NemotronLabsDiffusionModel"
 DRAFT_ADAPTER_FOLDER = "linear_spec_lora"
@@ -30,22 +31,11 @@ _LAYER_TENSORS = (
 )
 
 
-class Checkpoint(BaseModel):
+class Checkpoint(ModelShape):
     """The part of `config.json` that decoding depends on, with the folder it came from."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
     folder: Path
-    vocab_size: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    max_position_embeddings: int = Field(gt=0)
     rms_norm_eps: float = Field(gt=0)
-    rope_parameters: dict[str, Any]
     mask_token_id: int = Field(strict=True)
     eos_token_id: int | list[int]
     block_size: int = Field(ge=1, le=64, strict=True)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dlm_serve.config import validate
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
+from dlm_serve.models.shape import ROPE_OF_8B
 from dlm_serve.training.masking import HalfLifeMasking, Masking
 from dlm_serve.training.tokenizer import BOS_ID, EOS_ID, MASK_ID
 
@@ -46,21 +47,8 @@ class ModelShape(_Frozen):
             rms_norm_eps=1e-5,
             tie_word_embeddings=False,
             use_cache=False,
-            rope_parameters=dict(_ROPE_OF_8B),
+            rope_parameters=dict(ROPE_OF_8B),
         )
-
-
-_ROPE_OF_8B = {
-    "rope_type": "yarn",
-    "rope_theta": 1_000_000.0,
-    "factor": 16.0,
-    "original_max_position_embeddings": 16384,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
 
 
 class Phase(_Frozen):

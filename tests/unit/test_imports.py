@@ -104,6 +104,7 @@ ALLOWED = {
         "dlm_serve.errors",
         "dlm_serve.inflation",
         "dlm_serve.models.checkpoint",
+        "dlm_serve.models.shape",
     ),
     "dlm_serve.cli": (
         "rich",

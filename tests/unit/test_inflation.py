@@ -16,15 +16,16 @@ from transformers.models.ministral3 import Ministral3Config, Ministral3ForCausal
 
 from dlm_serve import bundled
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError
-from dlm_serve.inflation import SHAPES, inflate
+from dlm_serve.inflation import inflate
 from dlm_serve.inflation.shapes import Shape
 from dlm_serve.inflation.source import EMBEDDING, HEAD, NORM, Source
 from dlm_serve.inflation.tensors import Inflation
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER, Checkpoint
+from dlm_serve.models.shape import RELEASES
 
 Tensors = dict[str, torch.Tensor]
 
-ROPE: dict[str, Any] = {**SHAPES["8b"]["rope_parameters"], "original_max_position_embeddings": 16}
+ROPE: dict[str, Any] = {**RELEASES["8b"]["rope_parameters"], "original_max_position_embeddings": 16}
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
