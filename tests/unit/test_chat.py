@@ -6,6 +6,7 @@ import io
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from fake_server import Body, FakeServer
@@ -130,7 +131,11 @@ def test_control_c_stops_the_answer_and_not_the_program() -> None:
     long = "x" * 500
     with FakeServer(lambda question, options: long if question == "one" else "done", delay=0.02) as server:
         command = [sys.executable, "-m", "dlm_serve", "chat", "--url", server.url, "--mode", "autoregressive"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        # A shell that runs the tests in the background has them ignore the signal, and they would pass that on.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heed
+        ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write("one\n")
