@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dlm_serve.evaluation.report import commit
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def commit() -> str:
-    """The commit that is measured, where git knows it; `-dirty` if files differ from it."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def write(name: str, figures: dict[str, Any], *packages: str) -> None:

@@ -13,7 +13,6 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 from dlm_serve.errors import DlmServeError, InvalidValueError
@@ -64,7 +63,5 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
 
 def _summary(name: str) -> str:
     """The first line of a subcommand's docstring, read without running the module."""
-    spec = find_spec(f"{__name__}.{name}")
-    assert spec is not None
-    assert spec.origin is not None
-    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").partition("\n")[0]
+    source = (Path(__file__).parent / f"{name}.py").read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

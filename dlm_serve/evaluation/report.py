@@ -90,7 +90,7 @@ def evaluate(client: Client, tasks: Iterable[Task], plan: Plan, progress: Callab
             progress(num_answers, total)
     block_length = max(measure.block_length_of(found) for found in trials.values())
     return Report(
-        commit=_commit(),
+        commit=commit(),
         versions={"dlm-serve": version("dlm-serve"), "sglang": about["version"]},
         server={name: about.get(name) for name in _SERVER_FIELDS},
         plan=plan,
@@ -111,8 +111,8 @@ def _result(setting: Setting, trials: Mapping[Setting, list[Trial]], block_lengt
     )
 
 
-def _commit() -> str | None:
-    """The commit that this file is of, or None where git does not track it."""
+def commit() -> str | None:
+    """The commit of dlm-serve here, `-dirty` behind it if files differ; None where git does not track this file."""
     file = Path(__file__)
 
     def git(*arguments: str) -> str:

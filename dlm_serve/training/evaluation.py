@@ -28,10 +28,9 @@ def measure_kl(before: DiffusionModel, after: DiffusionModel, config: TrainingCo
     return autoregressive_kl(before, after, batch, batch.layout.dense_mask())
 
 
-def evaluate(model: DiffusionModel, config: TrainingConfig) -> dict[str, Any]:
+def evaluate(model: DiffusionModel, config: TrainingConfig, options: Evaluation) -> dict[str, Any]:
     """Scores by mode and task on held-out examples, decoded greedily."""
-    assert config.evaluation is not None
-    options, tokenizer = config.evaluation, load_tokenizer(config.corpus / "tokenizer")
+    tokenizer = load_tokenizer(config.corpus / "tokenizer")
     settings = {
         "autoregressive": _settings(Mode.AUTOREGRESSIVE, 1, None),
         "diffusion": _settings(Mode.DIFFUSION, config.block_size, options.threshold),

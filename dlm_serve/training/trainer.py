@@ -218,7 +218,7 @@ def _conclude(config: TrainingConfig, last_phase: str, device: torch.device) -> 
     if config.convert and before is not None:
         report["kl_nats_per_token"] = measure_kl(load_model(before).to(device), model, config)
     if config.evaluation is not None:
-        report["evaluation"] = evaluate(model, config)
+        report["evaluation"] = evaluate(model, config, config.evaluation)
     (config.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
