@@ -3,7 +3,8 @@
     python benchmarks/block_attention.py     # prints a table, writes benchmarks/results/block_attention.json
 
 Nothing is timed unless all outputs are right. A time is the median over replays of a CUDA graph that reads
-another layer's keys and values in each call, so that none are in the cache.
+another layer's keys and values in each call, so that none are in the cache. Where SGLang's FlashAttention-3 is
+there, it is timed on the same rows as SGLang calls it, causal and with the rows' own keys in the cache.
 """
 
 from __future__ import annotations
@@ -75,6 +76,34 @@ def check(batch: int, prefix: int, width: int, dtype: torch.dtype) -> float:
     return float(error / (2 * own + torch.finfo(dtype).eps * exact.abs().max()))
 
 
+def flash_attention_us(calls: list[dict[str, Any]], prefix: int) -> float | None:
+    """Microseconds of FlashAttention-3 for the same `calls`, or None where it is not installed."""
+    try:
+        from sgl_kernel.flash_attn import flash_attn_with_kvcache
+    except ImportError:
+        return None
+    batch, width = calls[0]["q"].shape[:2]
+    lens = torch.full((batch,), prefix + width, device="cuda", dtype=torch.int32)
+    starts = torch.arange(batch + 1, device="cuda", dtype=torch.int32) * width
+    return timing.median_us(
+        [
+            partial(
+                flash_attn_with_kvcache,
+                q=args["q"].flatten(0, 1),
+                k_cache=args["k_cache"][:, None],
+                v_cache=args["v_cache"][:, None],
+                page_table=args["slot_table"],
+                cache_seqlens=lens,
+                cu_seqlens_q=starts,
+                max_seqlen_q=width,
+                softmax_scale=args["scale"],
+                causal=True,
+            )
+            for args in calls
+        ]
+    )
+
+
 def main() -> None:
     torch.manual_seed(0)
     gates = {
@@ -90,14 +119,13 @@ def main() -> None:
     for batch, prefix, width in SHAPES:
         moved = 2 * batch * (prefix + width) * NUM_KV_HEADS * HEAD_DIM * 2
         layers = max(1, min(34, math.ceil(2e9 / moved), int(60e9 // moved)))
-        calls = [
-            partial(block_attention, **args) for args in arguments(batch, prefix, width, torch.bfloat16, layers, False)
-        ]
-        microseconds = timing.median_us(calls)
+        calls = arguments(batch, prefix, width, torch.bfloat16, layers, False)
+        microseconds = timing.median_us([partial(block_attention, **args) for args in calls])
         floor = moved / bandwidth * 1e6
-        rows[f"{batch} x {prefix} x {width}"] = {"us": microseconds, "floor_us": floor, "share": floor / microseconds}
-        share = f"{floor / microseconds:.0%} of the memory's speed"
-        print(f"{batch:4} x {prefix:6} x {width:2}: {microseconds:8.1f} us, floor {floor:8.1f}, {share}")
+        row = {"us": microseconds, "floor_us": floor, "share": floor / microseconds}
+        flash = flash_attention_us(calls, prefix)
+        rows[f"{batch} x {prefix} x {width}"] = row if flash is None else {**row, "flash_attention_3_us": flash}
+        print(f"{batch:4} x {prefix:6} x {width:2}:", {name: round(value, 2) for name, value in row.items()}, flash)
     shape = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "head_dim": HEAD_DIM, "dtype": "bfloat16"}
     figures = {"shape": shape, "copy_bandwidth_bytes_per_s": bandwidth, "batch x prefix x width": rows}
     report.write("block_attention", figures, "torch", "triton")

@@ -1,4 +1,4 @@
-"""How fast block attention is by how it is launched; what `_launch` in its Triton file was chosen from.
+"""How fast block attention is by how it is launched; what `choose` in its launch.py was made from.
 
 python benchmarks/block_attention_launches.py     # writes benchmarks/results/block_attention_launches.json
 """
@@ -9,28 +9,42 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import report
 import timing
 import torch
 from block_attention import HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, SHAPES, arguments
-from dlm_kernels.block_attention import triton as kernels
+from dlm_kernels.block_attention import hopper, launch, triton
+from dlm_kernels.block_attention.launch import Launch
 
-TILES, KEYS, WARPS, STAGES = (32, 64, 128), (32, 64, 128), (2, 4, 8), (2, 3, 4)
 NUM_MULTIPROCESSORS = 132
 
 
-def launches(batch: int, width: int) -> Iterator[kernels._Launch]:
-    """Tiles no larger than needed, with half to eight programs for each multiprocessor."""
+def launches(batch: int, width: int) -> Iterator[tuple[str, Launch]]:
+    """Names and launches: the Hopper kernel for wide rows, the Triton kernel with tiles no larger than needed."""
     num_rows = width * NUM_HEADS // NUM_KV_HEADS
-    for tile, keys, num_warps, num_stages in itertools.product(TILES, KEYS, WARPS, STAGES):
-        if not num_rows // 2 <= tile <= num_rows or (tile > 32 and num_warps == 2):
+    if num_rows > hopper.TILE // 2:
+        for stages, splits in itertools.product((2, 3, 4), splits_of(batch, num_rows, hopper.TILE)):
+            options = {"STAGES": stages, "num_warps": hopper.NUM_WARPS}
+            name = f"hopper, stages {stages}, splits {splits}"
+            yield name, Launch(hopper.split_kernel, hopper.TILE, hopper.KEYS, splits, options)
+    fixed: dict[str, Any] = {"BW": max(16, width), "BD": HEAD_DIM, "PRECISION": "tf32"}
+    for tile, keys, warps, stages in itertools.product((32, 64, 128), (32, 64, 128), (2, 4), (2, 3)):
+        if not num_rows // 2 <= tile <= num_rows or (tile > 32 and warps == 2):
             continue
-        programs = batch * NUM_KV_HEADS * (num_rows // tile)
-        wanted = {2 ** round(math.log2(max(1, m * NUM_MULTIPROCESSORS / programs))) for m in (0.5, 1, 2, 4, 8)}
-        for splits in sorted(min(64, splits) for splits in wanted):
-            yield kernels._Launch(tile, keys, splits, num_warps, num_stages)
+        options = {**fixed, "num_warps": warps, "num_stages": stages}
+        for splits in splits_of(batch, num_rows, tile):
+            name = f"triton, tile {tile}, keys {keys}, warps {warps}, stages {stages}, splits {splits}"
+            yield name, Launch(triton.split_kernel, tile, keys, splits, options)
+
+
+def splits_of(batch: int, num_rows: int, tile: int) -> list[int]:
+    """Splits with about half to four programs for each multiprocessor."""
+    programs = batch * NUM_KV_HEADS * (num_rows // tile)
+    wanted = {2 ** round(math.log2(max(1, m * NUM_MULTIPROCESSORS / programs))) for m in (0.5, 1, 2, 4)}
+    return sorted(splits for splits in wanted if splits <= launch.MAX_SPLITS)
 
 
 def measure(batch: int, prefix: int, width: int) -> dict[str, float]:
@@ -38,14 +52,13 @@ def measure(batch: int, prefix: int, width: int) -> dict[str, float]:
     moved = 2 * batch * (prefix + width) * NUM_KV_HEADS * HEAD_DIM * 2
     layers = max(1, min(16, math.ceil(1e9 / moved), int(40e9 // moved)))
     calls = [
-        partial(kernels.block_attention, **args)
+        partial(launch.block_attention, **args)
         for args in arguments(batch, prefix, width, torch.bfloat16, layers, ragged=False)
     ]
     times = {}
-    for launch in launches(batch, width):
-        name = f"tile {launch.tile}, keys {launch.keys}, warps {launch.num_warps}, stages {launch.num_stages}"
-        with mock.patch.object(kernels, "_launch", return_value=launch):
-            times[f"{name}, splits {launch.splits}"] = timing.median_us(calls, repeats=7)
+    for name, chosen in launches(batch, width):
+        with mock.patch.object(launch, "choose", return_value=chosen):
+            times[name] = timing.median_us(calls, repeats=7)
     return dict(sorted(times.items(), key=lambda entry: entry[1]))
 
 

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 export DLM_TEST_DEVICE=cuda
-"$PYTHON" -m pytest -q tests/unit/test_block_attention_triton.py tests/unit/test_token_confidence.py \
+"$PYTHON" -m pytest -q tests/unit/test_block_attention_kernels.py tests/unit/test_token_confidence.py \
 	tests/unit/test_block_advance_triton.py
 "$PYTHON" -m pytest -q tests/gpu
 "$PYTHON" benchmarks/block_attention.py

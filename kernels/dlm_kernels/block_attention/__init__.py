@@ -20,12 +20,12 @@ def block_attention(
     new_len: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """As `reference.block_attention`, which defines it: by the Triton kernels on a GPU, by PyTorch elsewhere."""
+    """As `reference.block_attention`, which defines it: by the kernels on a GPU, by PyTorch elsewhere."""
     implementation = reference.block_attention
     if q.is_cuda:
-        from dlm_kernels.block_attention import triton
+        from dlm_kernels.block_attention import launch
 
-        implementation = triton.block_attention
+        implementation = launch.block_attention
     return implementation(q, k, v, k_cache, v_cache, slot_table, slot_rows, prefix_lens, causal_len, new_len, scale)
 
 

@@ -1,23 +1,10 @@
-"""Block attention in Triton: one tile holds all query heads of a KV head for a stretch of a row.
-
-The committed keys of a row are cut into splits that run side by side, so that one long request fills the
-GPU; a second kernel merges them. Shapes alone decide the grid and lengths are read from tensors, so a
-captured graph serves rows of any length, any mix of `causal_len` and `new_len`, without synchronising.
-"""
+"""Block attention in Triton: one tile holds all query heads of a KV head for a stretch of a row."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from functools import lru_cache
-
-import torch
 import triton
 import triton.language as tl
 
-MAX_SPLITS = 32
-SMALL_BATCH = 16
-"""(request, KV head) pairs up to which two small tiles side by side beat a large one."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -81,7 +68,7 @@ def _attend_committed(
 
 
 @triton.jit
-def _split_kernel(
+def split_kernel(
     q,
     k,
     v,
@@ -163,7 +150,7 @@ def _split_kernel(
 
 
 @triton.jit
-def _merge_kernel(
+def merge_kernel(
     partial,
     log_sum,
     out,
@@ -190,115 +177,3 @@ def _merge_kernel(
     i_b, i_h = i_bh // HKV, i_bh % HKV
     p_out = out + ((i_b * W + i_wg // G) * (HKV * G) + i_h * G + i_wg % G) * D
     tl.store(p_out + o_d, tl.sum(b_o * weight[:, None], 0).to(out.dtype.element_ty), mask=mask_d)
-
-
-def block_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slot_table: torch.Tensor,
-    slot_rows: torch.Tensor,
-    prefix_lens: torch.Tensor,
-    causal_len: torch.Tensor,
-    new_len: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
-    """As `reference.block_attention`, for head dimensions of 16 to 256.
-
-    Raises ValueError for shapes or layouts that the kernels do not read.
-    """
-    batch, width, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
-    _check(q, k, v, k_cache, v_cache, slot_table)
-    group = num_heads // num_kv_heads
-    launch = _launch(batch * num_kv_heads, width * group, q.device)
-    num_tiles = triton.cdiv(width * group, launch.tile)
-    num_rows = batch * num_kv_heads * width * group
-    partial = torch.empty(launch.splits, num_rows, head_dim, dtype=torch.float32, device=q.device)
-    log_sum = torch.empty(launch.splits, num_rows, dtype=torch.float32, device=q.device)
-    shapes = {"W": width, "G": group, "D": head_dim, "HKV": num_kv_heads, "BD": triton.next_power_of_2(head_dim)}
-    _split_kernel[(batch, num_tiles * num_kv_heads, launch.splits)](
-        q,
-        k,
-        v,
-        k_cache,
-        v_cache,
-        slot_table,
-        slot_rows,
-        prefix_lens,
-        causal_len,
-        new_len,
-        partial,
-        log_sum,
-        scale,
-        q.stride(1),
-        k.stride(1),
-        v.stride(1),
-        slot_table.stride(0),
-        k_cache.stride(0),
-        **shapes,
-        M=launch.tile,
-        N=launch.keys,
-        BW=max(16, triton.next_power_of_2(width)),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-    )
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    _merge_kernel[(num_rows,)](partial, log_sum, out, num_rows, **shapes, SPLITS=launch.splits, num_warps=1)
-    return out
-
-
-def _check(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slot_table: torch.Tensor,
-) -> None:
-    head_dim, num_kv_heads = q.shape[3], k.shape[2]
-    if not 16 <= head_dim <= 256:
-        raise ValueError(f"head_dim = {head_dim}: must be in [16, 256]")
-    if q.shape[2] % num_kv_heads:
-        raise ValueError(f"num_heads = {q.shape[2]}: must be a multiple of the {num_kv_heads} KV heads")
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        strides = tensor.stride()
-        if strides[2:] != (head_dim, 1) or (tensor.shape[0] > 1 and strides[0] != tensor.shape[1] * strides[1]):
-            raise ValueError(f"{name}: heads and rows of tokens must be contiguous, but strides are {strides}")
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.stride() != k_cache.stride() or cache.stride()[1:] != (head_dim, 1):
-            raise ValueError(f"{name}: must be [slots, {num_kv_heads}, {head_dim}] with contiguous heads")
-    if slot_table.stride(1) != 1:
-        raise ValueError("slot_table: its rows must be contiguous")
-
-
-@dataclass(frozen=True)
-class _Launch:
-    """How the split kernel is launched."""
-
-    tile: int
-    """Query rows of a program."""
-    keys: int
-    """Keys that it reads at a time."""
-    splits: int
-    """Parts that a request's committed keys are cut into."""
-    num_warps: int
-    num_stages: int
-
-
-def _launch(num_groups: int, num_rows: int, device: torch.device) -> _Launch:
-    """What was fastest on an H200 for `num_rows` query rows of each of `num_groups` (request, KV head) pairs."""
-    largest = 64 if num_groups <= SMALL_BATCH else 128
-    tile = max(16, min(largest, triton.next_power_of_2(num_rows)))
-    programs_at_once = _num_multiprocessors(device) * (4 if tile <= 32 else 2)
-    splits = programs_at_once // (num_groups * triton.cdiv(num_rows, tile))
-    splits = min(MAX_SPLITS, 2 ** int(math.log2(max(1, splits))))
-    return _Launch(tile, keys=64, splits=splits, num_warps=2 if tile <= 32 else 4, num_stages=3)
-
-
-@lru_cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1

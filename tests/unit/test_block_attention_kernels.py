@@ -1,4 +1,4 @@
-"""The Triton kernels of block attention against their reference: in Triton's interpreter, or on a GPU."""
+"""The kernels of block attention against their reference: in Triton's interpreter, or on a GPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dlm_kernels.block_attention import reference
-from dlm_kernels.block_attention import triton as kernels
+from dlm_kernels.block_attention import launch, reference
 
 from tests.unit.conftest import ON_GPU
 
@@ -78,29 +77,26 @@ def test_equals_reference(
     shape: Shape, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most twice as far from the float64 result as the reference in the same precision, plus a rounding."""
-    launch = replace(
-        kernels._launch(1, shape.width * shape.num_heads // shape.num_kv_heads, torch.device("cpu")),
-        splits=shape.splits,
-    )
-    monkeypatch.setattr(kernels, "_launch", lambda *_: launch)
+    choose = launch.choose
+    monkeypatch.setattr(launch, "choose", lambda *shapes: replace(choose(*shapes), splits=shape.splits))
     args = arguments(shape, dtype, device)
     wide: dict[str, Any] = {
         name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in args.items()
     }
     oracle = real_tokens(reference.block_attention(**wide), args)
     allowed = (real_tokens(reference.block_attention(**args), args) - oracle).abs().max()
-    error = (real_tokens(kernels.block_attention(**args), args) - oracle).abs().max()
+    error = (real_tokens(launch.block_attention(**args), args) - oracle).abs().max()
     assert error <= 2 * allowed + torch.finfo(dtype).eps * oracle.abs().max()
 
 
 def test_rows_of_one_batch_are_as_alone(device: torch.device) -> None:
     args = arguments(SHAPES[3], torch.float32, device)
-    together = kernels.block_attention(**args)
+    together = launch.block_attention(**args)
     per_row = ("q", "k", "v", "slot_rows", "prefix_lens", "causal_len", "new_len")
     for i in range(3):
         one = {name: value[i : i + 1] if name in per_row else value for name, value in args.items()}
         length = int(args["new_len"][i])
-        assert torch.equal(kernels.block_attention(**one)[0, :length], together[i, :length])
+        assert torch.equal(launch.block_attention(**one)[0, :length], together[i, :length])
 
 
 def test_tokens_may_lie_apart(device: torch.device) -> None:
@@ -113,7 +109,7 @@ def test_tokens_may_lie_apart(device: torch.device) -> None:
     slices = (part.view(batch, width, -1, head_dim) for part in torch.split(joint, sizes, dim=1))
     apart = {**args, **dict(zip(("q", "k", "v"), slices, strict=True))}
     assert not apart["k"].is_contiguous()
-    assert torch.equal(kernels.block_attention(**apart), kernels.block_attention(**args))
+    assert torch.equal(launch.block_attention(**apart), launch.block_attention(**args))
 
 
 @pytest.mark.parametrize(
@@ -130,4 +126,4 @@ def test_tokens_may_lie_apart(device: torch.device) -> None:
 def test_what_the_kernels_do_not_read_is_refused(change: dict[str, torch.Tensor], says: str) -> None:
     args = arguments(Shape(2, 4, 2, 16, (5,), 1), torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match=says):
-        kernels.block_attention(**{**args, **change})
+        launch.block_attention(**{**args, **change})

@@ -1,0 +1,295 @@
+"""The split kernel of block attention for wide rows on Hopper, in Gluon.
+
+It does by hand what the compiler of `triton.py` does not: one group of warps brings keys and values in, and two
+others attend to them, each with half of the query rows. While such a group computes the softmax of one tile, the
+tensor cores work at its values of the tile before and at the products of the other group (FlashAttention-3,
+Shah et al. 2024, section 3).
+"""
+
+from __future__ import annotations
+
+import triton.experimental.gluon.language as gl
+from triton.experimental import gluon
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+TILE = 128
+"""Query rows of a program."""
+KEYS = 64
+"""Keys of a tile."""
+STAGES = 4
+"""Tiles of keys, and of values, that are in shared memory at a time."""
+NUM_WARPS = 4
+"""Of each of the three groups."""
+WARPS = gl.constexpr(NUM_WARPS)
+LOAD_REGISTERS = gl.constexpr(56)
+ATTEND_REGISTERS = gl.constexpr(216)
+LOG2_E = gl.constexpr(1.4426950408889634)
+
+
+@gluon.jit
+def _load_tile(p_tile, mask, ring, full, empty, i_tile, STAGES: gl.constexpr):
+    """Start to copy a tile [N, D] to its place in the ring once that is empty; `full` tells when it is there."""
+    stage, parity = i_tile % STAGES, (i_tile // STAGES) & 1
+    mbarrier.wait(empty.index(stage), parity ^ 1)
+    async_copy.async_copy_global_to_shared(ring.index(stage), p_tile, mask=mask[:, None])
+    async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
+
+
+@gluon.jit
+def _load(
+    p_k,
+    p_v,
+    k_cache,
+    v_cache,
+    p_slots,
+    stride_k,
+    stride_v,
+    stride_cache,
+    num_keys,
+    is_own,
+    k_ring,
+    v_ring,
+    k_full,
+    v_full,
+    k_empty,
+    v_empty,
+    W: gl.constexpr,
+    D: gl.constexpr,
+    N: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """What the loading group does: the row's own keys, a last part of a tile, then whole tiles."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
+    o_d = gl.arange(0, D, gl.SliceLayout(0, LAYOUT))
+    o_key = gl.arange(0, N, gl.SliceLayout(1, LAYOUT))
+    num_whole, num_left = num_keys // N, num_keys % N
+    i_tile = 0
+    if is_own:
+        mask_own = o_key < W
+        _load_tile(p_k + o_key[:, None] * stride_k + o_d[None, :], mask_own, k_ring, k_full, k_empty, 0, STAGES)
+        _load_tile(p_v + o_key[:, None] * stride_v + o_d[None, :], mask_own, v_ring, v_full, v_empty, 0, STAGES)
+        i_tile = 1
+    first = gl.where(num_left > 0, -1, 0)
+    start = gl.where(num_left > 0, num_whole * N, 0)
+    mask = start + o_key < num_keys
+    slot = gl.load(p_slots + start + o_key, mask=mask, other=0)
+    for i_part in range(first, num_whole):
+        offset = slot.to(gl.int64)[:, None] * stride_cache + o_d[None, :]
+        o_next = (i_part + 1) * N + o_key
+        mask_next = (i_part + 1 < num_whole) & (o_key < N)
+        slot = gl.load(p_slots + o_next, mask=mask_next, other=0)
+        _load_tile(k_cache + offset, mask, k_ring, k_full, k_empty, i_tile, STAGES)
+        _load_tile(v_cache + offset, mask, v_ring, v_full, v_empty, i_tile, STAGES)
+        mask = mask_next
+        i_tile += 1
+
+
+@gluon.jit
+def _soften(s, m_row, l_row, scale):
+    """One tile of raw scores [M, N] into the running softmax: its weights, the new maximum and sum, the decay."""
+    m_new = gl.maximum(m_row, gl.max(s, 1) * scale)
+    # A row that has seen no key yet keeps -inf, and must not subtract it from itself.
+    m_safe = gl.where(m_new == float("-inf"), 0.0, m_new)
+    p = gl.exp2(s * scale - m_safe[:, None])
+    decay = gl.exp2(m_row - m_safe)
+    return p, m_new, l_row * decay + gl.sum(p, 1), decay
+
+
+@gluon.jit
+def _attend(
+    p_q,
+    p_partial,
+    p_sum,
+    stride_q,
+    scale,
+    causal,
+    new,
+    num_keys,
+    is_own,
+    i_row,
+    b_q,
+    k_ring,
+    v_ring,
+    k_full,
+    v_full,
+    k_empty,
+    v_empty,
+    W: gl.constexpr,
+    G: gl.constexpr,
+    D: gl.constexpr,
+    M: gl.constexpr,
+    N: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """What an attending group does: the query rows [i_row, i_row + M) over all tiles that are loaded."""
+    dtype: gl.constexpr = b_q.dtype
+    LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
+    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, N, 16])
+    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, D, 16])
+    P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
+    ROW: gl.constexpr = gl.SliceLayout(1, S)
+    ROW_O: gl.constexpr = gl.SliceLayout(1, O)
+    scale = scale * LOG2_E
+
+    o_load = i_row + gl.arange(0, M, gl.SliceLayout(1, LOAD))
+    offset = (o_load // G) * stride_q + (o_load % G) * D
+    p_load = p_q + offset[:, None] + gl.arange(0, D, gl.SliceLayout(0, LOAD))[None, :]
+    async_copy.async_copy_global_to_shared(b_q, p_load, mask=(o_load < W * G)[:, None])
+    async_copy.commit_group()
+    async_copy.wait_group(0)
+
+    m_row = gl.full([M], float("-inf"), gl.float32, ROW)
+    l_row = gl.zeros([M], gl.float32, ROW)
+    b_o = gl.zeros([M, D], gl.float32, O)
+    zeros = gl.zeros([M, N], gl.float32, S)
+    o_col = gl.arange(0, N, gl.SliceLayout(0, S))[None, :]
+    o_query = ((i_row + gl.arange(0, M, ROW)) // G)[:, None]
+    num_left = num_keys % N
+    num_masked = gl.where(is_own, 1, 0) + gl.where(num_left > 0, 1, 0)
+    num_tiles = num_masked + num_keys // N
+    for i_tile in range(num_masked):
+        stage, parity = i_tile % STAGES, (i_tile // STAGES) & 1
+        mbarrier.wait(k_full.index(stage), parity)
+        fence_async_shared()
+        s = warpgroup_mma(b_q, k_ring.index(stage).permute((1, 0)), zeros, use_acc=False)
+        mbarrier.arrive(k_empty.index(stage), count=1)
+        visible_own = (o_col < new) & ((o_col <= o_query) | (o_query >= causal))
+        visible = (is_own & (i_tile == 0) & visible_own) | ((i_tile == num_masked - 1) & (o_col < num_left))
+        p, m_row, l_row, decay = _soften(gl.where(visible, s, float("-inf")), m_row, l_row, scale)
+        b_o = b_o * gl.convert_layout(decay, ROW_O)[:, None]
+        mbarrier.wait(v_full.index(stage), parity)
+        fence_async_shared()
+        b_o = warpgroup_mma(gl.convert_layout(p.to(dtype), P), v_ring.index(stage), b_o)
+        mbarrier.arrive(v_empty.index(stage), count=1)
+
+    if num_masked < num_tiles:
+        stage, parity = num_masked % STAGES, (num_masked // STAGES) & 1
+        mbarrier.wait(k_full.index(stage), parity)
+        fence_async_shared()
+        s = warpgroup_mma(b_q, k_ring.index(stage).permute((1, 0)), zeros, use_acc=False)
+        mbarrier.arrive(k_empty.index(stage), count=1)
+        p, m_row, l_row, decay = _soften(s, m_row, l_row, scale)
+        b_o = b_o * gl.convert_layout(decay, ROW_O)[:, None]
+        b_p = gl.convert_layout(p.to(dtype), P)
+        for i_tile in range(num_masked + 1, num_tiles):
+            mbarrier.wait(v_full.index(stage), parity)
+            next_stage, next_parity = i_tile % STAGES, (i_tile // STAGES) & 1
+            mbarrier.wait(k_full.index(next_stage), next_parity)
+            fence_async_shared()
+            s_token = warpgroup_mma(b_q, k_ring.index(next_stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
+            o_token = warpgroup_mma(b_p, v_ring.index(stage), b_o, is_async=True)
+            s = warpgroup_mma_wait(1, deps=[s_token])
+            mbarrier.arrive(k_empty.index(next_stage), count=1)
+            p, m_row, l_row, decay = _soften(s, m_row, l_row, scale)
+            b_o = warpgroup_mma_wait(0, deps=[o_token])
+            mbarrier.arrive(v_empty.index(stage), count=1)
+            b_o = b_o * gl.convert_layout(decay, ROW_O)[:, None]
+            b_p = gl.convert_layout(p.to(dtype), P)
+            stage, parity = next_stage, next_parity
+        mbarrier.wait(v_full.index(stage), parity)
+        fence_async_shared()
+        b_o = warpgroup_mma(b_p, v_ring.index(stage), b_o)
+
+    o_row = i_row + gl.arange(0, M, ROW)
+    total = gl.where(l_row > 0, l_row, 1.0)
+    gl.store(p_sum + o_row, gl.where(l_row > 0, m_row + gl.log2(total), float("-inf")), mask=o_row < W * G)
+    if num_tiles > 0:  # else the merge reads none of it
+        b_o = b_o / gl.convert_layout(total, ROW_O)[:, None]
+        o_out = i_row + gl.arange(0, M, ROW_O)
+        p_out = p_partial + o_out[:, None] * D + gl.arange(0, D, gl.SliceLayout(0, O))[None, :]
+        gl.store(p_out, b_o, mask=(o_out < W * G)[:, None])
+
+
+@gluon.jit
+def split_kernel(
+    q,
+    k,
+    v,
+    k_cache,
+    v_cache,
+    slot_table,
+    slot_rows,
+    prefix_lens,
+    causal_len,
+    new_len,
+    partial,
+    log_sum,
+    scale,
+    stride_q,
+    stride_k,
+    stride_v,
+    stride_slots,
+    stride_cache,
+    W: gl.constexpr,
+    G: gl.constexpr,
+    D: gl.constexpr,
+    HKV: gl.constexpr,
+    M: gl.constexpr,
+    N: gl.constexpr,
+    STAGES: gl.constexpr,
+    num_warps: gl.constexpr,
+):
+    """As `triton.split_kernel`, for 16-bit types and `D` 64 or 128, with W at most N."""
+    dtype: gl.constexpr = q.dtype.element_ty
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    HALF: gl.constexpr = M // 2
+    i_b, i_mh, i_s = gl.program_id(0).to(gl.int64), gl.program_id(1), gl.program_id(2)
+    i_m, i_h = i_mh // HKV, i_mh % HKV
+    prefix = gl.load(prefix_lens + i_b).to(gl.int32)
+    causal, new = gl.load(causal_len + i_b), gl.load(new_len + i_b)
+    span = gl.cdiv(gl.cdiv(prefix, gl.num_programs(2)), N) * N
+    start = i_s * span
+    num_keys = gl.maximum(gl.minimum(start + span, prefix) - start, 0)
+    p_slots = slot_table + gl.load(slot_rows + i_b).to(gl.int64) * stride_slots + start
+    p_q = q + i_b * W * stride_q + i_h * G * D
+    p_k, p_v = k + i_b * W * stride_k + i_h * D, v + i_b * W * stride_v + i_h * D
+    i_out = ((i_s * gl.num_programs(0) + i_b) * HKV + i_h) * (W * G)
+    p_partial, p_sum = partial + i_out * D, log_sum + i_out
+    is_own = i_s == 0
+
+    k_ring = gl.allocate_shared_memory(dtype, [STAGES, N, D], SHARED)
+    v_ring = gl.allocate_shared_memory(dtype, [STAGES, N, D], SHARED)
+    b_q = gl.allocate_shared_memory(dtype, [2, HALF, D], SHARED)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i_stage in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i_stage), count=32 * num_warps)
+        mbarrier.init(v_full.index(i_stage), count=32 * num_warps)
+        mbarrier.init(k_empty.index(i_stage), count=2)
+        mbarrier.init(v_empty.index(i_stage), count=2)
+
+    gl.warp_specialize(
+        [
+            (
+                _attend,
+                (
+                    p_q, p_partial, p_sum, stride_q, scale, causal, new, num_keys, is_own, i_m * M, b_q.index(0),
+                    k_ring, v_ring, k_full, v_full, k_empty, v_empty, W, G, D, HALF, N, STAGES,
+                ),
+            ),
+            (
+                _attend,
+                (
+                    p_q, p_partial, p_sum, stride_q, scale, causal, new, num_keys, is_own, i_m * M + HALF, b_q.index(1),
+                    k_ring, v_ring, k_full, v_full, k_empty, v_empty, W, G, D, HALF, N, STAGES,
+                ),
+            ),
+            (
+                _load,
+                (
+                    p_k, p_v, k_cache + i_h * D, v_cache + i_h * D, p_slots, stride_k, stride_v, stride_cache, num_keys,
+                    is_own, k_ring, v_ring, k_full, v_full, k_empty, v_empty, W, D, N, STAGES,
+                ),
+            ),
+        ],
+        [num_warps, num_warps],
+        [ATTEND_REGISTERS, LOAD_REGISTERS],
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""How block attention runs on a GPU: which kernel, in how many programs.
+
+The committed keys of a row are cut into splits that run side by side, so that one long request fills the
+GPU; a second kernel merges them. Shapes alone decide the grid and lengths are read from tensors, so a
+captured graph serves rows of any length, any mix of `causal_len` and `new_len`, without synchronising.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+
+from dlm_kernels.block_attention import triton as kernels
+
+MAX_SPLITS = 32
+SMALL_BATCH = 16
+"""(request, KV head) pairs up to which two small tiles side by side beat a large one."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the split kernel is launched."""
+
+    kernel: Any
+    tile: int
+    """Query rows of a program."""
+    keys: int
+    """Keys that it reads at a time."""
+    splits: int
+    """Parts that a request's committed keys are cut into."""
+    options: dict[str, Any]
+    """What this kernel alone is given."""
+
+
+def block_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_table: torch.Tensor,
+    slot_rows: torch.Tensor,
+    prefix_lens: torch.Tensor,
+    causal_len: torch.Tensor,
+    new_len: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """As `reference.block_attention`, for head dimensions of 16 to 256.
+
+    Raises ValueError for shapes or layouts that the kernels do not read.
+    """
+    batch, width, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[2]
+    _check(q, k, v, k_cache, v_cache, slot_table)
+    group = num_heads // num_kv_heads
+    launch = choose(batch * num_kv_heads, width, group, head_dim, q.dtype, q.device)
+    num_tiles = triton.cdiv(width * group, launch.tile)
+    num_rows = batch * num_kv_heads * width * group
+    partial = torch.empty(launch.splits, num_rows, head_dim, dtype=torch.float32, device=q.device)
+    log_sum = torch.empty(launch.splits, num_rows, dtype=torch.float32, device=q.device)
+    shapes = {"W": width, "G": group, "D": head_dim, "HKV": num_kv_heads}
+    launch.kernel[(batch, num_tiles * num_kv_heads, launch.splits)](
+        q,
+        k,
+        v,
+        k_cache,
+        v_cache,
+        slot_table,
+        slot_rows,
+        prefix_lens,
+        causal_len,
+        new_len,
+        partial,
+        log_sum,
+        scale,
+        q.stride(1),
+        k.stride(1),
+        v.stride(1),
+        slot_table.stride(0),
+        k_cache.stride(0),
+        **shapes,
+        M=launch.tile,
+        N=launch.keys,
+        **launch.options,
+    )
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    merge = {"BD": triton.next_power_of_2(head_dim), "SPLITS": launch.splits, "num_warps": 1}
+    kernels.merge_kernel[(num_rows,)](partial, log_sum, out, num_rows, **shapes, **merge)
+    return out
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_table: torch.Tensor,
+) -> None:
+    head_dim, num_kv_heads = q.shape[3], k.shape[2]
+    if not 16 <= head_dim <= 256:
+        raise ValueError(f"head_dim = {head_dim}: must be in [16, 256]")
+    if q.shape[2] % num_kv_heads:
+        raise ValueError(f"num_heads = {q.shape[2]}: must be a multiple of the {num_kv_heads} KV heads")
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        strides = tensor.stride()
+        if strides[2:] != (head_dim, 1) or (tensor.shape[0] > 1 and strides[0] != tensor.shape[1] * strides[1]):
+            raise ValueError(f"{name}: heads and rows of tokens must be contiguous, but strides are {strides}")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.stride() != k_cache.stride() or cache.stride()[1:] != (head_dim, 1):
+            raise ValueError(f"{name}: must be [slots, {num_kv_heads}, {head_dim}] with contiguous heads")
+    if slot_table.stride(1) != 1:
+        raise ValueError("slot_table: its rows must be contiguous")
+
+
+def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
+    """What was fastest on an H200 for `width * group` query rows of each of `num_groups` (request, KV head) pairs."""
+    if _is_for_hopper(width, width * group, head_dim, dtype, device):
+        return _on_hopper(num_groups, width * group, device)
+    largest = 64 if num_groups <= SMALL_BATCH else 128
+    tile = max(16, min(largest, triton.next_power_of_2(width * group)))
+    programs_at_once = _num_multiprocessors(device) * (4 if tile <= 32 else 2)
+    options = {
+        "BW": max(16, triton.next_power_of_2(width)),
+        "BD": triton.next_power_of_2(head_dim),
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "num_warps": 2 if tile <= 32 else 4,
+        "num_stages": 3,
+    }
+    splits = _splits(programs_at_once // (num_groups * triton.cdiv(width * group, tile)))
+    return Launch(kernels.split_kernel, tile, 64, splits, options)
+
+
+def _is_for_hopper(width: int, num_rows: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `hopper.split_kernel` can serve these shapes, and with more than half of its tile in use."""
+    fits = num_rows > 64 and width <= 64 and head_dim in (64, 128) and dtype in (torch.bfloat16, torch.float16)
+    return fits and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def _on_hopper(num_groups: int, num_rows: int, device: torch.device) -> Launch:
+    # Imported only where it is used: Gluon is experimental, and other machines can do without it.
+    from dlm_kernels.block_attention import hopper
+
+    programs = num_groups * triton.cdiv(num_rows, hopper.TILE)
+    options = {"STAGES": hopper.STAGES, "num_warps": hopper.NUM_WARPS}
+    splits = _splits(_num_multiprocessors(device) // programs)
+    return Launch(hopper.split_kernel, hopper.TILE, hopper.KEYS, splits, options)
+
+
+def _splits(wanted: int) -> int:
+    """The largest power of two up to `wanted` that the merge takes."""
+    return min(MAX_SPLITS, 1 << int(math.log2(max(1, wanted))))
+
+
+@lru_cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
