@@ -70,3 +70,26 @@ def test_decode_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])  # the script extends it
     figures = json.loads((RESULTS / "decode_speed.json").read_text())
     assert importlib.import_module("decode_speed").table(figures) in (ROOT / "README.md").read_text()
+
+
+def test_ablation() -> None:
+    rows = json.loads((RESULTS / "nano_ablation.json").read_text())["rows"]
+    for row in rows:
+        cells = [
+            row["masking"],
+            f"{row['ar_loss_weight']}, {row['dlm_loss_weight']}",
+            f"{row['steps']:,}",
+            f"{row['kl_nats_per_token']:.4f}",
+            f"{row['autoregressive']['exact_match']:.1%}",
+            f"{row['diffusion']['exact_match']:.1%}",
+            f"{row['diffusion']['tokens_per_forward']:.2f}",
+            f"{row['self_speculation']['acceptance_length']:.1f}",
+        ]
+        assert f"| {' | '.join(cells)} |" in (bundled.FOLDER / "README.md").read_text()
+
+
+def test_block_attention() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for shape, row in json.loads((RESULTS / "block_attention.json").read_text())["batch x prefix x width"].items():
+        share, other = f"{row['share']:.0%}", f"{row['flash_attention_3_us']:.1f} us"
+        assert f"| {shape} | {row['us']:.1f} us | {share} | {other} |" in page
