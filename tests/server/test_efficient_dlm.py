@@ -267,8 +267,9 @@ def test_shift_logits_as_on_the_card(server: Server) -> None:
 def test_a_prompt_for_more_than_one_forward_is_refused(server: Server, block_causal: Server) -> None:
     longest = [5] * MAX_PREFILL
     assert len(server.generate(longest, 9, ignore_eos=True)["output_ids"]) == 9
-    response = server.post("/generate", generate_body([*longest, 5], 9))
-    assert response.status_code == 400
-    words = ["input_ids", f"{MAX_PREFILL + 1} tokens", f"at most {MAX_PREFILL}", "--max-prefill-tokens"]
-    assert all(word in response.text for word in words), response.text
+    words = ["prompt", f"{MAX_PREFILL + 1} tokens", f"at most {MAX_PREFILL}", "--max-prefill-tokens"]
+    for stream in (False, True):
+        response = server.post("/generate", generate_body([*longest, 5], 9, request={"stream": stream}))
+        assert response.status_code == 400
+        assert all(word in response.text for word in words), response.text
     assert len(block_causal.generate([*longest, 5], 9, ignore_eos=True)["output_ids"]) == 9
