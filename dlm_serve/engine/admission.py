@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from dlm_serve.config import DecodePlan, RequestOptions
+from dlm_serve.decoding import Prefill
 from dlm_serve.engine.requests import PLAN_KEY
 from dlm_serve.engine.serving import current
 from dlm_serve.errors import OptionError
@@ -67,6 +68,7 @@ def contract_error(error: str | None, body: Any) -> str | None:
     try:
         for ids in _as_list(body.get("input_ids"), of=list):
             _check_input_ids(ids)
+            _check_prompt_length(len(ids))
         for params in _as_list(body.get("sampling_params") or {}):
             _check_num_samples(params)
             _make_plan({**single, **params})
@@ -87,6 +89,7 @@ def admit(tokenized: Any, manager: Any, request: Any, *_: Any, **__: Any) -> Any
     values = {name: getattr(request, name, None) or getattr(params, name, None) for name in names}
     plan = _make_plan(values)
     _check_input_ids(tokenized.input_ids)
+    _check_prompt_length(len(tokenized.input_ids))
     _check_transport(params)
     params.max_new_tokens = _check_length(request, params, len(tokenized.input_ids), manager.context_len)
     params.top_k = min(params.top_k, _TOP_K_ALL)
@@ -116,8 +119,8 @@ def newest_statistics(result: None, manager: Any, meta_info: dict[str, Any], sta
 
 
 def greedy_by_default(given: dict[str, Any], model_config: Any) -> dict[str, Any]:
-    """After `ModelConfig.get_default_sampling_params`: as the model cards, greedy unless said otherwise."""
-    return {"temperature": 0.0, **given}
+    """After `ModelConfig.get_default_sampling_params`: as the model cards, which are greedy or say so."""
+    return {"temperature": current().checkpoint.family.temperature, **given}
 
 
 def _make_plan(values: Mapping[str, Any]) -> DecodePlan:
@@ -132,7 +135,8 @@ def _make_plan(values: Mapping[str, Any]) -> DecodePlan:
     needs = [name for name, nothing in _AUTOREGRESSIVE_ONLY.items() if values.get(name) not in nothing]
     serving = current()
     options = RequestOptions.parse(custom.get(PLAN_KEY))
-    return DecodePlan.resolve(options, serving.config, serving.checkpoint.block_size, needs)
+    checkpoint = serving.checkpoint
+    return DecodePlan.resolve(options, serving.config, checkpoint.family, checkpoint.block_size, needs)
 
 
 def _check_num_samples(params: Mapping[str, object]) -> None:
@@ -166,6 +170,20 @@ def _check_transport(params: Any) -> None:
         raise OptionError(
             "sampling_params", "<as sent>", f"cannot be passed on ({error})", "use plain values, nested at most once"
         ) from error
+
+
+def _check_prompt_length(num_input: int) -> None:
+    """Where all tokens of a prompt see each other, it is encoded in one forward."""
+    from sglang.srt.runtime_context import get_schedule
+
+    most = get_schedule().max_prefill_tokens
+    if current().policy.prefill is Prefill.BIDIRECTIONAL and num_input > most:
+        raise OptionError(
+            "prompt",
+            f"{num_input} tokens",
+            f"at most {most}, --max-prefill-tokens: prompts of {current().checkpoint.family.name} are encoded at once",
+            "shorten the prompt or start the server with more",
+        )
 
 
 def _check_length(request: Any, params: Any, num_input: int, context_len: int) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from dlm_serve import bundled
+from dlm_serve.decoding import Prefill, Sharing
 from dlm_serve.engine import algorithm
 from dlm_serve.engine.serving import Serving, find_serving
 from dlm_serve.errors import ConfigError
@@ -16,6 +18,9 @@ CPU_MAX_TOTAL_TOKENS = 1 << 16
 
 CPU_MAX_RUNNING_REQUESTS = 64
 """Requests that decode together there."""
+
+CPU_MEM_FRACTION = 0.8
+"""The part of the memory that weights and KV may take there, where prompts are not cut into chunks."""
 
 # field, the value that is fine, why others are not
 _UNSUPPORTED = (
@@ -55,16 +60,40 @@ def prepare_server_args(server_args: Any) -> bool:
         serving.checkpoint.check_weights()
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
     server_args.speculative_algorithm = algorithm.NAME
+    _set_page_size(server_args, serving)
+    if serving.checkpoint.family.released_as is not None:
+        server_args.json_model_override_args = _named_as_ours(server_args, serving)
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
+    if serving.policy.prefill is not Prefill.CAUSAL:
+        server_args.disable_prefill_cuda_graph = True  # stretches of a prompt are not planned ahead
+    if serving.policy.sharing is Sharing.NONE:
+        server_args.disable_radix_cache = True
+        server_args.chunked_prefill_size = -1
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args, serving)
     return True
+
+
+def _set_page_size(server_args: Any, serving: Serving) -> None:
+    """Where only whole blocks can be shared, and prompts continue at their edges alone, pages consist of blocks."""
+    block_size = serving.checkpoint.block_size
+    if serving.policy.prefill is not Prefill.BLOCK_CAUSAL:
+        return
+    if server_args.page_size is None:
+        server_args.page_size = block_size
+    if server_args.page_size % block_size:
+        raise ConfigError(
+            "--page-size", server_args.page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
+        )
 
 
 def _set_cpu_defaults(server_args: Any, serving: Serving) -> None:
     if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
         server_args.dtype = "float32"  # SGLang would halve it, as accelerators need
     server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
+    if server_args.chunked_prefill_size == -1 and server_args.mem_fraction_static is None:
+        # SGLang would set 1.5 MB aside for each token of the longest prefill.
+        server_args.mem_fraction_static = CPU_MEM_FRACTION
     if server_args.max_total_tokens is None:
         server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS
     if server_args.max_running_requests is None:
@@ -83,6 +112,12 @@ def _has_weights(server_args: Any, serving: Serving) -> bool:
     if server_args.load_format not in ("auto", "safetensors"):
         return False
     return Path(server_args.model_path).is_dir() or any(serving.checkpoint.folder.glob("*.safetensors"))
+
+
+def _named_as_ours(server_args: Any, serving: Serving) -> str:
+    """`--json-model-override-args` by which SGLang takes our model class and not the one the checkpoint names."""
+    given = json.loads(server_args.json_model_override_args or "{}")
+    return json.dumps({**given, "architectures": [serving.checkpoint.family.architecture]})
 
 
 def _sampling_defaults(server_args: Any, serving: Serving) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dlm_serve.config import DecodePlan
-from dlm_serve.decoding import Mode, RowSettings
+from dlm_serve.decoding import Mode, Policy, RowSettings, Sharing
 from dlm_serve.engine.serving import current
 
 PLAN_KEY = "dlm"
@@ -20,6 +21,19 @@ class RequestRecord:
     plan: DecodePlan
     extend_forwards: int = 0
     """Refining forwards that ran inside EXTEND calls."""
+    steps_before_rest: int | None = None
+    """Steps it had taken when an EXTEND call decided all that was left of its answer; None if none did."""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether its steps only hand out what an EXTEND call decided, and run no forward."""
+        return self.steps_before_rest is not None
+
+    def end_extend(self, req: Any, rest: Sequence[int]) -> None:
+        """Note that the EXTEND call of SGLang's `req` left the tokens `rest` to emit, its next token first."""
+        num_tokens = len(req.output_ids) + len(rest)
+        ends = num_tokens >= req.sampling_params.max_new_tokens or not stop_ids_of(req).isdisjoint(rest)
+        self.steps_before_rest = req.spec_verify_ct if ends else None
 
 
 def record_of(req: Any) -> RequestRecord:
@@ -30,9 +44,25 @@ def record_of(req: Any) -> RequestRecord:
     return record
 
 
+def shareable_len(req: Any, policy: Policy) -> int:
+    """How many of the first tokens of SGLang's `req` have KV that another request with the same tokens may use."""
+    num_prompt, num_tokens = len(req.origin_input_ids), len(req.origin_input_ids) + len(req.output_ids)
+    if policy.sharing is not Sharing.BLOCKS:
+        return num_tokens
+    # The block of the last token of an answer need not be committed. Where blocks are not anchored, those of an
+    # answer lie elsewhere than they would in a prompt.
+    last = max(num_prompt, num_tokens - 1) if policy.is_anchored else num_prompt
+    return last - last % current().checkpoint.block_size
+
+
+def is_private(req: Any, policy: Policy) -> bool:
+    """Whether the KV that the EXTEND call of SGLang's `req` computes includes some that is not for other requests."""
+    return policy.sharing is Sharing.BLOCKS and not policy.is_anchored and bool(req.output_ids)
+
+
 def settings_of(req: Any) -> RowSettings:
     """What the device needs to know about SGLang's `req`."""
-    plan = record_of(req).plan
+    plan, serving = record_of(req).plan, current()
     return RowSettings(
         mode=plan.mode,
         block_length=plan.block_length,
@@ -40,29 +70,53 @@ def settings_of(req: Any) -> RowSettings:
         steps=plan.steps,
         convergence_threshold=plan.convergence_threshold,
         seed=req.sampling_params.sampling_seed,
-        # The mask never stands in an answer, but it does in unfinished blocks.
-        stop_ids=sorted(_stop_ids(req) - {current().checkpoint.mask_token_id}),
+        stop_ids=sorted(stop_ids_of(req)),
+        is_seeded=serving.policy.is_seeded,
+        algorithm=serving.checkpoint.family.algorithms.index(plan.algorithm) if plan.algorithm else 0,
     )
 
 
-def num_known_of_block(req: Any) -> int | None:
-    """How many tokens of its unfinished block, after the first, a resumed diffusion request has emitted.
+@dataclass(frozen=True)
+class FirstBlock:
+    """The block that an EXTEND call refines, because its own prediction is not the request's next token."""
 
-    None if its next token is the first of a block, which the prefill predicts, or if more prompt is to come.
+    start: int
+    """Its first position."""
+    given: list[int]
+    """Its first tokens, where they are not to be found: the end of a prompt, or a pending token."""
+    num_emitted: int
+    """Tokens of it that the client has already, the given ones included."""
+
+
+def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
+    """The block that the EXTEND call of SGLang's `req` refines; None if there is none or more prompt is to come.
+
+    Nothing but its tokens survives the retraction of a request. A block that was emitted in part starts over, as
+    it started before, and so ends the same.
     """
-    plan = record_of(req).plan
-    is_last_chunk = req.extend_end == len(req.origin_input_ids) + len(req.output_ids)
-    if plan.mode is not Mode.DIFFUSION or not req.output_ids or not is_last_chunk:
+    tokens = [*req.origin_input_ids, *req.output_ids]
+    if req.extend_end != len(tokens):
         return None
-    num_known = (len(req.output_ids) - 1) % plan.block_length
-    return None if num_known == plan.block_length - 1 else num_known
+    plan, num_prompt = record_of(req).plan, len(req.origin_input_ids)
+    if not policy.is_seeded:
+        origin = 0 if policy.is_anchored else num_prompt
+        start = len(tokens) - (len(tokens) - origin) % plan.block_length
+        return FirstBlock(start, tokens[start:num_prompt], len(tokens) - start)
+    if plan.mode is not Mode.DIFFUSION or not req.output_ids:
+        return None
+    num_emitted = (len(req.output_ids) - 1) % plan.block_length + 1
+    start = len(tokens) - num_emitted
+    # Behind a whole block comes the first token of the next, which the prefill predicts.
+    return None if num_emitted == plan.block_length else FirstBlock(start, [tokens[start]], num_emitted)
 
 
 def statistics_of(req: Any) -> dict[str, Any]:
     """The `meta_info.dlm` of SGLang's `req` so far."""
     record = record_of(req)
     steps_by_tokens = req.spec_correct_drafts_histogram
-    nfe = req.spec_verify_ct + record.extend_forwards
+    nfe = record.extend_forwards + (
+        req.spec_verify_ct if record.steps_before_rest is None else record.steps_before_rest
+    )
     num_emitting = sum(steps_by_tokens[1:])
     num_emitted = sum(tokens * steps for tokens, steps in enumerate(steps_by_tokens))
     speculates = record.plan.mode is Mode.SELF_SPECULATION and num_emitting > 0
@@ -76,11 +130,14 @@ def statistics_of(req: Any) -> dict[str, Any]:
     }
 
 
-def _stop_ids(req: Any) -> set[int]:
-    """The ids that end SGLang's `req`, as `Req._check_token_based_finish` sees them."""
+def stop_ids_of(req: Any) -> set[int]:
+    """The ids that end SGLang's `req`, as `Req._check_token_based_finish` sees them.
+
+    Without the mask: it never stands in an answer, but it does in unfinished blocks.
+    """
     if req.sampling_params.ignore_eos:
         return set()
     ids = set(req.sampling_params.stop_token_ids or ()) | set(req.eos_token_ids or ())
     if req.tokenizer is not None:
         ids |= {req.tokenizer.eos_token_id} | set(req.tokenizer.additional_stop_token_ids or ())
-    return ids - {None}
+    return ids - {None, current().checkpoint.mask_token_id}

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dlm_serve.decoding import Mode
-from dlm_serve.engine.requests import PLAN_KEY, record_of, statistics_of
+from dlm_serve.engine.requests import PLAN_KEY, record_of, shareable_len, statistics_of
+from dlm_serve.engine.serving import current
 
 
 def report_statistics(streamer_class: type, scheduler: Any) -> type:
@@ -42,6 +43,11 @@ def skip_output_without_tokens(original: Callable[..., None], accumulator: Any, 
     """Around `_GenerationStreamAccumulator.accept`: no new token, no stream chunk."""
     if req.finished() or len(req.output_ids) > req.send_token_offset:
         original(accumulator, req=req)
+
+
+def own_what_is_shareable(owned_len: int, req: Any) -> int:
+    """After `Req.owned_kv_len`: only KV that others may use goes to the prefix cache, the rest is given back."""
+    return min(owned_len, shareable_len(req, current().policy))
 
 
 def room_for_reserve(extra_len: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_serve.config import ServerConfig
+from dlm_serve.decoding import Policy
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
 
@@ -16,6 +17,11 @@ class Serving:
 
     checkpoint: Checkpoint
     config: ServerConfig
+
+    @property
+    def policy(self) -> Policy:
+        """How its family decodes, as the configuration chooses."""
+        return self.config.policy_of(self.checkpoint.family)
 
 
 _current: Serving | None = None
@@ -28,7 +34,12 @@ def find_serving(server_args: Any) -> Serving | None:
     """
     global _current
     checkpoint = Checkpoint.find(server_args.model_path, server_args.revision)
-    _current = Serving(checkpoint, ServerConfig.load(server_args.dllm_algorithm_config)) if checkpoint else None
+    if checkpoint is None:
+        _current = None
+        return None
+    config = ServerConfig.load(server_args.dllm_algorithm_config)
+    config.check(checkpoint.family)
+    _current = Serving(checkpoint, config)
     return _current
 
 

@@ -7,9 +7,10 @@ import pytest
 from dlm_serve.config import DecodePlan, RequestOptions, ServerConfig
 from dlm_serve.engine.shapes import Shape, Shapes
 from dlm_serve.engine.split import Split
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 
 AUTOREGRESSIVE, BLOCK_8, BLOCK_32 = (
-    DecodePlan.resolve(RequestOptions.parse(options), ServerConfig(), 32, ())
+    DecodePlan.resolve(RequestOptions.parse(options), ServerConfig(), NEMOTRON_LABS_DIFFUSION, 32, ())
     for options in ({"mode": "autoregressive"}, {"mode": "diffusion", "block_length": 8}, {"mode": "self_speculation"})
 )
 
@@ -68,3 +69,11 @@ def test_rows_take_the_cheaper_way(
     plans: list[DecodePlan], decode_rows: tuple[int, ...], block_rows: tuple[int, ...], width: int
 ) -> None:
     assert Split.of(plans) == Split(decode_rows, block_rows, width)
+
+
+def test_rows_whose_rest_is_decided_take_no_forward() -> None:
+    """The others split as they would without them."""
+    plans = [BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8]
+    split = Split.of(plans, decided=[0, 3])
+    assert (split.decided_rows, split.block_rows, split.decode_rows, split.width) == ((0, 3), (1, 2), (), 8)
+    assert Split.of([BLOCK_8], decided=[0]) == Split((), (), 1, (0,))
