@@ -18,7 +18,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import Emission, Policy, Prediction, Rows, advance_, layout, predict
 from dlm_serve.engine.inputs import BlockInput
-from dlm_serve.kv.slots import write_slots
+from dlm_serve.kv.slots import read_slots, write_slots
 
 
 class Step(Protocol):
@@ -75,7 +75,7 @@ class BlockStep:
             seq_lens_sum=None,
             positions=(starts[:, None] + columns).reshape(-1),
             spec_algorithm=SpeculativeAlgorithm.NONE,
-            spec_info=BlockInput(width, step, starts),
+            spec_info=BlockInput(width, step, read_slots(slot_table, indices, starts, runner.model.attention_window)),
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         adapter = runner.model.draft_adapter
