@@ -3,12 +3,14 @@
 Imports torch only, so that it can be read, tested and reused without SGLang.
 """
 
+from dlm_serve.decoding.endings import StopRule
 from dlm_serve.decoding.forward import Emission, Layout
 from dlm_serve.decoding.phase import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.policy import Commit, Policy, Prefill, Sharing
 from dlm_serve.decoding.rows import Rows, RowSettings
-from dlm_serve.decoding.sampling import Prediction, Sampling, predict, resample, sample
+from dlm_serve.decoding.sampling import Nucleus, Prediction, Sampling, predict, random_confidence, resample, sample
 from dlm_serve.decoding.step import advance, advance_, carry, layout
+from dlm_serve.decoding.unmasking import Unmasking
 
 __all__ = [
     "Commit",
@@ -16,6 +18,7 @@ __all__ = [
     "Emission",
     "Layout",
     "Mode",
+    "Nucleus",
     "Phase",
     "Policy",
     "Prediction",
@@ -24,11 +27,14 @@ __all__ = [
     "Rows",
     "Sampling",
     "Sharing",
+    "StopRule",
+    "Unmasking",
     "advance",
     "advance_",
     "carry",
     "layout",
     "predict",
+    "random_confidence",
     "resample",
     "sample",
 ]

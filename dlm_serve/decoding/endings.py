@@ -8,6 +8,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from enum import StrEnum
+
+
+class StopRule(StrEnum):
+    """What ends a request before its length does."""
+
+    EOS = "eos"
+    """Its first end-of-sequence id."""
+    UPSTREAM = "upstream"
+    """`ended_length`, looked at after each block."""
+
 
 WINDOW = 256
 """Tokens whose entropy counts; sequences that are no longer are not checked."""

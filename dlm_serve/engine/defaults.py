@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm_serve import bundled
+from dlm_serve.decoding import Prefill
 from dlm_serve.engine import algorithm
 from dlm_serve.engine.serving import Serving, find_serving
 from dlm_serve.errors import ConfigError
@@ -56,17 +57,32 @@ def prepare_server_args(server_args: Any) -> bool:
         serving.checkpoint.check_weights()
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
     server_args.speculative_algorithm = algorithm.NAME
+    _set_page_size(server_args, serving)
     if serving.checkpoint.family.released_as is not None:
         server_args.json_model_override_args = _named_as_ours(server_args, serving)
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
     if server_args.device == "cpu":
-        _set_cpu_defaults(server_args, serving)
+        _set_cpu_defaults(server_args)
+    if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
+        # SGLang would take float16, whose range these models were not trained for.
+        server_args.dtype = "float32" if server_args.device == "cpu" else "bfloat16"
     return True
 
 
-def _set_cpu_defaults(server_args: Any, serving: Serving) -> None:
-    if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
-        server_args.dtype = "float32"  # SGLang would halve it, as accelerators need
+def _set_page_size(server_args: Any, serving: Serving) -> None:
+    """Where only whole blocks can be shared, and prompts continue at their edges alone, pages consist of blocks."""
+    block_size = serving.checkpoint.block_size
+    if serving.checkpoint.family.policy.prefill is not Prefill.BLOCK_CAUSAL:
+        return
+    if server_args.page_size is None:
+        server_args.page_size = block_size
+    if server_args.page_size % block_size:
+        raise ConfigError(
+            "--page-size", server_args.page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
+        )
+
+
+def _set_cpu_defaults(server_args: Any) -> None:
     server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
     if server_args.max_total_tokens is None:
         server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS

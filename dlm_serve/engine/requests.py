@@ -41,7 +41,7 @@ def settings_of(req: Any) -> RowSettings:
         convergence_threshold=plan.convergence_threshold,
         seed=req.sampling_params.sampling_seed,
         # The mask never stands in an answer, but it does in unfinished blocks.
-        stop_ids=sorted(_stop_ids(req) - {current().checkpoint.mask_token_id}),
+        stop_ids=sorted(_stop_ids(req) - {current().checkpoint.mask_token_id}) if family.policy.stops_in_blocks else (),
         is_seeded=family.policy.is_seeded,
         algorithm=family.algorithms.index(plan.algorithm) if plan.algorithm else 0,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlm_serve.decoding import Commit, Mode, Policy, Prefill, Sharing
+from dlm_serve.decoding import Commit, Mode, Nucleus, Policy, Prefill, Sharing, StopRule, Unmasking
 from dlm_serve.families.family import Config, Family, Tensors
 
 CONTEXT_WINDOWS = 16
@@ -67,13 +67,23 @@ BD3LM = Family(
             "adaLN_modulation.bias",
         ),
     ),
-    policy=Policy(Prefill.BLOCK_CAUSAL, Commit.BLOCK, Sharing.BLOCKS, mask_in_denominator=False, is_anchored=True),
+    policy=Policy(
+        Prefill.BLOCK_CAUSAL,
+        Commit.BLOCK,
+        Sharing.BLOCKS,
+        mask_in_denominator=False,
+        nucleus=Nucleus.WITHIN,
+        stops_in_blocks=False,
+        is_anchored=True,
+    ),
     modes=(Mode.DIFFUSION,),
     refusals={
         Mode.AUTOREGRESSIVE: "BD3-LM was not trained to predict the next token",
         Mode.SELF_SPECULATION: "BD3-LM has no causal predictions to verify a draft with",
     },
     normalise=_normalise,
-    algorithms=("first_hitting", "threshold", "confidence"),
+    algorithms=(Unmasking.FIRST_HITTING, Unmasking.THRESHOLD, Unmasking.CONFIDENCE),
+    scheduled=(Unmasking.FIRST_HITTING, Unmasking.CONFIDENCE),
+    stop_rules=(StopRule.EOS, StopRule.UPSTREAM),
     temperature=0.5,
 )

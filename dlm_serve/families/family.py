@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlm_serve.decoding import ConcreteMode, Mode, Policy
+from dlm_serve.decoding import ConcreteMode, Mode, Policy, StopRule
 
 Config = Mapping[str, Any]
 """The content of a `config.json`."""
@@ -79,6 +79,10 @@ class Family:
     """`config.json` with the names of the fields of `models.checkpoint.Checkpoint`. What is missing stays so."""
     algorithms: tuple[str, ...] = ()
     """Those of mode diffusion, the default first; none where there is no choice."""
+    scheduled: tuple[str, ...] = ()
+    """Those of the algorithms that fix as many tokens per forward as the schedule of steps says, and know no threshold."""
+    stop_rules: tuple[StopRule, ...] = (StopRule.EOS,)
+    """What may end a request, the default first."""
     temperature: float = 0.0
     """Where neither the request nor `generation_config.json` says."""
 
