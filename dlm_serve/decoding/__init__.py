@@ -8,7 +8,16 @@ from dlm_serve.decoding.forward import Emission, Layout
 from dlm_serve.decoding.phase import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.policy import Commit, Policy, Prefill, Sharing
 from dlm_serve.decoding.rows import Rows, RowSettings
-from dlm_serve.decoding.sampling import Nucleus, Prediction, Sampling, predict, random_confidence, resample, sample
+from dlm_serve.decoding.sampling import (
+    Nucleus,
+    Prediction,
+    Sampling,
+    predict,
+    random_confidence,
+    resample,
+    sample,
+    scores_of,
+)
 from dlm_serve.decoding.step import advance, advance_, carry, layout
 from dlm_serve.decoding.unmasking import Unmasking
 
@@ -37,4 +46,5 @@ __all__ = [
     "random_confidence",
     "resample",
     "sample",
+    "scores_of",
 ]
