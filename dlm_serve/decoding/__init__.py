@@ -7,6 +7,7 @@ from dlm_serve.decoding.endings import StopRule
 from dlm_serve.decoding.forward import Emission, Layout
 from dlm_serve.decoding.phase import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.policy import Commit, Policy, Prefill, Sharing
+from dlm_serve.decoding.prefill import stretch_ends
 from dlm_serve.decoding.rows import Rows, RowSettings
 from dlm_serve.decoding.sampling import (
     Nucleus,
@@ -18,7 +19,7 @@ from dlm_serve.decoding.sampling import (
     sample,
     scores_of,
 )
-from dlm_serve.decoding.step import advance, advance_, carry, layout
+from dlm_serve.decoding.step import advance, advance_, carry, hand_out, layout
 from dlm_serve.decoding.unmasking import Unmasking
 
 __all__ = [
@@ -41,10 +42,12 @@ __all__ = [
     "advance",
     "advance_",
     "carry",
+    "hand_out",
     "layout",
     "predict",
     "random_confidence",
     "resample",
     "sample",
     "scores_of",
+    "stretch_ends",
 ]

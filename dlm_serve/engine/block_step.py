@@ -17,7 +17,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import Emission, Policy, Prediction, Rows, advance_, layout, predict
-from dlm_serve.engine.inputs import BlockInput, BlockRows
+from dlm_serve.engine.inputs import BlockInput
 from dlm_serve.kv.slots import read_slots, write_slots
 
 
@@ -76,7 +76,7 @@ class BlockStep:
             seq_lens_sum=None,
             positions=(starts[:, None] + columns).reshape(-1),
             spec_algorithm=SpeculativeAlgorithm.NONE,
-            spec_info=BlockInput(BlockRows(width, committed, step.causal_len, step.new_len)),
+            spec_info=BlockInput(width, step, committed),
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         adapter = runner.model.draft_adapter

@@ -9,6 +9,7 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
+from dlm_serve.decoding import Layout
 from dlm_serve.kv.slots import ReadSlots
 
 
@@ -44,23 +45,15 @@ class StepState(SpecInput):  # type: ignore[misc]  # the base is untyped
         self.new_seq_lens = torch.cat([self.new_seq_lens, other.new_seq_lens])
 
 
-@dataclass(frozen=True)
-class BlockRows:
-    """B rows of `width` new tokens behind committed ones: what block attention has to know of them."""
-
-    width: int
-    committed: ReadSlots
-    causal_len: torch.Tensor  # [B] int32, see `Layout`
-    new_len: torch.Tensor  # [B] int32
-
-
 @dataclass
 class BlockInput(SpecInput):  # type: ignore[misc]  # the base is untyped
-    """A forward of rows, each laid out as its phase says."""
+    """A forward of rows of `width` tokens, each laid out as its phase says."""
 
-    rows: BlockRows
+    width: int
+    layout: Layout
+    committed: ReadSlots  # the committed KV that each row sees
     capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
 
     def __post_init__(self) -> None:
         super().__init__(SpecInputType.DFLASH_VERIFY)
-        self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = self.rows.width
+        self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = self.width

@@ -60,5 +60,5 @@ def sampling_of(sampling_info: Any) -> Sampling:
         needs_filter=(
             sampling_info.need_top_p_sampling or sampling_info.need_top_k_sampling or sampling_info.need_min_p_sampling
         ),
-        nucleus=current().checkpoint.family.policy.nucleus,
+        nucleus=current().policy.nucleus,
     )

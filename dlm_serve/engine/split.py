@@ -25,18 +25,24 @@ class Split:
     """Rows of a block forward."""
     width: int
     """Tokens of a row of the block forward: its longest block."""
+    decided_rows: tuple[int, ...] = ()
+    """Rows that need no forward."""
 
     @classmethod
-    def of(cls, plans: Sequence[DecodePlan]) -> Split:
-        """The cheaper way: autoregressive rows padded into the block forward, or in a second forward."""
-        alone = tuple(i for i, plan in enumerate(plans) if plan.mode is Mode.AUTOREGRESSIVE)
-        rest = tuple(i for i, plan in enumerate(plans) if plan.mode is not Mode.AUTOREGRESSIVE)
+    def of(cls, plans: Sequence[DecodePlan], decided: Sequence[int] = ()) -> Split:
+        """The cheaper way: autoregressive rows padded into the block forward, or in a second forward.
+
+        The rows `decided` take neither.
+        """
+        live = [i for i in range(len(plans)) if i not in decided]
+        alone = tuple(i for i in live if plans[i].mode is Mode.AUTOREGRESSIVE)
+        rest = tuple(i for i in live if plans[i].mode is not Mode.AUTOREGRESSIVE)
         width = max((plans[i].block_length for i in rest), default=1)
-        together = _cost(len(plans) * width)
+        together = _cost(len(live) * width)
         apart = _cost(len(alone)) + _cost(len(rest) * width)
         if not rest or (alone and apart < together):
-            return cls(alone, rest, width)
-        return cls((), tuple(range(len(plans))), width)
+            return cls(alone, rest, width, tuple(decided))
+        return cls((), tuple(live), width, tuple(decided))
 
 
 def _cost(num_tokens: int) -> float:

@@ -9,6 +9,7 @@ block would cost more. A step may emit nothing for a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +29,14 @@ from dlm_serve.decoding import (
     Sampling,
     Unmasking,
     carry,
+    hand_out,
     layout,
     random_confidence,
     resample,
 )
 from dlm_serve.engine.block_step import BlockStep, Step
 from dlm_serve.engine.inputs import StepState
+from dlm_serve.engine.prefill import StretchBackend, stretches_of
 from dlm_serve.engine.requests import FirstBlock, first_block_of, record_of, settings_of
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
 from dlm_serve.engine.serving import load_serving
@@ -53,7 +56,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self.model_runner = target_worker.model_runner
         self.device = target_worker.device
         self.mask_token_id = serving.checkpoint.mask_token_id
-        self.policy = serving.checkpoint.family.policy
+        self.policy = serving.policy
+        self.block_size = serving.checkpoint.block_size
         self._routing = serving.config.routing
         self.max_width = self._routing.max_width
         # Read by SGLang, which sizes reserves and metrics with them.
@@ -104,7 +108,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         rows = Rows.of([settings_of(req) for req in batch.reqs], self.max_width).to(self.device)
         batch.sampling_info.sampling_seed = rows.seed
         sampling = sampling_of(batch.sampling_info)
-        result = self._target_worker.forward_batch_generation(batch)
+        with self._prompts_seen(batch):
+            result = self._target_worker.forward_batch_generation(batch)
         pending = result.next_token_ids.to(torch.int64)
         indices = batch.req_pool_indices.long()
         self.table.scatter_(indices, rows.start_block(pending, self.mask_token_id))
@@ -117,6 +122,13 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = StepState(pending, batch.seq_lens)
         return result
+
+    def _prompts_seen(self, batch: Any) -> AbstractContextManager[None]:
+        """In this context the prompts of an EXTEND see themselves as the family's do."""
+        backend: StretchBackend | None = self.model_runner.attn_backend.stretches
+        if backend is None:
+            return nullcontext()
+        return backend.cut_into(stretches_of(batch, self.policy, self.block_size))
 
     def _refine_first(
         self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
@@ -143,19 +155,24 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             phases = self.table.phase[indices].tolist()
             live = tuple(i for i in live if phases[i] == Phase.DENOISE)
         num_emitted = self._to_device(tuple(block.num_emitted for block in blocks))
-        rest, pending = carry(self.table.gather(indices), num_emitted, self.mask_token_id, self.policy)
-        self.table.scatter_(indices, rest)
+        rows, pending = carry(self.table.gather(indices), num_emitted, self.mask_token_id, self.policy)
+        self.table.scatter_(indices, rows)
+        _, rest = hand_out(rows, self.policy)
+        left = zip(pending.tolist(), rest.tokens.tolist(), rest.lens.tolist(), strict=True)
+        for req, (first, tokens, length) in zip(reqs, left, strict=True):
+            record_of(req).end_extend(req, [first, *tokens[:length]])
         return pending
 
     def _decode(self, batch: Any) -> Any:
         """One step of rows in any mix of modes: a block forward, a decode forward, or both."""
-        split = Split.of([record_of(req).plan for req in batch.reqs])
+        decided = [i for i, req in enumerate(batch.reqs) if record_of(req).is_decided]
+        split = Split.of([record_of(req).plan for req in batch.reqs], decided)
         indices, committed = batch.req_pool_indices.long(), batch.seq_lens.to(torch.int64)
         batch.sampling_info.sampling_seed = self.table.seed[indices]
         sampling = sampling_of(batch.sampling_info)
-        if not split.decode_rows:
+        if len(split.block_rows) == len(batch.reqs):
             return self._block_step(batch, indices, committed, split.width, sampling)
-        if not split.block_rows:
+        if len(split.decode_rows) == len(batch.reqs):
             logits, captured = self._decode_forward(indices, committed, batch.seq_lens_cpu)
             output, token_ids = self._sample(batch, logits, committed)
             return self._result(batch, output, self._emit_decoded(indices, token_ids), captured)
@@ -164,21 +181,40 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     def _split_step(
         self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, split: Split, sampling: Sampling
     ) -> Any:
-        """A block forward over some rows, then a decode forward over the others."""
-        decode_rows, block_rows = self._to_device(split.decode_rows), self._to_device(split.block_rows)
-        at = indices[block_rows]
-        reqs = [batch.reqs[i] for i in split.block_rows]
-        _, prediction = self._predict(reqs, at, committed[block_rows], split.width, sampling.select(block_rows))
-        emission = self.step.advance(at, prediction)
-        seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu[list(split.decode_rows)]
-        logits, captured = self._decode_forward(indices[decode_rows], committed[decode_rows], seq_lens_cpu)
-        # SGLang samples a whole batch; what it finds for the block rows is not used.
-        spread = logits.new_zeros(len(batch.reqs), logits.shape[1]).index_copy_(0, decode_rows, logits)
-        output, token_ids = self._sample(batch, spread, committed)
-        decoded = self._emit_decoded(indices[decode_rows], token_ids[decode_rows])
-        merged = Emission.empty(len(batch.reqs), emission.tokens.shape[1], self.device)
-        captured &= self.step.is_captured(len(split.block_rows), split.width)
-        return self._result(batch, output, merged.put(block_rows, emission).put(decode_rows, decoded), captured)
+        """A block forward over some rows, then a decode forward over others; some may need neither."""
+        reqs = batch.reqs
+        output, captured = LogitsProcessorOutput(next_token_logits=None), True
+        parts: list[tuple[torch.Tensor, Emission]] = []
+        if split.block_rows:
+            rows = self._to_device(split.block_rows)
+            at = indices[rows]
+            _, prediction = self._predict(
+                [reqs[i] for i in split.block_rows], at, committed[rows], split.width, sampling.select(rows)
+            )
+            parts.append((rows, self.step.advance(at, prediction)))
+            captured = self.step.is_captured(len(split.block_rows), split.width)
+        if split.decode_rows:
+            rows = self._to_device(split.decode_rows)
+            seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu[list(split.decode_rows)]
+            logits, decode_captured = self._decode_forward(indices[rows], committed[rows], seq_lens_cpu)
+            # SGLang samples a whole batch; what it finds for the other rows is not used.
+            spread = logits.new_zeros(len(reqs), logits.shape[1]).index_copy_(0, rows, logits)
+            output, token_ids = self._sample(batch, spread, committed)
+            parts.append((rows, self._emit_decoded(indices[rows], token_ids[rows])))
+            captured &= decode_captured
+        if split.decided_rows:
+            rows = self._to_device(split.decided_rows)
+            parts.append((rows, self._hand_out(indices[rows])))
+        emission = Emission.empty(len(reqs), max(part.tokens.shape[1] for _, part in parts), self.device)
+        for rows, part in parts:
+            emission = emission.put(rows, part)
+        return self._result(batch, output, emission, captured)
+
+    def _hand_out(self, indices: torch.Tensor) -> Emission:
+        """What EXTEND calls decided is emitted."""
+        rows, emission = hand_out(self.table.gather(indices), self.policy)
+        self.table.scatter_(indices, rows)
+        return emission
 
     def _block_step(
         self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, width: int, sampling: Sampling
