@@ -168,7 +168,9 @@ class DecodePlan(_Frozen):
         stop_rule = _resolve_stop_rule(options, family)
         if mode is Mode.AUTOREGRESSIVE:
             _refuse_block_options(options, autoregressive_only)
-            return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None, stop_rule=stop_rule)
+            return cls(
+                mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None, stop_rule=stop_rule
+            )
         block_length = options.block_length or defaults.block_length or min(block_size, config.routing.max_width)
         if block_length > config.routing.max_width:
             raise OptionError(

@@ -59,6 +59,9 @@ def prepare_server_args(server_args: Any) -> bool:
     if _has_weights(server_args, serving):
         serving.checkpoint.check_weights()
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
+    if server_args.tokenizer_path is None and not server_args.skip_tokenizer_init:
+        tokenizer = serving.checkpoint.tokenizer()
+        server_args.tokenizer_path = None if tokenizer is None else str(tokenizer)
     server_args.speculative_algorithm = algorithm.NAME
     _set_page_size(server_args, serving)
     if serving.checkpoint.family.released_as is not None:

@@ -13,9 +13,6 @@ from dlm_serve.families.family import Config, Family, Tensors
 CONTEXT_WINDOWS = 16
 """How many attention windows a sequence may be long. The window slides, so this bounds memory and nothing else."""
 
-TOKENIZER = "openai-community/gpt2"
-"""What the releases were trained with and do not contain."""
-
 
 def _normalise(config: Config) -> dict[str, Any]:
     """Our names; GPT-2's tokenizer ends with the token that begins and ends sequences, and the mask follows it."""
@@ -85,5 +82,7 @@ BD3LM = Family(
     algorithms=(Unmasking.FIRST_HITTING, Unmasking.THRESHOLD, Unmasking.CONFIDENCE),
     scheduled=(Unmasking.FIRST_HITTING, Unmasking.CONFIDENCE),
     stop_rules=(StopRule.EOS, StopRule.UPSTREAM),
+    begins_with_eos=True,
+    tokenizer="openai-community/gpt2",
     temperature=0.5,
 )

@@ -88,9 +88,13 @@ class Family:
     algorithms: tuple[str, ...] = ()
     """Those of mode diffusion, the default first; none where there is no choice."""
     scheduled: tuple[str, ...] = ()
-    """Those of the algorithms that fix as many tokens per forward as the schedule of steps says, and know no threshold."""
+    """Those of the algorithms that know no threshold: they fix as many tokens per forward as the steps require."""
     stop_rules: tuple[StopRule, ...] = (StopRule.EOS,)
     """What may end a request, the default first."""
+    begins_with_eos: bool = False
+    """Whether every sequence begins with the end-of-sequence token, which the tokenizer does not add to a text."""
+    tokenizer: str | None = None
+    """The hub id of the one to use where a checkpoint has none."""
     temperature: float = 0.0
     """Where neither the request nor `generation_config.json` says."""
 

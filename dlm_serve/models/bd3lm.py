@@ -25,6 +25,8 @@ from torch import nn
 from dlm_serve.models.configuration import BD3LMConfig
 from dlm_serve.models.modulation import fold_modulation
 
+Quantization = QuantizationConfig | None
+
 _NORM_EPS = 1e-5
 _ROPE_BASE = 10000
 
@@ -46,7 +48,7 @@ _RENAMED = {
 class BD3LMBackbone(nn.Module):
     """Logits of a batch of SGLang's; which tokens see each other its attention backend decides."""
 
-    def __init__(self, config: BD3LMConfig, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
+    def __init__(self, config: BD3LMConfig, quant_config: Quantization = None, prefix: str = "") -> None:
         super().__init__()
         self.config = config
         self.attention_window = config.model_length - config.block_size
@@ -73,7 +75,7 @@ class BD3LMBackbone(nn.Module):
 class Transformer(nn.Module):
     """All between token ids and the output layer."""
 
-    def __init__(self, config: BD3LMConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+    def __init__(self, config: BD3LMConfig, quant_config: Quantization, prefix: str) -> None:
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_dim)
         self.layers = nn.ModuleList(
@@ -93,7 +95,7 @@ class Transformer(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP, each behind a layer norm and added to its input."""
 
-    def __init__(self, layer_id: int, config: BD3LMConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+    def __init__(self, layer_id: int, config: BD3LMConfig, quant_config: Quantization, prefix: str) -> None:
         super().__init__()
         self.input_layernorm = LayerNorm(config.hidden_dim, _NORM_EPS)
         self.self_attn = Attention(layer_id, config, quant_config, add_prefix("self_attn", prefix))
@@ -109,7 +111,7 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention, queries and keys rotated."""
 
-    def __init__(self, layer_id: int, config: BD3LMConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+    def __init__(self, layer_id: int, config: BD3LMConfig, quant_config: Quantization, prefix: str) -> None:
         super().__init__()
         size, head_dim = config.hidden_dim, config.hidden_dim // config.n_heads
         self.qkv_proj = QKVParallelLinear(
@@ -134,7 +136,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Four times as wide inside, with the tanh form of GELU."""
 
-    def __init__(self, size: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
+    def __init__(self, size: int, quant_config: Quantization, prefix: str) -> None:
         super().__init__()
         self.up_proj = ColumnParallelLinear(
             size, 4 * size, quant_config=quant_config, prefix=add_prefix("up_proj", prefix)
