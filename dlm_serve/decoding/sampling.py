@@ -122,7 +122,7 @@ def sample(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, ma
 
 
 def scores_of(logits: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:
-    """Log-probabilities [N, V] float32, but for a constant in each row, of what `sample` draws from where not greedy."""
+    """Log-probabilities [N, V] float32, up to a constant per row, of what `sample` draws from if it is not greedy."""
     scores = _without_mask(logits, mask_token_id) / sampling.temperature[:, None]
     return _filter(scores, sampling) if sampling.needs_filter else scores
 

@@ -52,11 +52,11 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
-# What cannot go with a rule that looks at whole blocks and may take back what was generated; again what asks for nothing.
+# What cannot go with a rule that looks at whole blocks and may take back tokens, with the values that ask for nothing.
 _NOT_WITH_UPSTREAM_STOPS: dict[str, tuple[object, ...]] = {
-    "stream": (None, False),
     "ignore_eos": (None, False),
     "stop_token_ids": (None, []),
+    "stream": (None, False),
 }
 
 

@@ -58,7 +58,7 @@ def _end_by_upstream_rule(req: Any) -> bool:
 
 
 def skip_output_without_tokens(original: Callable[..., None], accumulator: Any, *, req: Any) -> None:
-    """Around `_GenerationStreamAccumulator.accept`: no new token, no chunk; none before the end that may be taken back."""
+    """Around `_GenerationStreamAccumulator.accept`: no chunk without new tokens, nor of such that may be taken back."""
     may_shrink = record_of(req).plan.stop_rule is StopRule.UPSTREAM
     if req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink):
         original(accumulator, req=req)

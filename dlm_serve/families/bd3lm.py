@@ -8,14 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 from dlm_serve.decoding import Commit, Mode, Nucleus, Policy, Prefill, Sharing, StopRule, Unmasking
+from dlm_serve.errors import CheckpointError
 from dlm_serve.families.family import Config, Family, Tensors
 
 CONTEXT_WINDOWS = 16
 """How many attention windows a sequence may be long. The window slides, so this bounds memory and nothing else."""
 
 
+_VARIANT = {"time_conditioning": False, "adaln": True, "causal": False}
+"""What the releases are, of all that their configuration class could describe."""
+
+
 def _normalise(config: Config) -> dict[str, Any]:
-    """Our names; GPT-2's tokenizer ends with the token that begins and ends sequences, and the mask follows it."""
+    """Our names; GPT-2's tokenizer ends with the token that begins and ends sequences, and the mask follows it.
+
+    Raises CheckpointError for a variant that is not served.
+    """
+    for name, value in _VARIANT.items():
+        if config.get(name, value) is not value:
+            raise CheckpointError(name, config[name], f"only {value} is served", "use one of the BD3-LM releases")
     renamed = {"hidden_dim": "hidden_size", "n_blocks": "num_hidden_layers", "n_heads": "num_attention_heads"}
     fields = dict(config) | {ours: config[theirs] for theirs, ours in renamed.items() if theirs in config}
     fields |= {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}

@@ -8,7 +8,7 @@ Reference: `modeling_bd3lm.py` of kuleshov-group/bd3lms.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from sglang.srt.layers.layernorm import LayerNorm
@@ -25,7 +25,7 @@ from torch import nn
 from dlm_serve.models.configuration import BD3LMConfig
 from dlm_serve.models.modulation import fold_modulation
 
-Quantization = QuantizationConfig | None
+Quantization: TypeAlias = QuantizationConfig | None
 
 _NORM_EPS = 1e-5
 _ROPE_BASE = 10000

@@ -86,10 +86,11 @@ def test_samples_do_not_depend_on_retraction(crowded: Server) -> None:
     """The authors' sampler: which mask comes next and its token are functions of seed and position."""
     bodies = [generate_body([EOS], 60, temperature=1.0, top_p=0.9, sampling_seed=seed) for seed in range(24)]
     crowd = crowded.generate_all(bodies, len(bodies))
-    alone = crowded.generate_all(bodies[:6], 1)
-    assert [answer["output_ids"] for answer in crowd[:6]] == [answer["output_ids"] for answer in alone]
-    assert sum(answer["meta_info"]["num_retractions"] for answer in crowd) > 0
-    assert len({tuple(answer["output_ids"]) for answer in crowd}) == len(bodies)
+    retracted = [i for i, answer in enumerate(crowd) if answer["meta_info"]["num_retractions"]]
+    assert retracted
+    alone = crowded.generate_all([bodies[i] for i in retracted], 1)
+    assert [crowd[i]["output_ids"] for i in retracted] == [answer["output_ids"] for answer in alone]
+    assert len({tuple(answer["output_ids"]) for answer in crowd}) > len(bodies) / 2
 
 
 def test_first_hitting_takes_one_forward_per_token(server: Server) -> None:
