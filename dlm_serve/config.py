@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from dlm_serve.decoding import ConcreteMode, Mode, StopRule
+from dlm_serve.decoding import ConcreteMode, Mode, Policy, Prefill, StopRule
 from dlm_serve.errors import ConfigError, InvalidValueError, OptionError, nearest
 from dlm_serve.families import Family
 
@@ -41,6 +41,8 @@ class GenerationConfig(_Frozen):
     """Most refining forwards per block; None is the block length."""
     convergence_threshold: Nats | None = None
     """Nats; None never stops refining early."""
+    prefill: Prefill | None = None
+    """How prompts are encoded, where the family can be served in several ways; None is its own."""
 
 
 class RoutingConfig(_Frozen):
@@ -98,6 +100,21 @@ class ServerConfig(_Frozen):
         mode = self.generation.mode
         if mode not in (Mode.AUTO, *family.modes):
             raise ConfigError("generation.mode", str(mode), family.refusals[mode], _use_one_of(family))
+        self._check_grid(family, block_size)
+        self.policy_of(family)
+
+    def policy_of(self, family: Family) -> Policy:
+        """The policy of `family` that this chooses. Raises ConfigError if it has none such."""
+        policies = {policy.prefill: policy for policy in (family.policy, *family.other_policies)}
+        prefill = self.generation.prefill or family.policy.prefill
+        if prefill not in policies:
+            raise ConfigError(
+                "generation.prefill", str(prefill), f"{family.name} has {_listed(list(policies))}", "leave it out"
+            )
+        return policies[prefill]
+
+    def _check_grid(self, family: Family, block_size: int) -> None:
+        """Raises ConfigError if blocks could not lie on a grid that they have to lie on."""
         if not family.policy.is_anchored:
             return
         if self.generation.block_length not in (None, block_size):
@@ -123,6 +140,8 @@ class RequestOptions(_Frozen):
     convergence_threshold: Nats | None = None
     stop_rule: StopRule | None = None
     """One of the family's; None is its default."""
+    shift_logits: bool | None = None
+    """As on Efficient-DLM's card; only what the family does in any case."""
 
     @property
     def wants_diffusion(self) -> bool:
@@ -163,6 +182,7 @@ class DecodePlan(_Frozen):
         `autoregressive_only` names what the request asks for that only the autoregressive mode honours.
         Raises OptionError if the options exclude each other, exceed the server's widths, or are not the family's.
         """
+        _check_shift(options, family)
         defaults = config.generation
         mode = _resolve_mode(options, defaults.mode, family, autoregressive_only)
         stop_rule = _resolve_stop_rule(options, family)
@@ -258,6 +278,17 @@ def _resolve_mode(
     return Mode.AUTOREGRESSIVE
 
 
+def _check_shift(options: RequestOptions, family: Family) -> None:
+    shifts = family.policy.shifts_logits
+    if options.shift_logits not in (None, shifts):
+        raise OptionError(
+            f"{OPTIONS_FIELD}.shift_logits",
+            options.shift_logits,
+            f"the logits of {family.name} stand for {'the next position' if shifts else 'their own positions'}",
+            "leave it out",
+        )
+
+
 def _resolve_algorithm(options: RequestOptions, family: Family, mode: Mode) -> str | None:
     """One of the family's algorithms, where it has several and the mode is diffusion."""
     known = family.algorithms if mode is Mode.DIFFUSION else ()
@@ -299,7 +330,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _refuse_block_options(options: RequestOptions, autoregressive_only: Sequence[str]) -> None:
     """Raises OptionError where a request that decodes without blocks says how its blocks should be."""
-    for name in sorted(options.model_fields_set - {"mode"}):
+    for name in sorted(options.model_fields_set - {"mode", "shift_logits"}):
         because = f", which {', '.join(autoregressive_only)} needs" if autoregressive_only else ""
         raise OptionError(
             f"{OPTIONS_FIELD}.{name}",

@@ -126,6 +126,15 @@ HOOKS = (
         until="SGLang slices by length",
     ),
     Hook(
+        f"{_SRT}.managers.schedule_batch.Req.owned_kv_len",
+        "after",
+        f"{_ENGINE}.results:own_what_is_shareable",
+        Role.SCHEDULER,
+        "where blocks are committed bidirectionally, the KV of an answer is not that of the same tokens in a prompt",
+        since="0.5.23",
+        until="SGLang asks the algorithm which KV may be shared",
+    ),
+    Hook(
         f"{_SRT}.managers.scheduler_components.output_streamer._GenerationStreamAccumulator.accept",
         "around",
         f"{_ENGINE}.results:skip_output_without_tokens",

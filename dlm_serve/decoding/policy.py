@@ -50,6 +50,8 @@ class Policy:
     """What top-p means."""
     stops_in_blocks: bool = True
     """Whether a block is settled as soon as all tokens up to a stop id are; otherwise it always runs whole."""
+    shifts_logits: bool = False
+    """Whether a forward over masks predicts the token behind each position, and not the one at it."""
     is_anchored: bool = False
     """Whether blocks lie on a grid from position 0; otherwise the first one starts where the prompt ends."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_serve.config import DecodePlan
-from dlm_serve.decoding import Mode, Policy, RowSettings
+from dlm_serve.decoding import Mode, Policy, RowSettings, Sharing
 from dlm_serve.engine.serving import current
 
 PLAN_KEY = "dlm"
@@ -42,6 +42,22 @@ def record_of(req: Any) -> RequestRecord:
     if record is None:
         record = req.dlm_record = RequestRecord(DecodePlan.model_validate(req.sampling_params.custom_params[PLAN_KEY]))
     return record
+
+
+def shareable_len(req: Any, policy: Policy) -> int:
+    """How many of the first tokens of SGLang's `req` have KV that another request with the same tokens may use."""
+    num_prompt, num_tokens = len(req.origin_input_ids), len(req.origin_input_ids) + len(req.output_ids)
+    if policy.sharing is not Sharing.BLOCKS:
+        return num_tokens
+    # The block of the last token of an answer need not be committed. Where blocks are not anchored, those of an
+    # answer lie elsewhere than they would in a prompt.
+    last = max(num_prompt, num_tokens - 1) if policy.is_anchored else num_prompt
+    return last - last % current().checkpoint.block_size
+
+
+def is_private(req: Any, policy: Policy) -> bool:
+    """Whether the KV that the EXTEND call of SGLang's `req` computes includes some that is not for other requests."""
+    return policy.sharing is Sharing.BLOCKS and not policy.is_anchored and bool(req.output_ids)
 
 
 def settings_of(req: Any) -> RowSettings:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dlm_serve.decoding import Mode, StopRule
 from dlm_serve.decoding.endings import ended_length
-from dlm_serve.engine.requests import PLAN_KEY, record_of, statistics_of
+from dlm_serve.engine.requests import PLAN_KEY, record_of, shareable_len, statistics_of
 from dlm_serve.engine.serving import current
 
 
@@ -42,9 +42,10 @@ def check_new_tokens(original: Callable[..., None], req: Any, new_accepted_len: 
 
 def _end_by_upstream_rule(req: Any) -> bool:
     """Finish SGLang's `req` if the rule it asked for ends it with the block that is complete now."""
-    plan, num_prompt, eos = record_of(req).plan, len(req.origin_input_ids), current().checkpoint.eos_token_ids[0]
+    plan = record_of(req).plan
     if req.finished() or plan.stop_rule is not StopRule.UPSTREAM:
         return False
+    eos, num_prompt = current().checkpoint.eos_token_ids[0], len(req.origin_input_ids)
     tokens = [*req.origin_input_ids, *req.output_ids]
     length = None if len(tokens) % plan.block_length else ended_length(tokens, eos)
     if length is None:
@@ -62,6 +63,11 @@ def skip_output_without_tokens(original: Callable[..., None], accumulator: Any, 
     may_shrink = record_of(req).plan.stop_rule is StopRule.UPSTREAM
     if req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink):
         original(accumulator, req=req)
+
+
+def own_what_is_shareable(owned_len: int, req: Any) -> int:
+    """After `Req.owned_kv_len`: only KV that others may use goes to the prefix cache, the rest is given back."""
+    return min(owned_len, shareable_len(req, current().policy))
 
 
 def room_for_reserve(extra_len: int) -> int:

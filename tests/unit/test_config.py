@@ -109,7 +109,10 @@ def test_options_must_be_a_mapping_of_names(raw: object) -> None:
         ("blocklength", "did you mean 'block_length'"),
         ("step", "did you mean 'steps'"),
         ("modus", "did you mean 'mode'"),
-        ("xyz", "known are algorithm, block_length, convergence_threshold, mode, steps, stop_rule, threshold"),
+        (
+            "xyz",
+            "known are algorithm, block_length, convergence_threshold, mode, shift_logits, steps, stop_rule, threshold",
+        ),
         ("draft_threshold", "threshold"),
         ("refinement_steps", "steps"),
         ("early_stop_enabled", "convergence_threshold"),
@@ -331,6 +334,7 @@ def test_defaults() -> None:
         "draft_threshold": 0.0,
         "steps": None,
         "convergence_threshold": None,
+        "prefill": None,
     }
     assert config.routing.widths == (4, 8, 16, 32)
     assert config.lora.draft_adapter == "auto"
