@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from dlm_serve.decoding import ConcreteMode, Mode, Policy, Prefill
+from dlm_serve.decoding import ConcreteMode, Mode, Policy, Prefill, StopRule
 from dlm_serve.errors import ConfigError, InvalidValueError, OptionError, nearest
 from dlm_serve.families import Family
 
@@ -95,11 +95,12 @@ class ServerConfig(_Frozen):
             )
         return config
 
-    def check(self, family: Family) -> None:
-        """Raises ConfigError if this asks for what `family` has not."""
+    def check(self, family: Family, block_size: int) -> None:
+        """Raises ConfigError if this asks for what a checkpoint of `family` and `block_size` has not."""
         mode = self.generation.mode
         if mode not in (Mode.AUTO, *family.modes):
             raise ConfigError("generation.mode", str(mode), family.refusals[mode], _use_one_of(family))
+        self._check_grid(family, block_size)
         self.policy_of(family)
 
     def policy_of(self, family: Family) -> Policy:
@@ -112,6 +113,20 @@ class ServerConfig(_Frozen):
             )
         return policies[prefill]
 
+    def _check_grid(self, family: Family, block_size: int) -> None:
+        """Raises ConfigError if blocks could not lie on a grid that they have to lie on."""
+        if not family.policy.is_anchored:
+            return
+        if self.generation.block_length not in (None, block_size):
+            raise ConfigError("generation.block_length", self.generation.block_length, *_on_grid(family, block_size))
+        if block_size > self.routing.max_width:
+            raise ConfigError(
+                "routing.widths",
+                list(self.routing.widths),
+                f"must reach the checkpoint's block size, {block_size}",
+                "add its width",
+            )
+
 
 class RequestOptions(_Frozen):
     """`custom_params.dlm` of a request. Absent and null are different."""
@@ -123,6 +138,8 @@ class RequestOptions(_Frozen):
     threshold: Probability | None = None
     steps: Width | None = None
     convergence_threshold: Nats | None = None
+    stop_rule: StopRule | None = None
+    """One of the family's; None is its default."""
     shift_logits: bool | None = None
     """As on Efficient-DLM's card; only what the family does in any case."""
 
@@ -149,6 +166,7 @@ class DecodePlan(_Frozen):
     convergence_threshold: float | None
     algorithm: str | None = None
     """One of the family's, None where it has no choice."""
+    stop_rule: StopRule = StopRule.EOS
 
     @classmethod
     def resolve(
@@ -167,9 +185,12 @@ class DecodePlan(_Frozen):
         _check_shift(options, family)
         defaults = config.generation
         mode = _resolve_mode(options, defaults.mode, family, autoregressive_only)
+        stop_rule = _resolve_stop_rule(options, family)
         if mode is Mode.AUTOREGRESSIVE:
             _refuse_block_options(options, autoregressive_only)
-            return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None)
+            return cls(
+                mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None, stop_rule=stop_rule
+            )
         block_length = options.block_length or defaults.block_length or min(block_size, config.routing.max_width)
         if block_length > config.routing.max_width:
             raise OptionError(
@@ -178,8 +199,11 @@ class DecodePlan(_Frozen):
                 f"at most {config.routing.max_width}, the largest of the server's routing.widths",
                 "lower it, or start the server with a wider one",
             )
+        if family.policy.is_anchored and block_length != block_size:
+            raise OptionError(f"{OPTIONS_FIELD}.block_length", block_length, *_on_grid(family, block_size))
         given = options.model_fields_set
-        threshold = options.threshold if "threshold" in given else _default_threshold(options, defaults, mode)
+        algorithm = _resolve_algorithm(options, family, mode)
+        threshold = _resolve_threshold(options, defaults, mode, algorithm in family.scheduled)
         if mode is Mode.SELF_SPECULATION and threshold is None:
             name = "threshold" if "threshold" in given else "steps"
             raise OptionError(
@@ -203,12 +227,25 @@ class DecodePlan(_Frozen):
             threshold=threshold,
             steps=steps or block_length,
             convergence_threshold=getattr(options if convergence in given else defaults, convergence),
-            algorithm=_resolve_algorithm(options, family, mode),
+            algorithm=algorithm,
+            stop_rule=stop_rule,
         )
 
 
-def _default_threshold(options: RequestOptions, defaults: GenerationConfig, mode: Mode) -> float | None:
-    if options.steps is not None:
+def _resolve_threshold(
+    options: RequestOptions, defaults: GenerationConfig, mode: Mode, is_scheduled: bool
+) -> float | None:
+    """The confidence at which tokens are fixed, None for a fixed schedule."""
+    if is_scheduled and options.threshold is not None:
+        raise OptionError(
+            f"{OPTIONS_FIELD}.threshold",
+            options.threshold,
+            "the algorithm fixes as many tokens per forward as its schedule says",
+            "leave it out, or use algorithm threshold",
+        )
+    if "threshold" in options.model_fields_set:
+        return options.threshold
+    if is_scheduled or options.steps is not None:
         return None
     return defaults.draft_threshold if mode is Mode.SELF_SPECULATION else defaults.threshold
 
@@ -266,6 +303,21 @@ def _resolve_algorithm(options: RequestOptions, family: Family, mode: Mode) -> s
             "use one of these" if known else "leave it out",
         )
     return options.algorithm
+
+
+def _resolve_stop_rule(options: RequestOptions, family: Family) -> StopRule:
+    if options.stop_rule not in (None, *family.stop_rules):
+        raise OptionError(
+            f"{OPTIONS_FIELD}.stop_rule",
+            str(options.stop_rule),
+            f"{family.name} has {_listed(family.stop_rules)}",
+            "use one of these",
+        )
+    return options.stop_rule or family.stop_rules[0]
+
+
+def _on_grid(family: Family, block_size: int) -> tuple[str, str]:
+    return f"{family.name} decodes in the blocks it was trained with, of {block_size} tokens", "leave it out"
 
 
 def _use_one_of(family: Family) -> str:

@@ -119,9 +119,9 @@ HOOKS = (
     Hook(
         f"{_SRT}.managers.schedule_batch.Req.update_finish_state",
         "around",
-        f"{_ENGINE}.results:skip_check_without_tokens",
+        f"{_ENGINE}.results:check_new_tokens",
         Role.SCHEDULER,
-        "after a step that emits nothing, output_ids[-0:] rescans the whole output",
+        "after a step that emits nothing, output_ids[-0:] rescans the whole output; BD3-LM has a stop rule of its own",
         since="0.5.23",
         until="SGLang slices by length",
     ),

@@ -3,13 +3,24 @@
 Imports torch only, so that it can be read, tested and reused without SGLang.
 """
 
+from dlm_serve.decoding.endings import StopRule
 from dlm_serve.decoding.forward import Emission, Layout
 from dlm_serve.decoding.phase import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.policy import Commit, Policy, Prefill, Sharing
 from dlm_serve.decoding.prefill import stretch_ends
 from dlm_serve.decoding.rows import Rows, RowSettings
-from dlm_serve.decoding.sampling import Prediction, Sampling, predict, resample, sample
+from dlm_serve.decoding.sampling import (
+    Nucleus,
+    Prediction,
+    Sampling,
+    predict,
+    random_confidence,
+    resample,
+    sample,
+    scores_of,
+)
 from dlm_serve.decoding.step import advance, advance_, carry, hand_out, layout
+from dlm_serve.decoding.unmasking import Unmasking
 
 __all__ = [
     "Commit",
@@ -17,6 +28,7 @@ __all__ = [
     "Emission",
     "Layout",
     "Mode",
+    "Nucleus",
     "Phase",
     "Policy",
     "Prediction",
@@ -25,13 +37,17 @@ __all__ = [
     "Rows",
     "Sampling",
     "Sharing",
+    "StopRule",
+    "Unmasking",
     "advance",
     "advance_",
     "carry",
     "hand_out",
     "layout",
     "predict",
+    "random_confidence",
     "resample",
     "sample",
+    "scores_of",
     "stretch_ends",
 ]

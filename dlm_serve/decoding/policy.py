@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dlm_serve.decoding.sampling import Nucleus
+
 
 class Prefill(StrEnum):
     """What a token of the prompt sees when the prompt is encoded."""
@@ -44,6 +46,10 @@ class Policy:
     sharing: Sharing
     mask_in_denominator: bool = True
     """Whether confidences count the mask's share of the probability, which no token can take."""
+    nucleus: Nucleus = Nucleus.REACHING
+    """What top-p means."""
+    stops_in_blocks: bool = True
+    """Whether a block is settled as soon as all tokens up to a stop id are; otherwise it always runs whole."""
     shifts_logits: bool = False
     """Whether a forward over masks predicts the token behind each position, and not the one at it."""
     is_anchored: bool = False

@@ -10,14 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import torch
 from dlm_kernels.token_confidence import token_confidence
 
 _UINT32 = 0xFFFFFFFF
 
+_NO_TOKEN = _UINT32
+"""In place of a token id, for noise that belongs to a position."""
+
 _ROWS_AT_ONCE = 64
 """Rows of logits that are sampled together: noise takes many times their memory."""
+
+
+class Nucleus(StrEnum):
+    """Which tokens top-p keeps, of those in descending order of their probabilities."""
+
+    REACHING = "reaching"
+    """As many as it takes to reach p."""
+    WITHIN = "within"
+    """As many as stay within p, and always the first (reference: `_nucleus_sample` of BD3-LM's `diffusion.py`)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Sampling:
     seed: torch.Tensor  # [N] int64
     all_greedy: bool
     needs_filter: bool
+    nucleus: Nucleus = Nucleus.REACHING
 
     def repeat(self, times: int) -> Sampling:
         """Each row `times` times, for rows of several positions."""
@@ -99,27 +113,49 @@ def _chunks(num_rows: int) -> list[slice]:
 
 def sample(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:
     """One token id [N] for each row of `logits` [N, V], to stand at `positions` [N]; never the mask."""
-    scores = logits.float().clone()
-    scores[:, mask_token_id] = float("-inf")
-    greedy = scores.argmax(-1)
+    greedy = _without_mask(logits, mask_token_id).argmax(-1)
     if sampling.all_greedy:
         return greedy
-    scores /= sampling.temperature[:, None]
-    if sampling.needs_filter:
-        scores = _filter(scores, sampling)
+    scores = scores_of(logits, sampling, mask_token_id)
     noisy = (scores + gumbel_noise(sampling.seed, positions, scores.shape[1])).argmax(-1)
     return torch.where(sampling.top_k <= 1, greedy, noisy)
 
 
+def scores_of(logits: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:
+    """Log-probabilities [N, V] float32, up to a constant per row, of what `sample` draws from if it is not greedy."""
+    scores = _without_mask(logits, mask_token_id) / sampling.temperature[:, None]
+    return _filter(scores, sampling) if sampling.needs_filter else scores
+
+
+def _without_mask(logits: torch.Tensor, mask_token_id: int) -> torch.Tensor:
+    scores = logits.float().clone()
+    scores[:, mask_token_id] = float("-inf")
+    return scores
+
+
+def random_confidence(seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers [B, W] float32 as a function of `seed` [B] int64 and `positions` [B, W].
+
+    In place of confidences they put masks in a random order: the largest of any of them is each with equal chance.
+    """
+    bits = _mix(_noise_rows(seed[:, None], positions) ^ _NO_TOKEN)
+    return ((bits.double() + 0.5) / 2.0**32).float()
+
+
 def gumbel_noise(seed: torch.Tensor, positions: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """Standard Gumbel noise [N, V] float32 as a function of `seed` [N] int64, `positions` [N] and token id."""
-    row = _mix(seed & _UINT32)
-    row = _mix(row ^ ((seed >> 32) & _UINT32))
-    row = _mix(row ^ (positions.to(torch.int64) & _UINT32))
+    row = _noise_rows(seed, positions)
     token = _mix(torch.arange(vocab_size, device=seed.device, dtype=torch.int64))
     bits = _mix(row[:, None] ^ token[None, :])
     uniform = (bits.double() + 0.5) / 2.0**32
     return -torch.log(-torch.log(uniform)).float()
+
+
+def _noise_rows(seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The noise of all tokens at `positions`, before a token is mixed in."""
+    row = _mix(seed & _UINT32)
+    row = _mix(row ^ ((seed >> 32) & _UINT32))
+    return _mix(row ^ (positions.to(torch.int64) & _UINT32))
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
@@ -135,6 +171,16 @@ def _filter(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     probs, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(scores.shape[1], device=scores.device)
     dropped = rank >= sampling.top_k[:, None]
-    dropped |= probs.cumsum(-1) - probs > sampling.top_p[:, None]
+    dropped |= _outside_nucleus(probs, sampling)
     dropped |= probs < probs[:, :1] * sampling.min_p[:, None]
     return scores.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), float("-inf"))
+
+
+def _outside_nucleus(probs: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Which of `probs` [N, V], in descending order, top-p drops."""
+    top_p = sampling.top_p[:, None]
+    if sampling.nucleus is Nucleus.REACHING:
+        return probs.cumsum(-1) - probs > top_p
+    outside = (probs.double().cumsum(-1) > top_p) & (top_p < 1)  # where rounding takes all beyond 1, 1 is no cut
+    outside[:, 0] = False
+    return outside

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import secrets
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from dlm_serve.config import DecodePlan, RequestOptions
-from dlm_serve.decoding import Prefill
+from dlm_serve.decoding import Prefill, StopRule
 from dlm_serve.engine.requests import PLAN_KEY
 from dlm_serve.engine.serving import current
 from dlm_serve.errors import OptionError
@@ -51,6 +52,14 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 
+# What cannot go with a rule that looks at whole blocks and may take back tokens, with the values that ask for nothing.
+_NOT_WITH_UPSTREAM_STOPS: dict[str, tuple[object, ...]] = {
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
+    "stream": (None, False),
+}
+
+
 def refuse_no_samples(request: Any, *_: Any, **__: Any) -> None:
     """Before `GenerateReqInput.normalize_batch_and_arguments`: `n` below 1 would hang SGLang."""
     for params in _as_list(request.sampling_params):
@@ -85,15 +94,25 @@ def admit(tokenized: Any, manager: Any, request: Any, *_: Any, **__: Any) -> Any
     if not hasattr(tokenized, "return_logprob"):  # an embedding request
         return tokenized
     params = tokenized.sampling_params
-    names = [*_AUTOREGRESSIVE_ONLY, *_UNSUPPORTED, "custom_params", "top_logprobs_num", "logprob_start_len"]
+    names = [
+        *_AUTOREGRESSIVE_ONLY,
+        *_UNSUPPORTED,
+        *_NOT_WITH_UPSTREAM_STOPS,
+        "custom_params",
+        "top_logprobs_num",
+        "logprob_start_len",
+    ]
     values = {name: getattr(request, name, None) or getattr(params, name, None) for name in names}
     plan = _make_plan(values)
+    if request.text is not None:
+        tokenized.input_ids = _begun(tokenized.input_ids)
     _check_input_ids(tokenized.input_ids)
     _check_prompt_length(len(tokenized.input_ids))
     _check_transport(params)
     params.max_new_tokens = _check_length(request, params, len(tokenized.input_ids), manager.context_len)
     params.top_k = min(params.top_k, _TOP_K_ALL)
     params.custom_params = {**(params.custom_params or {}), PLAN_KEY: plan.model_dump(mode="json")}
+    params.ignore_eos = params.ignore_eos or plan.stop_rule is StopRule.UPSTREAM
     if params.sampling_seed is None:
         params.sampling_seed = secrets.randbits(63)
     return tokenized
@@ -136,7 +155,22 @@ def _make_plan(values: Mapping[str, Any]) -> DecodePlan:
     serving = current()
     options = RequestOptions.parse(custom.get(PLAN_KEY))
     checkpoint = serving.checkpoint
-    return DecodePlan.resolve(options, serving.config, checkpoint.family, checkpoint.block_size, needs)
+    plan = DecodePlan.resolve(options, serving.config, checkpoint.family, checkpoint.block_size, needs)
+    if plan.stop_rule is StopRule.UPSTREAM:
+        _check_upstream_stops(values)
+    return plan
+
+
+def _check_upstream_stops(values: Mapping[str, Any]) -> None:
+    for name, nothing in _NOT_WITH_UPSTREAM_STOPS.items():
+        value = values.get(name)
+        if (sorted(value) if isinstance(value, set) else value) not in nothing:
+            raise OptionError(
+                name,
+                value,
+                "stop_rule upstream decides alone where an answer ends, when its blocks are there",
+                "leave it out, or use stop_rule eos",
+            )
 
 
 def _check_num_samples(params: Mapping[str, object]) -> None:
@@ -150,6 +184,17 @@ def _check_input_ids(input_ids: Sequence[int]) -> None:
     outside = next((token_id for token_id in input_ids if not 0 <= token_id < vocab_size), None)
     if outside is not None:
         raise OptionError("input_ids", outside, f"token ids must be in [0, {vocab_size})", "use this model's tokenizer")
+    mask = current().checkpoint.mask_token_id
+    if current().policy.is_anchored and mask in input_ids:
+        raise OptionError("input_ids", mask, "is the mask, which the first block would fill", "leave it out")
+
+
+def _begun(input_ids: Sequence[int]) -> Sequence[int]:
+    """The tokens of a text, behind the one that begins every sequence where the family has it."""
+    checkpoint = current().checkpoint
+    if not checkpoint.family.begins_with_eos or list(input_ids[:1]) == checkpoint.eos_token_ids:
+        return input_ids
+    return array("q", [*checkpoint.eos_token_ids, *input_ids])
 
 
 def _check_logprobs(values: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import Emission, Policy, Prediction, Rows, advance_, layout, predict
 from dlm_serve.engine.inputs import BlockInput
-from dlm_serve.kv.slots import write_slots
+from dlm_serve.kv.slots import read_slots, write_slots
 
 
 class Step(Protocol):
@@ -64,6 +64,7 @@ class BlockStep:
         slots = write_slots(slot_table, indices, starts, step.new_len, step.keeps_kv, width)
         if on_slots_read is not None:
             on_slots_read()
+        committed = read_slots(slot_table, indices, starts, runner.model.attention_window)
         columns = torch.arange(width, device=indices.device)
         batch = ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
@@ -75,7 +76,7 @@ class BlockStep:
             seq_lens_sum=None,
             positions=(starts[:, None] + columns).reshape(-1),
             spec_algorithm=SpeculativeAlgorithm.NONE,
-            spec_info=BlockInput(width, step, starts),
+            spec_info=BlockInput(width, step, committed),
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         adapter = runner.model.draft_adapter

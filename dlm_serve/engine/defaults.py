@@ -59,6 +59,9 @@ def prepare_server_args(server_args: Any) -> bool:
     if _has_weights(server_args, serving):
         serving.checkpoint.check_weights()
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
+    if server_args.tokenizer_path is None and not server_args.skip_tokenizer_init:
+        tokenizer = serving.checkpoint.tokenizer()
+        server_args.tokenizer_path = None if tokenizer is None else str(tokenizer)
     server_args.speculative_algorithm = algorithm.NAME
     _set_page_size(server_args, serving)
     if serving.checkpoint.family.released_as is not None:
@@ -70,7 +73,10 @@ def prepare_server_args(server_args: Any) -> bool:
         server_args.disable_radix_cache = True
         server_args.chunked_prefill_size = -1
     if server_args.device == "cpu":
-        _set_cpu_defaults(server_args, serving)
+        _set_cpu_defaults(server_args)
+    if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
+        # SGLang would take float16, whose range these models were not trained for.
+        server_args.dtype = "float32" if server_args.device == "cpu" else "bfloat16"
     return True
 
 
@@ -87,9 +93,7 @@ def _set_page_size(server_args: Any, serving: Serving) -> None:
         )
 
 
-def _set_cpu_defaults(server_args: Any, serving: Serving) -> None:
-    if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
-        server_args.dtype = "float32"  # SGLang would halve it, as accelerators need
+def _set_cpu_defaults(server_args: Any) -> None:
     server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
     if server_args.chunked_prefill_size == -1 and server_args.mem_fraction_static is None:
         # SGLang would set 1.5 MB aside for each token of the longest prefill.

@@ -10,6 +10,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
 from dlm_serve.decoding import Layout
+from dlm_serve.kv.slots import ReadSlots
 
 
 @dataclass
@@ -50,7 +51,7 @@ class BlockInput(SpecInput):  # type: ignore[misc]  # the base is untyped
 
     width: int
     layout: Layout
-    prefix_lens: torch.Tensor  # [B] int64, committed KV that each row sees
+    committed: ReadSlots  # the committed KV that each row sees
     capture_hidden_mode: CaptureHiddenMode = CaptureHiddenMode.NULL
 
     def __post_init__(self) -> None:

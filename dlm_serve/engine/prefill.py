@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dlm_serve.decoding import Policy, stretch_ends
 from dlm_serve.engine.requests import record_of
+from dlm_serve.kv.slots import read_slots
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class StretchBackend(AttentionBackend):  # type: ignore[misc]  # the base is unt
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self._device = model_runner.device
+        self._window = model_runner.model.attention_window
         self._dense: list[slice] = []
         self._rows: _Rows | None = None
 
@@ -100,7 +102,11 @@ class StretchBackend(AttentionBackend):  # type: ignore[misc]  # the base is unt
             self._dense, self._rows = [], None
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Nothing to plan: the stretches are known."""
+        """Look up where the KV lies that the rows see."""
+        rows, slot_table = self._rows, self.req_to_token_pool.req_to_token
+        if rows is not None:
+            requests = forward_batch.req_pool_indices[rows.requests]
+            self._committed = read_slots(slot_table, requests, rows.starts, self._window)
 
     def forward_extend(
         self,
@@ -131,9 +137,9 @@ class StretchBackend(AttentionBackend):  # type: ignore[misc]  # the base is unt
                 v[rows.tokens],
                 self.token_to_kv_pool.get_key_buffer(layer.layer_id),
                 self.token_to_kv_pool.get_value_buffer(layer.layer_id),
-                self.req_to_token_pool.req_to_token,
-                forward_batch.req_pool_indices[rows.requests],
-                rows.starts,
+                self._committed.table,
+                self._committed.rows,
+                self._committed.lens,
                 torch.zeros_like(rows.lengths),
                 rows.lengths,
                 layer.scaling,

@@ -70,7 +70,7 @@ def settings_of(req: Any) -> RowSettings:
         steps=plan.steps,
         convergence_threshold=plan.convergence_threshold,
         seed=req.sampling_params.sampling_seed,
-        stop_ids=sorted(stop_ids_of(req)),
+        stop_ids=sorted(stop_ids_of(req)) if serving.policy.stops_in_blocks else (),
         is_seeded=serving.policy.is_seeded,
         algorithm=serving.checkpoint.family.algorithms.index(plan.algorithm) if plan.algorithm else 0,
     )

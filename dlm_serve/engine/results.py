@@ -1,4 +1,4 @@
-"""Steps that emit nothing for a row, and what a request is told about its decoding.
+"""Steps that emit nothing for a row, where an answer ends, and what a request is told about its decoding.
 
 All are hooks on SGLang's scheduler process.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dlm_serve.decoding import Mode
+from dlm_serve.decoding import Mode, StopRule
+from dlm_serve.decoding.endings import ended_length
 from dlm_serve.engine.requests import PLAN_KEY, record_of, shareable_len, statistics_of
 from dlm_serve.engine.serving import current
 
@@ -30,18 +31,37 @@ def only_certain_to_emit(finishing: list[Any], scheduler: Any, batch: Any) -> li
     return [req for req in finishing if record_of(req).plan.mode is Mode.AUTOREGRESSIVE]
 
 
-def skip_check_without_tokens(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
-    """Around `Req.update_finish_state`: no new token, no new reason to finish.
+def check_new_tokens(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
+    """Around `Req.update_finish_state`: no new token, no new reason to finish; and what `StopRule.UPSTREAM` says.
 
-    SGLang would take `output_ids[-0:]`, all tokens, for the new ones.
+    Without new tokens SGLang would take `output_ids[-0:]`, all of them, for the new ones.
     """
-    if new_accepted_len > 0 or req.to_finish:
+    if req.to_finish or (new_accepted_len > 0 and not _end_by_upstream_rule(req)):
         original(req, new_accepted_len)
 
 
+def _end_by_upstream_rule(req: Any) -> bool:
+    """Finish SGLang's `req` if the rule it asked for ends it with the block that is complete now."""
+    plan = record_of(req).plan
+    if req.finished() or plan.stop_rule is not StopRule.UPSTREAM:
+        return False
+    eos, num_prompt = current().checkpoint.eos_token_ids[0], len(req.origin_input_ids)
+    tokens = [*req.origin_input_ids, *req.output_ids]
+    length = None if len(tokens) % plan.block_length else ended_length(tokens, eos)
+    if length is None:
+        return False
+    from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN
+
+    # A prompt is never cut: the answer is empty then.
+    req.finished_len = min(max(length - num_prompt, 0), req.sampling_params.max_new_tokens)
+    req.finished_reason = FINISH_MATCHED_TOKEN(eos if req.output_ids_through_stop[-1:].tolist() == [eos] else None)
+    return True
+
+
 def skip_output_without_tokens(original: Callable[..., None], accumulator: Any, *, req: Any) -> None:
-    """Around `_GenerationStreamAccumulator.accept`: no new token, no stream chunk."""
-    if req.finished() or len(req.output_ids) > req.send_token_offset:
+    """Around `_GenerationStreamAccumulator.accept`: no chunk without new tokens, nor of such that may be taken back."""
+    may_shrink = record_of(req).plan.stop_rule is StopRule.UPSTREAM
+    if req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink):
         original(accumulator, req=req)
 
 

@@ -12,6 +12,7 @@ import torch
 from sglang.srt.layers.sampler import Sampler
 
 from dlm_serve.decoding import Sampling, sample
+from dlm_serve.engine.serving import current
 
 
 class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
@@ -59,4 +60,5 @@ def sampling_of(sampling_info: Any) -> Sampling:
         needs_filter=(
             sampling_info.need_top_p_sampling or sampling_info.need_top_k_sampling or sampling_info.need_min_p_sampling
         ),
+        nucleus=current().policy.nucleus,
     )

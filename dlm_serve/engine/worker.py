@@ -20,7 +20,20 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Emission, Mode, Phase, Prediction, Rows, Sampling, carry, hand_out, layout, resample
+from dlm_serve.decoding import (
+    Emission,
+    Mode,
+    Phase,
+    Prediction,
+    Rows,
+    Sampling,
+    Unmasking,
+    carry,
+    hand_out,
+    layout,
+    random_confidence,
+    resample,
+)
 from dlm_serve.engine.block_step import BlockStep, Step
 from dlm_serve.engine.inputs import StepState
 from dlm_serve.engine.prefill import StretchBackend, stretches_of
@@ -228,21 +241,30 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         Autoregressive rows are left to `_sample`.
         """
         logits, prediction = self.step.forward(indices, committed, width)
+        plans = [record_of(req).plan for req in reqs]
         drawn = tuple(
             i
-            for i, req in enumerate(reqs)
-            if req.sampling_params.top_k != 1 and record_of(req).plan.mode is not Mode.AUTOREGRESSIVE
+            for i, (req, plan) in enumerate(zip(reqs, plans, strict=True))
+            if req.sampling_params.top_k != 1 and plan.mode is not Mode.AUTOREGRESSIVE
         )
+        shuffled = tuple(i for i, plan in enumerate(plans) if plan.algorithm == Unmasking.FIRST_HITTING)
         if drawn:
             rows = self._to_device(drawn)
-            columns = torch.arange(logits.shape[1], device=self.device)
-            drawing = self.table.gather(indices[rows])
-            starts = drawing.starts(committed[rows]) + layout(drawing, self.policy).shift
-            positions = starts[:, None] + columns
+            positions = self._predicted_positions(indices[rows], committed[rows], logits.shape[1])
             part = Prediction(prediction.ids[rows], prediction.confidence[rows], prediction.entropy[rows])
             part = resample(part, logits[rows], positions, sampling.select(rows), self.mask_token_id)
             prediction.ids[rows], prediction.confidence[rows] = part.ids, part.confidence
+        if shuffled:
+            rows = self._to_device(shuffled)
+            positions = self._predicted_positions(indices[rows], committed[rows], logits.shape[1])
+            prediction.confidence[rows] = random_confidence(self.table.seed[indices[rows]], positions)
         return logits, prediction
+
+    def _predicted_positions(self, indices: torch.Tensor, committed: torch.Tensor, width: int) -> torch.Tensor:
+        """The positions [B, width] that the next forward of the rows at `indices` [B] predicts."""
+        rows = self.table.gather(indices)
+        starts = rows.starts(committed) + layout(rows, self.policy).shift
+        return starts[:, None] + torch.arange(width, device=self.device)
 
     def _decode_forward(
         self, indices: torch.Tensor, committed: torch.Tensor, committed_cpu: torch.Tensor | None

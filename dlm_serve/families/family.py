@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlm_serve.decoding import ConcreteMode, Mode, Policy
+from dlm_serve.decoding import ConcreteMode, Mode, Policy, StopRule
 
 Config = Mapping[str, Any]
 """The content of a `config.json`."""
@@ -90,6 +90,14 @@ class Family:
     """What the server file may choose, by the way prompts are encoded."""
     algorithms: tuple[str, ...] = ()
     """Those of mode diffusion, the default first; none where there is no choice."""
+    scheduled: tuple[str, ...] = ()
+    """Those of the algorithms that know no threshold: they fix as many tokens per forward as the steps require."""
+    stop_rules: tuple[StopRule, ...] = (StopRule.EOS,)
+    """What may end a request, the default first."""
+    begins_with_eos: bool = False
+    """Whether every sequence begins with the end-of-sequence token, which the tokenizer does not add to a text."""
+    tokenizer: str | None = None
+    """The hub id of the one to use where a checkpoint has none."""
     temperature: float = 0.0
     """Where neither the request nor `generation_config.json` says."""
 

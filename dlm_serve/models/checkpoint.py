@@ -17,6 +17,7 @@ from dlm_serve.families import Config, Family, family_of
 from dlm_serve.models.shape import ModelShape
 
 DRAFT_ADAPTER_FOLDER = "linear_spec_lora"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
 
 class Checkpoint(ModelShape):
@@ -77,6 +78,21 @@ class Checkpoint(ModelShape):
             "temperature": self.family.temperature,
             **{name: content[name] for name in names if content.get(name) is not None},
         }
+
+    def tokenizer(self) -> Path | None:
+        """The folder of the family's tokenizer where the checkpoint has none of its own. Raises CheckpointError."""
+        name = self.family.tokenizer
+        if name is None or any((self.folder / file).is_file() for file in _TOKENIZER_FILES):
+            return None
+        try:
+            return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt"], ignore_patterns=["*/*"]))
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            raise CheckpointError(
+                "tokenizer",
+                name,
+                f"{self.folder} has no tokenizer, and this one cannot be fetched ({error})",
+                f"run `hf download {name}` once while online, or give a folder with --tokenizer-path",
+            ) from error
 
     def check_weights(self) -> None:
         """Open the safetensors files and compare their tensor names. Raises CheckpointError."""

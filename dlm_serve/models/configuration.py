@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.ministral3.configuration_ministral3 import Ministral3Config
+
+from dlm_serve.families import BD3LM
 
 
 class NemotronLabsDiffusionConfig(Ministral3Config):  # type: ignore[misc]  # the base is untyped
@@ -22,6 +24,33 @@ class NemotronLabsDiffusionConfig(Ministral3Config):  # type: ignore[misc]  # th
         self.original_max_position_embeddings = self.rope_parameters["original_max_position_embeddings"]
 
 
+class BD3LMConfig(PreTrainedConfig):  # type: ignore[misc]  # the base is untyped
+    """BD3-LM with the names that SGLang reads (reference: `configuration_bd3lm.py`)."""
+
+    model_type = "bd3lm"
+    attribute_map: ClassVar = {
+        "hidden_size": "hidden_dim",
+        "num_hidden_layers": "n_blocks",
+        "num_attention_heads": "n_heads",
+    }
+
+    vocab_size: int = 50258
+    block_size: int = 1
+    model_length: int = 1024
+    hidden_dim: int = 768
+    n_blocks: int = 12
+    n_heads: int = 12
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        fields = BD3LM.normalise(self.to_dict())
+        for name in ("num_key_value_heads", "head_dim", "max_position_embeddings", "eos_token_id"):
+            setattr(self, name, fields[name])
+        self.bos_token_id = self.eos_token_id
+
+
 def register_configs() -> None:
     """Make `AutoConfig` know the families without their remote code."""
-    AutoConfig.register(NemotronLabsDiffusionConfig.model_type, NemotronLabsDiffusionConfig, exist_ok=True)
+    for config in (NemotronLabsDiffusionConfig, BD3LMConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)

@@ -23,6 +23,8 @@ class DiffusionMixin:
     """Over a backbone of the Llama kind: logits of block rows, tensor names, draft adapter, room for late positions."""
 
     family: ClassVar[Family]
+    attention_window: int | None = None
+    """How many committed tokens a block attends to, the last ones; all where None."""
     config: Any
     model: Any
 

@@ -1,4 +1,4 @@
-"""Logits of block rows, in the model's own precision."""
+"""Logits of block rows, in the model's own precision, with the bias of an output layer that has one."""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ class BlockLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # the base i
             return logits[:, : self.vocab_size]
         copied: torch.Tensor = super()._copy_logits_to_buffer(logits, logits_metadata, use_buffer, softcap)
         return copied
+
+    def _compute_lm_head(
+        self,
+        hidden_states: torch.Tensor,
+        lm_head: Any,
+        embedding_bias: torch.Tensor | None = None,
+        *,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        logits: torch.Tensor = super()._compute_lm_head(hidden_states, lm_head, embedding_bias, out=out)
+        # SGLang leaves out the bias of an output layer that is not quantised.
+        return logits if getattr(lm_head, "bias", None) is None else logits.add_(lm_head.bias)

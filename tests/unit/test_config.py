@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from dlm_serve.config import CONFIG_VARIABLE, OPTIONS_FIELD, DecodePlan, RequestOptions, ServerConfig
-from dlm_serve.decoding import Mode
+from dlm_serve.decoding import Mode, StopRule, Unmasking
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError, OptionError
-from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.families import BD3LM, NEMOTRON_LABS_DIFFUSION, Family
 
 AR, DIFFUSION, SPECULATION = Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION
 BLOCK_SIZE = 8
@@ -26,10 +26,11 @@ def resolve(
     widths: tuple[int, ...] = (4, 8, 16, 32),
     block_size: int = BLOCK_SIZE,
     needs: tuple[str, ...] = (),
+    family: Family = NEMOTRON_LABS_DIFFUSION,
 ) -> DecodePlan:
     """The plan of a request on a server whose file has this `generation` section."""
     config = ServerConfig.model_validate({"generation": generation or {}, "routing": {"widths": widths}})
-    return DecodePlan.resolve(RequestOptions.parse(options), config, NEMOTRON_LABS_DIFFUSION, block_size, needs)
+    return DecodePlan.resolve(RequestOptions.parse(options), config, family, block_size, needs)
 
 
 def check_message(error: InvalidValueError) -> None:
@@ -108,7 +109,10 @@ def test_options_must_be_a_mapping_of_names(raw: object) -> None:
         ("blocklength", "did you mean 'block_length'"),
         ("step", "did you mean 'steps'"),
         ("modus", "did you mean 'mode'"),
-        ("xyz", "known are algorithm, block_length, convergence_threshold, mode, shift_logits, steps, threshold"),
+        (
+            "xyz",
+            "known are algorithm, block_length, convergence_threshold, mode, shift_logits, steps, stop_rule, threshold",
+        ),
         ("draft_threshold", "threshold"),
         ("refinement_steps", "steps"),
         ("early_stop_enabled", "convergence_threshold"),
@@ -453,3 +457,63 @@ def test_autoregression_has_no_blocks(options: dict[str, Any]) -> None:
     assert refusal.value.field == f"{OPTIONS_FIELD}.{name}"
     with pytest.raises(OptionError, match="regex"):
         resolve(options, needs=("regex",))
+
+
+# --- BD3-LM ---
+
+
+@pytest.mark.parametrize(
+    ("options", "algorithm", "threshold", "steps"),
+    [
+        ({}, Unmasking.FIRST_HITTING, None, 8),
+        ({"steps": 2}, Unmasking.FIRST_HITTING, None, 2),
+        ({"threshold": None}, Unmasking.FIRST_HITTING, None, 8),
+        ({"algorithm": "confidence"}, Unmasking.CONFIDENCE, None, 8),
+        ({"algorithm": "threshold"}, Unmasking.THRESHOLD, 0.9, 8),
+        ({"algorithm": "threshold", "threshold": 0.5, "steps": 3}, Unmasking.THRESHOLD, 0.5, 3),
+        ({"algorithm": "threshold", "steps": 3}, Unmasking.THRESHOLD, None, 3),
+    ],
+)
+def test_algorithms_of_bd3lm(options: dict[str, Any], algorithm: str, threshold: float | None, steps: int) -> None:
+    plan = resolve(options, family=BD3LM)
+    assert (plan.mode, plan.algorithm, plan.threshold, plan.steps) == (DIFFUSION, algorithm, threshold, steps)
+    assert plan.stop_rule is StopRule.EOS
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"algorithm": "prob_conf"}, "algorithm"),
+        ({"threshold": 0.9}, "threshold"),
+        ({"algorithm": "confidence", "threshold": 0.9}, "threshold"),
+        ({"block_length": 4}, "block_length"),
+        ({"mode": "autoregressive"}, "mode"),
+    ],
+)
+def test_what_bd3lm_has_not(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(OptionError) as refusal:
+        resolve(options, family=BD3LM)
+    assert refusal.value.field == f"{OPTIONS_FIELD}.{field}"
+    check_message(refusal.value)
+
+
+def test_stop_rules_are_the_familys() -> None:
+    assert resolve({"stop_rule": "upstream"}, family=BD3LM).stop_rule is StopRule.UPSTREAM
+    assert resolve({"stop_rule": "eos"}).stop_rule is StopRule.EOS
+    with pytest.raises(OptionError, match="stop_rule"):
+        resolve({"stop_rule": "upstream"})
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ({"generation": {"block_length": 4}}, "generation.block_length"),
+        ({"routing": {"widths": [4]}}, "routing.widths"),
+    ],
+)
+def test_a_server_cannot_leave_the_grid_of_bd3lm(content: dict[str, Any], field: str) -> None:
+    config = ServerConfig.model_validate(content)
+    config.check(NEMOTRON_LABS_DIFFUSION, BLOCK_SIZE)
+    with pytest.raises(ConfigError) as refusal:
+        config.check(BD3LM, BLOCK_SIZE)
+    assert refusal.value.field == field

@@ -132,7 +132,7 @@ def test_what_needs_autoregression_is_refused_by_its_name() -> None:
 )
 def test_a_server_file_for_another_family_is_refused(generation: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        ServerConfig(generation=GenerationConfig.model_validate(generation)).check(EFFICIENT_DLM)
+        ServerConfig(generation=GenerationConfig.model_validate(generation)).check(EFFICIENT_DLM, 8)
     assert refusal.value.field == field
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from dlm_serve.decoding import Prediction, Sampling, predict, resample, sample
+from dlm_serve.decoding import Nucleus, Prediction, Sampling, predict, random_confidence, resample, sample, scores_of
 from dlm_serve.decoding.sampling import gumbel_noise
 
 MASK, VOCAB_SIZE = 3, 12
@@ -319,3 +321,39 @@ def test_a_draft_and_its_verification_choose_the_same_token(name: str) -> None:
     drafted = sampled(by_target[None, :width], committed + columns[None], sampling).ids[0]
     verified = sampled(by_target[None, 1:], committed + columns[None] + 1, sampling).ids[0]
     assert torch.equal(drafted[1:], verified[:-1])
+
+
+# --- BD3-LM's nucleus and its order of masks ---
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.7, 0.9, 0.999, 1.0])
+def test_a_nucleus_within_p(top_p: float) -> None:
+    """The best tokens whose probabilities together stay within p, at least one; all for 1; never the mask."""
+    sampling = replace(sampling_of(1, top_p=top_p), nucleus=Nucleus.WITHIN)
+    kept = scores_of(LOGITS[None], sampling, MASK)[0].isfinite().nonzero().flatten().tolist()
+    allowed = LOGITS.double()
+    allowed[MASK] = float("-inf")
+    probs = allowed.softmax(-1)
+    wanted: list[int] = []
+    total = 0.0
+    for token in probs.argsort(descending=True).tolist()[: VOCAB_SIZE - 1]:
+        total += probs[token].item()
+        if wanted and total > top_p and top_p < 1:
+            break
+        wanted.append(token)
+    assert kept == sorted(wanted)
+
+
+def test_random_confidences_put_masks_in_any_order_alike() -> None:
+    """So that the largest among those that are left is each of them with equal chance."""
+    seeds = torch.arange(24000)
+    order = random_confidence(seeds, torch.tensor([[7, 8, 9, 10]]).expand(len(seeds), -1)).argsort(1)
+    counts = [int((order == torch.tensor(p)).all(1).sum()) for p in permutations(range(4))]
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_random_confidences_depend_on_seed_and_position_only() -> None:
+    seeds, positions = torch.tensor([3, 4]), torch.tensor([[5, 6], [6, 7]])
+    both = random_confidence(seeds, positions)
+    assert torch.equal(both[1:], random_confidence(seeds[1:], positions[1:]))
+    assert len(set(both.flatten().tolist())) == 4

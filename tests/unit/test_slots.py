@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dlm_serve.kv.slots import NO_SLOT, write_slots
+from dlm_serve.kv.slots import NO_SLOT, read_slots, write_slots
 
 MAX_LEN = 12
 
@@ -58,3 +58,13 @@ def test_live_rows_never_share_a_slot() -> None:
     )
     written = slots[slots != NO_SLOT].tolist()
     assert len(written) == len(set(written)) == 11
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, MAX_LEN, 2 * MAX_LEN])
+def test_a_row_reads_the_last_committed_slots(window: int | None) -> None:
+    table = slot_table()
+    rows, lens = torch.tensor([3, 1, 2, 0]), torch.tensor([MAX_LEN, 0, 4, 0])
+    read = read_slots(table, rows, lens, window)
+    for row, length, read_row, read_len in zip(rows, lens, read.rows, read.lens, strict=True):
+        kept = min(length, MAX_LEN if window is None else window)
+        assert torch.equal(read.table[read_row, :read_len], table[row, length - kept : length])

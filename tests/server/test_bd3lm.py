@@ -1,0 +1,182 @@
+"""BD3-LM through a real server: the reference's cases, and what is this family's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden import DATA, Case
+from serving import Server, generate_body
+
+from dlm_serve.decoding.endings import WINDOW, ended_length
+
+BD3LM = DATA / "bd3lm"
+BLOCKS_OF_4, BLOCKS_OF_8 = BD3LM / "bd3lm-b4", BD3LM / "bd3lm-b8"
+EOS, MASK = 256, 257
+CONCURRENCY = 16
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`--model-path` alone."""
+    with Server.launch(BLOCKS_OF_4, log=tmp_path_factory.mktemp("bd3lm") / "log") as running:
+        yield running
+        running.assert_nothing_leaked()
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A pool too small for its load, prompts in chunks of three blocks, and SGLang's own switch that retracts."""
+    flags = ("--max-total-tokens", "1600", "--chunked-prefill-size", "24", "--schedule-conservativeness", "0.05")
+    switches = {
+        "SGLANG_TEST_RETRACT": "1",
+        "SGLANG_TEST_RETRACT_INTERVAL": "23",
+        "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    }
+    log = tmp_path_factory.mktemp("bd3lm_crowded") / "log"
+    with Server.launch(BLOCKS_OF_8, *flags, log=log, env=switches) as running:
+        yield running
+        running.assert_nothing_leaked()
+
+
+def cases(model: Path) -> list[Case]:
+    return [case for case in json.loads((BD3LM / "cases.json").read_text()) if case["variant"] == model.name]
+
+
+def body_of(case: Case) -> dict[str, Any]:
+    params = case["params"]
+    options = {name: params[name] for name in ("algorithm", "threshold", "block_length") if name in params}
+    ignore: dict[str, Any] = {"ignore_eos": True} if params["ignore_eos"] else {}
+    return generate_body(case["prompt_ids"], params["max_new_tokens"], dlm=options, **ignore)
+
+
+def differences(reference: list[Case], answers: list[dict[str, Any]], *, with_nfe: bool = True) -> list[str]:
+    """The cases whose ids or forward passes are not the reference's, which leaves commits out."""
+    found = []
+    for case, answer in zip(reference, answers, strict=True):
+        nfe = answer["meta_info"]["dlm"]["nfe"] if with_nfe else case["nfe"] + case["commits"] - 1
+        ours, theirs = (answer["output_ids"], nfe), (case["output_ids"], case["nfe"] + case["commits"] - 1)
+        if ours != theirs:
+            found.append(f"{case['id']}: {ours} instead of {theirs}")
+    return found
+
+
+def test_reference_cases(server: Server) -> None:
+    """Many at a time over a shared prefix cache, which the reference has not."""
+    reference = cases(BLOCKS_OF_4)
+    answers = server.generate_all([body_of(case) for case in reference], CONCURRENCY)
+    assert differences(reference, answers) == []
+    answers = server.generate_all([body_of(case) for case in reference], CONCURRENCY)
+    assert differences(reference, answers) == []
+    assert sum(answer["meta_info"]["cached_tokens"] for answer in answers) > 0
+    assert all(answer["meta_info"]["cached_tokens"] % 4 == 0 for answer in answers), "a block was cut"
+
+
+def test_reference_cases_retracted_and_in_chunks(crowded: Server) -> None:
+    reference = cases(BLOCKS_OF_8)
+    answers = crowded.generate_all([body_of(case) for case in reference], 40)
+    assert differences(reference, answers, with_nfe=False) == []
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
+
+
+def test_samples_do_not_depend_on_retraction(crowded: Server) -> None:
+    """The authors' sampler: which mask comes next and its token are functions of seed and position."""
+    bodies = [generate_body([EOS], 60, temperature=1.0, top_p=0.9, sampling_seed=seed) for seed in range(24)]
+    crowd = crowded.generate_all(bodies, len(bodies))
+    retracted = [i for i, answer in enumerate(crowd) if answer["meta_info"]["num_retractions"]]
+    assert retracted
+    alone = crowded.generate_all([bodies[i] for i in retracted], 1)
+    assert [crowd[i]["output_ids"] for i in retracted] == [answer["output_ids"] for answer in alone]
+    assert len({tuple(answer["output_ids"]) for answer in crowd}) > len(bodies) / 2
+
+
+def test_first_hitting_takes_one_forward_per_token(server: Server) -> None:
+    """And is the default; 7 tokens behind the first token of all fill two blocks, the first of which is committed."""
+    answer = server.generate([EOS], 7, ignore_eos=True)
+    assert answer["meta_info"]["dlm"]["nfe"] == 7 + 1
+    half = server.generate([EOS], 7, ignore_eos=True, dlm={"steps": 2})
+    assert half["meta_info"]["dlm"]["nfe"] == 2 + 2 + 1
+
+
+def test_next_turn_reuses_whole_blocks(server: Server) -> None:
+    """A second turn over the first's answer: the same as without a cache."""
+    server.flush_cache()
+    first = server.generate([EOS, 11, 200], 31, ignore_eos=True, dlm={"algorithm": "confidence"})
+    turn = [EOS, 11, 200, *first["output_ids"], 7, 8]
+    cached = server.generate(turn, 20, ignore_eos=True, dlm={"algorithm": "confidence"})
+    assert cached["meta_info"]["cached_tokens"] > 20
+    server.flush_cache()
+    fresh = server.generate(turn, 20, ignore_eos=True, dlm={"algorithm": "confidence"})
+    assert fresh["meta_info"]["cached_tokens"] == 0
+    assert cached["output_ids"] == fresh["output_ids"]
+
+
+def test_completions(server: Server) -> None:
+    """As on its card, from a text and from the first token alone; texts begin with that token."""
+    settings = {"model": "default", "max_tokens": 40, "temperature": 0.5, "seed": 1, "ignore_eos": True}
+    for prompt, num_prompt in (("Hi", 3), ("<|endoftext|>", 1), ([EOS], 1), ([EOS, 72, 105], 3)):
+        answer = server.post("/v1/completions", {**settings, "prompt": prompt}).json()
+        assert answer["usage"] == {**answer["usage"], "prompt_tokens": num_prompt, "completion_tokens": 40}
+    assert server.generate("", 8)["meta_info"]["prompt_tokens"] == 1
+
+
+def test_default_temperature(server: Server) -> None:
+    """0.5, unless the request says otherwise."""
+
+    def ids(**sampling: Any) -> list[int]:
+        request = {"input_ids": [EOS], "sampling_params": {"max_new_tokens": 24, "sampling_seed": 5, **sampling}}
+        answer: list[int] = server.post("/generate", request).json()["output_ids"]
+        return answer
+
+    assert ids() == ids(temperature=0.5)
+    assert ids() != ids(temperature=0.0)
+
+
+def test_upstream_stop_rule(server: Server) -> None:
+    """The answer ends where the rule ends the sequence that is generated without it, after one of its blocks."""
+    stops = set()
+    for seed in range(4):
+        sampling = {"temperature": 1.0, "sampling_seed": seed}
+        whole = server.generate([EOS], 400, ignore_eos=True, **sampling)
+        ended = server.generate([EOS], 400, dlm={"stop_rule": "upstream"}, **sampling)
+        tokens = [EOS, *whole["output_ids"]]
+        lengths = (ended_length(tokens[:n], EOS) for n in range(WINDOW + 4, len(tokens) + 1, 4))
+        kept = next((length for length in lengths if length is not None), len(tokens))
+        assert ended["output_ids"] == whole["output_ids"][: kept - 1]
+        assert ended["meta_info"]["completion_tokens"] == kept - 1
+        stops.add(ended["meta_info"]["finish_reason"]["type"])
+    assert "stop" in stops
+
+
+REFUSED = [
+    ({"mode": "autoregressive"}, {}, "custom_params.dlm.mode"),
+    ({"mode": "self_speculation"}, {}, "custom_params.dlm.mode"),
+    ({"algorithm": "prob_conf"}, {}, "custom_params.dlm.algorithm"),
+    ({"threshold": 0.9}, {}, "custom_params.dlm.threshold"),
+    ({"algorithm": "confidence", "threshold": 0.9}, {}, "custom_params.dlm.threshold"),
+    ({"block_length": 8}, {}, "custom_params.dlm.block_length"),
+    ({"stop_rule": "never"}, {}, "custom_params.dlm.stop_rule"),
+    ({"stop_rule": "upstream"}, {"ignore_eos": True}, "ignore_eos"),
+    ({"stop_rule": "upstream"}, {"stop_token_ids": [3]}, "stop_token_ids"),
+    ({}, {"regex": "a+"}, "regex"),
+]
+
+
+@pytest.mark.parametrize(("options", "sampling", "field"), REFUSED)
+def test_refusals(server: Server, options: dict[str, Any], sampling: dict[str, Any], field: str) -> None:
+    body = generate_body([EOS], 8, dlm=options, **sampling)
+    for stream in (False, True):
+        response = server.post("/generate", {**body, "stream": stream})
+        assert response.status_code == 400
+        assert field in response.text
+
+
+def test_refused_prompts_and_streams(server: Server) -> None:
+    masked = server.post("/generate", generate_body([EOS, MASK], 8))
+    assert (masked.status_code, "the mask" in masked.text) == (400, True)
+    body = generate_body([EOS], 8, dlm={"stop_rule": "upstream"})
+    streamed = server.post("/generate", {**body, "stream": True})
+    assert (streamed.status_code, "stream" in streamed.text) == (400, True)

@@ -1,0 +1,183 @@
+"""Run by test_bd3lm.py in a process of its own: BD3-LM's model, attention and decoding against the reference's records.
+
+The model is loaded by SGLang's own runner; blocks are run and advanced by the same functions as in the server.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from in_process import model_runner_of
+
+from dlm_serve.decoding import Mode, Nucleus, Phase, Prediction, Rows, RowSettings, Sampling, scores_of
+from dlm_serve.decoding.endings import ended_length, is_degenerate
+from dlm_serve.engine.attention import DlmAttentionBackend, add_block_attention
+from dlm_serve.engine.block_step import BlockStep
+from dlm_serve.engine.serving import current
+
+DATA = Path(__file__).parent.parent / "data" / "bd3lm"
+ROW, MAX_LEN = 1, 512
+PROBABILITY_ERROR = 1e-4
+SLIDING_PROBABILITY_ERROR = 5e-4  # past the window the reference rounds other rotary angles
+
+Case = dict[str, Any]
+
+
+class Decoder:
+    """One request: its sequence so far, block by block."""
+
+    def __init__(self, model: Path) -> None:
+        runner = model_runner_of(model)
+        self.checkpoint = current().checkpoint
+        self.mask, self.eos = self.checkpoint.mask_token_id, self.checkpoint.eos_token_ids[0]
+        self._policy = self.checkpoint.family.policy
+        if not isinstance(runner.attn_backend, DlmAttentionBackend):
+            runner.attn_backend = add_block_attention(runner.attn_backend, model_runner=runner)
+        slot_table = runner.req_to_token_pool.req_to_token
+        slot_table[ROW, :MAX_LEN] = torch.arange(1, MAX_LEN + 1)
+        self._table = Rows.table(slot_table.shape[0], self.checkpoint.block_size, self.mask, "cpu")
+        self._step = BlockStep(runner, self._table, self.mask, self._policy)
+        self._at = torch.tensor([ROW])
+        self.start([], [])
+
+    def start(self, context: list[int], block: list[int]) -> None:
+        """Begin a sequence with the blocks of `context`, committed one by one, and the first tokens of the next."""
+        size = self.checkpoint.block_size
+        settings = RowSettings(Mode.DIFFUSION, size, 1.0, size, None, 0, (), is_seeded=self._policy.is_seeded)
+        self._rows = Rows.of([settings], size)
+        self._position = 0
+        for i in range(0, len(context), size):
+            self._set(context[i : i + size])
+            self.commit()
+        self._set(block)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those of the block."""
+        tokens: list[int] = self._table.tokens[ROW].tolist()
+        return tokens
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the block has no masks left."""
+        return bool(self._table.phase[ROW] == Phase.COMMIT)
+
+    @property
+    def position(self) -> int:
+        """Where the block starts."""
+        return self._position
+
+    def _set(self, tokens: list[int]) -> None:
+        block = torch.full((1, self.checkpoint.block_size), self.mask)
+        block[0, : len(tokens)] = torch.tensor(tokens)
+        rows = self._rows.with_block(block, torch.zeros(1, dtype=torch.int32))
+        if self.mask not in block:
+            rows = rows.replace(phase=torch.tensor([Phase.COMMIT], dtype=torch.int32))
+        self._table.scatter_(self._at, rows)
+
+    def forward(self) -> torch.Tensor:
+        """Logits [B, V] of the block as it is."""
+        committed = self._position - 1 + self._table.num_emitted[self._at].long()
+        logits, self._prediction = self._step.forward(self._at, committed, self.checkpoint.block_size)
+        return logits[0]
+
+    def fix(self, fixed: list[list[Any]]) -> None:
+        """Advance the block after `forward`, which decided the `fixed` [position, token, ...] and nothing else."""
+        ids, confidence = torch.zeros(2, 1, self.checkpoint.block_size)
+        for position, token, *_ in fixed:
+            ids[0, position - self._position], confidence[0, position - self._position] = token, 1
+        self._step.advance(self._at, Prediction(ids.long(), confidence, torch.zeros_like(confidence)))
+
+    def commit(self) -> torch.Tensor:
+        """The clean pass over the full block; then a new block of masks. Returns its logits [B, V]."""
+        logits = self.forward()
+        self._step.advance(self._at, self._prediction)
+        self._position += self.checkpoint.block_size
+        return logits
+
+
+def probabilities(logits: torch.Tensor, nucleus_p: float, mask: int) -> torch.Tensor:
+    """What is drawn from at temperature 1, [B, V]."""
+    ones = torch.ones(len(logits))
+    sampling = Sampling(
+        temperature=ones,
+        top_k=torch.full_like(ones, logits.shape[1], dtype=torch.int32),
+        top_p=ones * nucleus_p,
+        min_p=torch.zeros_like(ones),
+        seed=torch.zeros_like(ones, dtype=torch.int64),
+        all_greedy=False,
+        needs_filter=nucleus_p < 1,
+        nucleus=Nucleus.WITHIN,
+    )
+    return scores_of(logits, sampling, mask).double().softmax(-1)
+
+
+def check_forward(decoder: Decoder, case: Case, recorded: Any) -> str | None:
+    decoder.start(case["context_ids"], case["noisy_block"])
+    error = np.abs(decoder.forward().numpy() - recorded[case["key"]]).max()
+    return None if error <= case["tolerance"] else f"logits differ by {error}"
+
+
+def check_replay(decoder: Decoder, case: Case) -> str | None:
+    ids, steps = list(case["prompt_ids"]), case["replay"]["steps"]
+    whole = len(ids) // decoder.checkpoint.block_size * decoder.checkpoint.block_size
+    decoder.start(ids[:whole], ids[whole:])
+    tolerance = SLIDING_PROBABILITY_ERROR if case["mode"] == "sliding" else PROBABILITY_ERROR
+    for number, fixed in enumerate(steps):
+        found = probabilities(decoder.forward(), case["params"]["nucleus_p"], decoder.mask)
+        for position, token, probability in fixed:
+            error = abs(found[position - decoder.position, token].item() - probability)
+            if error > tolerance:
+                return f"step {number}: the probability of {token} at {position} differs by {error}"
+        decoder.fix(fixed)
+        if decoder.is_full:
+            ids = ids[: decoder.position] + decoder.tokens
+            decoder.commit()
+    if case["finish"] == "discarded":
+        return None if is_degenerate(ids) else "not discarded"
+    if case["params"].get("var_length"):
+        ids = ids[: ended_length(ids, decoder.eos)]
+    if case["nfe"] != len(steps):
+        return f"{len(steps)} forwards instead of {case['nfe']}"
+    expected = case["prompt_ids"] + case["output_ids"]
+    return None if ids == expected else f"{ids} instead of {expected}"
+
+
+def check_nucleus(decoder: Decoder, case: Case) -> str | None:
+    decoder.start(case["context_ids"], case["noisy_block"])
+    found = probabilities(decoder.forward(), case["params"]["nucleus_p"], decoder.mask)
+    for column, kept in case["kept"]:
+        ours = {i: found[column, i].item() for i in found[column].nonzero().flatten().tolist()}
+        theirs = dict(kept)
+        if ours.keys() != theirs.keys():
+            return f"column {column}: keeps {sorted(ours)} instead of {sorted(theirs)}"
+        if any(abs(ours[token] - theirs[token]) > PROBABILITY_ERROR for token in theirs):
+            return f"column {column}: {ours} instead of {theirs}"
+    return None
+
+
+def cases(file: str, variant: str) -> list[Case]:
+    return [case for case in json.loads((DATA / file).read_text()) if case["variant"] == variant]
+
+
+def main(variant: str) -> None:
+    decoder = Decoder(DATA / variant)
+    recorded = np.load(DATA / f"forward_{variant}.npz")
+    results = {case["id"]: check_forward(decoder, case, recorded) for case in cases("forward_cases.json", variant)}
+    results |= {case["id"]: check_replay(decoder, case) for case in cases("replay_cases.json", variant)}
+    rules = [case for case in cases("rule_cases.json", variant) if case["mode"] == "nucleus"]
+    results |= {case["id"]: check_nucleus(decoder, case) for case in rules}
+    wrong = {name: result for name, result in results.items() if result}
+    sys.stdout.write(f"{len(results) - len(wrong)} of {len(results)} cases agree\n")
+    for name, result in wrong.items():
+        sys.stderr.write(f"{name}: {result}\n")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
