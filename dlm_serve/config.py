@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from dlm_serve.decoding.phase import Mode
+from dlm_serve.decoding import ConcreteMode, Mode
 from dlm_serve.errors import ConfigError, InvalidValueError, OptionError, nearest
+from dlm_serve.families import Family
 
 CONFIG_VARIABLE = "DLM_SERVE_CONFIG"
 OPTIONS_FIELD = "custom_params.dlm"
@@ -20,9 +21,6 @@ OPTIONS_FIELD = "custom_params.dlm"
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 Width = Annotated[int, Field(ge=1, le=64, strict=True)]
 Nats = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-
-
-ConcreteMode = Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION]
 
 
 class _Frozen(BaseModel):
@@ -95,11 +93,19 @@ class ServerConfig(_Frozen):
             )
         return config
 
+    def check(self, family: Family) -> None:
+        """Raises ConfigError if this asks for what `family` has not."""
+        mode = self.generation.mode
+        if mode not in (Mode.AUTO, *family.modes):
+            raise ConfigError("generation.mode", str(mode), family.refusals[mode], _use_one_of(family))
+
 
 class RequestOptions(_Frozen):
     """`custom_params.dlm` of a request. Absent and null are different."""
 
     mode: Mode | None = None
+    algorithm: str | None = None
+    """Within mode diffusion, one of the family's; None is its default."""
     block_length: Width | None = None
     threshold: Probability | None = None
     steps: Width | None = None
@@ -126,18 +132,25 @@ class DecodePlan(_Frozen):
     threshold: float | None
     steps: int
     convergence_threshold: float | None
+    algorithm: str | None = None
+    """One of the family's, None where it has no choice."""
 
     @classmethod
     def resolve(
-        cls, options: RequestOptions, config: ServerConfig, block_size: int, autoregressive_only: Sequence[str]
+        cls,
+        options: RequestOptions,
+        config: ServerConfig,
+        family: Family,
+        block_size: int,
+        autoregressive_only: Sequence[str],
     ) -> DecodePlan:
-        """The plan of a request with `options` on a checkpoint of `block_size`.
+        """The plan of a request with `options` on a checkpoint of `family` and `block_size`.
 
         `autoregressive_only` names what the request asks for that only the autoregressive mode honours.
-        Raises OptionError if the options exclude each other or exceed the server's widths.
+        Raises OptionError if the options exclude each other, exceed the server's widths, or are not the family's.
         """
         defaults = config.generation
-        mode = _resolve_mode(options, defaults.mode, autoregressive_only)
+        mode = _resolve_mode(options, defaults.mode, family, autoregressive_only)
         if mode is Mode.AUTOREGRESSIVE:
             _refuse_block_options(options, autoregressive_only)
             return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None)
@@ -174,6 +187,7 @@ class DecodePlan(_Frozen):
             threshold=threshold,
             steps=steps or block_length,
             convergence_threshold=getattr(options if convergence in given else defaults, convergence),
+            algorithm=_resolve_algorithm(options, family, mode),
         )
 
 
@@ -183,13 +197,24 @@ def _default_threshold(options: RequestOptions, defaults: GenerationConfig, mode
     return defaults.draft_threshold if mode is Mode.SELF_SPECULATION else defaults.threshold
 
 
-def _resolve_mode(options: RequestOptions, default: Mode, autoregressive_only: Sequence[str]) -> ConcreteMode:
+def _resolve_mode(
+    options: RequestOptions, default: Mode, family: Family, autoregressive_only: Sequence[str]
+) -> ConcreteMode:
     """A concrete mode. `auto` and the server's default give way to what the request needs; a pinned mode does not."""
     mode = default if options.mode is None else options.mode
+    if mode not in (Mode.AUTO, *family.modes):
+        raise OptionError(f"{OPTIONS_FIELD}.mode", str(mode), family.refusals[mode], _use_one_of(family))
     if not autoregressive_only:
         if mode is not Mode.AUTO:
             return mode
-        return Mode.DIFFUSION if options.wants_diffusion else Mode.SELF_SPECULATION
+        return Mode.DIFFUSION if options.wants_diffusion else family.auto
+    if Mode.AUTOREGRESSIVE not in family.modes:
+        raise OptionError(
+            autoregressive_only[0],
+            "<as sent>",
+            f"needs mode autoregressive: {family.refusals[Mode.AUTOREGRESSIVE]}",
+            "leave it out",
+        )
     if options.mode not in (None, Mode.AUTO, Mode.AUTOREGRESSIVE):
         raise OptionError(
             f"{OPTIONS_FIELD}.mode",
@@ -198,6 +223,30 @@ def _resolve_mode(options: RequestOptions, default: Mode, autoregressive_only: S
             "leave that out, or use mode auto or autoregressive",
         )
     return Mode.AUTOREGRESSIVE
+
+
+def _resolve_algorithm(options: RequestOptions, family: Family, mode: Mode) -> str | None:
+    """One of the family's algorithms, where it has several and the mode is diffusion."""
+    known = family.algorithms if mode is Mode.DIFFUSION else ()
+    if options.algorithm is None:
+        return known[0] if known else None
+    if options.algorithm not in known:
+        of = f"mode {mode} of {family.name}"
+        raise OptionError(
+            f"{OPTIONS_FIELD}.algorithm",
+            options.algorithm,
+            f"{of} has {_listed(known)}" if known else f"{of} has a single algorithm",
+            "use one of these" if known else "leave it out",
+        )
+    return options.algorithm
+
+
+def _use_one_of(family: Family) -> str:
+    return f"use {_listed((Mode.AUTO, *family.modes))}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(str(name) for name in names)
 
 
 def _refuse_block_options(options: RequestOptions, autoregressive_only: Sequence[str]) -> None:

@@ -3,20 +3,27 @@
 Imports torch only, so that it can be read, tested and reused without SGLang.
 """
 
-from dlm_serve.decoding.phase import Mode, Phase
+from dlm_serve.decoding.forward import Emission, Layout
+from dlm_serve.decoding.phase import ConcreteMode, Mode, Phase
+from dlm_serve.decoding.policy import Commit, Policy, Prefill, Sharing
 from dlm_serve.decoding.rows import Rows, RowSettings
 from dlm_serve.decoding.sampling import Prediction, Sampling, predict, resample, sample
-from dlm_serve.decoding.step import Emission, Layout, advance, advance_, carry, layout, shift_of
+from dlm_serve.decoding.step import advance, advance_, carry, layout
 
 __all__ = [
+    "Commit",
+    "ConcreteMode",
     "Emission",
     "Layout",
     "Mode",
     "Phase",
+    "Policy",
     "Prediction",
+    "Prefill",
     "RowSettings",
     "Rows",
     "Sampling",
+    "Sharing",
     "advance",
     "advance_",
     "carry",
@@ -24,5 +31,4 @@ __all__ = [
     "predict",
     "resample",
     "sample",
-    "shift_of",
 ]

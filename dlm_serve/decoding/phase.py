@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from typing import Literal
 
 
 class Mode(StrEnum):
@@ -12,6 +13,9 @@ class Mode(StrEnum):
     AUTOREGRESSIVE = "autoregressive"
     DIFFUSION = "diffusion"
     SELF_SPECULATION = "self_speculation"
+
+
+ConcreteMode = Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION]
 
 
 class Phase(IntEnum):

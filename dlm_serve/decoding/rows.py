@@ -24,29 +24,37 @@ class RowSettings:
     convergence_threshold: float | None
     seed: int
     stop_ids: Sequence[int]
+    is_seeded: bool = True
+    """See `Policy.is_seeded`."""
+    algorithm: int = 0
+    """Which of its family's algorithms, counted from 0."""
 
     @property
     def first_phase(self) -> Phase:
         """The phase in which each new block starts."""
         phase = FIRST_PHASE[self.mode]
-        return phase if self.block_length > 1 else phase.after_refining
+        return phase.after_refining if self.block_length == 1 and self.is_seeded else phase
 
 
 @dataclass(frozen=True)
 class Rows:
     """Decode state of B rows of at most W tokens; also, with B = pool size, the table of all requests.
 
-    Tokens at and past `new_len` are padding. `threshold` is inf for the fixed schedule;
+    Tokens at and past `new_len` are padding. The client has the first `num_emitted` tokens already, of its
+    prompt or of its answer: with C committed tokens and one pending the row starts at position
+    `C + 1 - num_emitted`. `threshold` is inf for the fixed schedule;
     `convergence_threshold` is 0 for "never stop early"; `mean_entropy` is that of the previous
     refining step, nan before the first.
     """
 
     tokens: torch.Tensor  # [B, W] int64
     new_len: torch.Tensor  # [B] int32
+    num_emitted: torch.Tensor  # [B] int32
     phase: torch.Tensor  # [B] int32, a Phase
     step: torch.Tensor  # [B] int32, refining steps done on this block
     mean_entropy: torch.Tensor  # [B] float32, nats
     first_phase: torch.Tensor  # [B] int32, a Phase
+    algorithm: torch.Tensor  # [B] int32, the number of one of the family's
     block_length: torch.Tensor  # [B] int32
     threshold: torch.Tensor  # [B] float32
     steps: torch.Tensor  # [B] int32
@@ -72,6 +80,7 @@ class Rows:
         rows = cls.zeros(len(settings), width, "cpu")
         for i, s in enumerate(settings):
             rows.first_phase[i] = s.first_phase
+            rows.algorithm[i] = s.algorithm
             rows.block_length[i] = s.block_length
             rows.threshold[i] = float("inf") if s.threshold is None else s.threshold
             rows.steps[i] = s.steps
@@ -118,16 +127,29 @@ class Rows:
         return Rows(**{**dict(self._tensors()), **changes})
 
     def start_block(self, pending: torch.Tensor, mask_token_id: int) -> Rows:
-        """These rows at the start of a new block: the pending token [B], then masks."""
+        """These rows at the start of a new block: the pending token [B], which is emitted, then masks."""
         tokens = torch.full_like(self.tokens, mask_token_id)
         tokens[:, 0] = pending
+        return self.with_block(tokens, torch.ones_like(self.num_emitted))
+
+    def start_masked_block(self, mask_token_id: int) -> Rows:
+        """These rows at the start of a new block of masks alone."""
+        return self.with_block(torch.full_like(self.tokens, mask_token_id), torch.zeros_like(self.num_emitted))
+
+    def with_block(self, tokens: torch.Tensor, num_emitted: torch.Tensor) -> Rows:
+        """These rows at the start of a block of `tokens` [B, W] int64, of which `num_emitted` [B] int32 are emitted."""
         return self.replace(
             tokens=tokens,
             new_len=self.block_length.clone(),
+            num_emitted=num_emitted,
             phase=self.first_phase.clone(),
             step=torch.zeros_like(self.step),
             mean_entropy=torch.full_like(self.mean_entropy, float("nan")),
         )
+
+    def starts(self, committed_lens: torch.Tensor) -> torch.Tensor:
+        """The position of each row's first token, [B] int64, behind `committed_lens` [B] committed tokens."""
+        return committed_lens.long() + 1 - self.num_emitted
 
     def where(self, condition: torch.Tensor, other: Rows) -> Rows:
         """Row by row, these where `condition` [B] holds, else `other`."""

@@ -56,16 +56,19 @@ class Prediction:
     """What the logits of B rows of W positions say."""
 
     ids: torch.Tensor  # [B, W] int64, the chosen tokens
-    confidence: torch.Tensor  # [B, W] float32, probability of `ids` before temperature, the mask in the denominator
+    confidence: torch.Tensor  # [B, W] float32, probability of `ids` before temperature
     entropy: torch.Tensor  # [B, W] float32, nats, of the same distribution
 
 
-def predict(logits: torch.Tensor, mask_token_id: int) -> Prediction:
+def predict(logits: torch.Tensor, mask_token_id: int, *, mask_in_denominator: bool = True) -> Prediction:
     """The most likely tokens for `logits` [B, W, V] of any floating type, with their confidences and entropies.
 
-    The mask is never chosen, but counts in the denominator (reference: `generate` of the model card).
+    The mask is never chosen, but counts in the denominator unless a family's policy says otherwise
+    (reference: `generate` of the model card).
     """
-    ids, confidence, entropy = token_confidence(logits.flatten(0, 1), mask_token_id, exclude_from_denominator=False)
+    ids, confidence, entropy = token_confidence(
+        logits.flatten(0, 1), mask_token_id, exclude_from_denominator=not mask_in_denominator
+    )
     shape = logits.shape[:2]
     return Prediction(ids.view(shape), confidence.view(shape), entropy.view(shape))
 

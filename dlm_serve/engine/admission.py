@@ -116,8 +116,8 @@ def newest_statistics(result: None, manager: Any, meta_info: dict[str, Any], sta
 
 
 def greedy_by_default(given: dict[str, Any], model_config: Any) -> dict[str, Any]:
-    """After `ModelConfig.get_default_sampling_params`: as the model cards, greedy unless said otherwise."""
-    return {"temperature": 0.0, **given}
+    """After `ModelConfig.get_default_sampling_params`: as the model cards, which are greedy or say so."""
+    return {"temperature": current().checkpoint.family.temperature, **given}
 
 
 def _make_plan(values: Mapping[str, Any]) -> DecodePlan:
@@ -132,7 +132,8 @@ def _make_plan(values: Mapping[str, Any]) -> DecodePlan:
     needs = [name for name, nothing in _AUTOREGRESSIVE_ONLY.items() if values.get(name) not in nothing]
     serving = current()
     options = RequestOptions.parse(custom.get(PLAN_KEY))
-    return DecodePlan.resolve(options, serving.config, serving.checkpoint.block_size, needs)
+    checkpoint = serving.checkpoint
+    return DecodePlan.resolve(options, serving.config, checkpoint.family, checkpoint.block_size, needs)
 
 
 def _check_num_samples(params: Mapping[str, object]) -> None:

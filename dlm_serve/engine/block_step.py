@@ -16,7 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Emission, Prediction, Rows, advance_, layout, predict
+from dlm_serve.decoding import Emission, Policy, Prediction, Rows, advance_, layout, predict
 from dlm_serve.engine.inputs import BlockInput
 from dlm_serve.kv.slots import write_slots
 
@@ -42,9 +42,10 @@ class Step(Protocol):
 class BlockStep:
     """The step, run eagerly over tensors of any batch size and width."""
 
-    def __init__(self, model_runner: Any, table: Rows, mask_token_id: int) -> None:
+    def __init__(self, model_runner: Any, table: Rows, mask_token_id: int, policy: Policy) -> None:
         self.table = table
         self.mask_token_id = mask_token_id
+        self.policy = policy
         self._model_runner = model_runner
 
     def forward(
@@ -57,9 +58,10 @@ class BlockStep:
         """See `Step`. `on_slots_read` is called when no later write to the slot table could misplace KV."""
         runner = self._model_runner
         rows = self.table.gather(indices, width)
-        step = layout(rows)
+        step = layout(rows, self.policy)
+        starts = rows.starts(committed_lens)
         slot_table = runner.req_to_token_pool.req_to_token
-        slots = write_slots(slot_table, indices, committed_lens, step.new_len, step.keeps_kv, width)
+        slots = write_slots(slot_table, indices, starts, step.new_len, step.keeps_kv, width)
         if on_slots_read is not None:
             on_slots_read()
         columns = torch.arange(width, device=indices.device)
@@ -68,12 +70,12 @@ class BlockStep:
             batch_size=indices.shape[0],
             input_ids=rows.tokens.reshape(-1),
             req_pool_indices=indices,
-            seq_lens=committed_lens,
+            seq_lens=starts,
             out_cache_loc=slots.reshape(-1),
             seq_lens_sum=None,
-            positions=(committed_lens[:, None] + columns).reshape(-1),
+            positions=(starts[:, None] + columns).reshape(-1),
             spec_algorithm=SpeculativeAlgorithm.NONE,
-            spec_info=BlockInput(width, step, committed_lens),
+            spec_info=BlockInput(width, step, starts),
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         adapter = runner.model.draft_adapter
@@ -81,7 +83,7 @@ class BlockStep:
         with forward_context(ForwardContext(attn_backend=runner.attn_backend), forward_batch=batch), switched:
             output = runner.model.forward(batch.input_ids, batch.positions, batch)
         logits = output.next_token_logits.unflatten(0, (indices.shape[0], width))
-        return logits, predict(logits, self.mask_token_id)
+        return logits, predict(logits, self.mask_token_id, mask_in_denominator=self.policy.mask_in_denominator)
 
     def is_captured(self, num_rows: int, width: int) -> bool:
         """See `Step`."""
@@ -89,4 +91,4 @@ class BlockStep:
 
     def advance(self, indices: torch.Tensor, prediction: Prediction) -> Emission:
         """See `Step`."""
-        return advance_(self.table, indices, prediction, self.mask_token_id)
+        return advance_(self.table, indices, prediction, self.mask_token_id, self.policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def prepare_server_args(server_args: Any) -> bool:
         serving.checkpoint.check_weights()
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
     server_args.speculative_algorithm = algorithm.NAME
+    if serving.checkpoint.family.released_as is not None:
+        server_args.json_model_override_args = _named_as_ours(server_args, serving)
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args, serving)
@@ -83,6 +86,12 @@ def _has_weights(server_args: Any, serving: Serving) -> bool:
     if server_args.load_format not in ("auto", "safetensors"):
         return False
     return Path(server_args.model_path).is_dir() or any(serving.checkpoint.folder.glob("*.safetensors"))
+
+
+def _named_as_ours(server_args: Any, serving: Serving) -> str:
+    """`--json-model-override-args` by which SGLang takes our model class and not the one the checkpoint names."""
+    given = json.loads(server_args.json_model_override_args or "{}")
+    return json.dumps({**given, "architectures": [serving.checkpoint.family.architecture]})
 
 
 def _sampling_defaults(server_args: Any, serving: Serving) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_serve.config import DecodePlan
-from dlm_serve.decoding import Mode, RowSettings
+from dlm_serve.decoding import Mode, Policy, RowSettings
 from dlm_serve.engine.serving import current
 
 PLAN_KEY = "dlm"
@@ -32,7 +32,7 @@ def record_of(req: Any) -> RequestRecord:
 
 def settings_of(req: Any) -> RowSettings:
     """What the device needs to know about SGLang's `req`."""
-    plan = record_of(req).plan
+    plan, family = record_of(req).plan, current().checkpoint.family
     return RowSettings(
         mode=plan.mode,
         block_length=plan.block_length,
@@ -42,20 +42,43 @@ def settings_of(req: Any) -> RowSettings:
         seed=req.sampling_params.sampling_seed,
         # The mask never stands in an answer, but it does in unfinished blocks.
         stop_ids=sorted(_stop_ids(req) - {current().checkpoint.mask_token_id}),
+        is_seeded=family.policy.is_seeded,
+        algorithm=family.algorithms.index(plan.algorithm) if plan.algorithm else 0,
     )
 
 
-def num_known_of_block(req: Any) -> int | None:
-    """How many tokens of its unfinished block, after the first, a resumed diffusion request has emitted.
+@dataclass(frozen=True)
+class FirstBlock:
+    """The block that an EXTEND call refines, because its own prediction is not the request's next token."""
 
-    None if its next token is the first of a block, which the prefill predicts, or if more prompt is to come.
+    start: int
+    """Its first position."""
+    given: list[int]
+    """Its first tokens, where they are not to be found: the end of a prompt, or a pending token."""
+    num_emitted: int
+    """Tokens of it that the client has already, the given ones included."""
+
+
+def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
+    """The block that the EXTEND call of SGLang's `req` refines; None if there is none or more prompt is to come.
+
+    Nothing but its tokens survives the retraction of a request. A block that was emitted in part starts over, as
+    it started before, and so ends the same.
     """
-    plan = record_of(req).plan
-    is_last_chunk = req.extend_end == len(req.origin_input_ids) + len(req.output_ids)
-    if plan.mode is not Mode.DIFFUSION or not req.output_ids or not is_last_chunk:
+    tokens = [*req.origin_input_ids, *req.output_ids]
+    if req.extend_end != len(tokens):
         return None
-    num_known = (len(req.output_ids) - 1) % plan.block_length
-    return None if num_known == plan.block_length - 1 else num_known
+    plan, num_prompt = record_of(req).plan, len(req.origin_input_ids)
+    if not policy.is_seeded:
+        origin = 0 if policy.is_anchored else num_prompt
+        start = len(tokens) - (len(tokens) - origin) % plan.block_length
+        return FirstBlock(start, tokens[start:num_prompt], len(tokens) - start)
+    if plan.mode is not Mode.DIFFUSION or not req.output_ids:
+        return None
+    num_emitted = (len(req.output_ids) - 1) % plan.block_length + 1
+    start = len(tokens) - num_emitted
+    # Behind a whole block comes the first token of the next, which the prefill predicts.
+    return None if num_emitted == plan.block_length else FirstBlock(start, [tokens[start]], num_emitted)
 
 
 def statistics_of(req: Any) -> dict[str, Any]:

@@ -28,7 +28,12 @@ def find_serving(server_args: Any) -> Serving | None:
     """
     global _current
     checkpoint = Checkpoint.find(server_args.model_path, server_args.revision)
-    _current = Serving(checkpoint, ServerConfig.load(server_args.dllm_algorithm_config)) if checkpoint else None
+    if checkpoint is None:
+        _current = None
+        return None
+    config = ServerConfig.load(server_args.dllm_algorithm_config)
+    config.check(checkpoint.family)
+    _current = Serving(checkpoint, config)
     return _current
 
 

@@ -19,10 +19,10 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Emission, Mode, Phase, Prediction, Rows, Sampling, carry, resample, shift_of
+from dlm_serve.decoding import Emission, Mode, Phase, Prediction, Rows, Sampling, carry, layout, resample
 from dlm_serve.engine.block_step import BlockStep, Step
 from dlm_serve.engine.inputs import StepState
-from dlm_serve.engine.requests import num_known_of_block, record_of, settings_of
+from dlm_serve.engine.requests import FirstBlock, first_block_of, record_of, settings_of
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
 from dlm_serve.engine.serving import load_serving
 from dlm_serve.engine.split import Split
@@ -41,6 +41,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self.model_runner = target_worker.model_runner
         self.device = target_worker.device
         self.mask_token_id = serving.checkpoint.mask_token_id
+        self.policy = serving.checkpoint.family.policy
         self._routing = serving.config.routing
         self.max_width = self._routing.max_width
         # Read by SGLang, which sizes reserves and metrics with them.
@@ -72,7 +73,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         """Set up the state of all requests and, where SGLang captures its decode graphs, ours of block steps."""
         slot_table = self.model_runner.req_to_token_pool.req_to_token
         self.table = Rows.table(slot_table.shape[0], self.max_width, self.mask_token_id, self.device)
-        eager = BlockStep(self.model_runner, self.table, self.mask_token_id)
+        eager = BlockStep(self.model_runner, self.table, self.mask_token_id, self.policy)
         self.step: Step = eager
         if self.model_runner.decode_cuda_graph_capture_bs:
             from dlm_serve.engine.block_graphs import BlockGraphs
@@ -95,36 +96,42 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         pending = result.next_token_ids.to(torch.int64)
         indices = batch.req_pool_indices.long()
         self.table.scatter_(indices, rows.start_block(pending, self.mask_token_id))
-        for i, req in enumerate(batch.reqs):
-            num_known = num_known_of_block(req)
-            if num_known is not None:
-                one = slice(i, i + 1)
-                prefix_lens = batch.seq_lens[one].long() - 1 - num_known
-                pending[one] = self._resume_block(req, indices[one], prefix_lens, num_known, sampling.select(one))
+        blocks = {i: block for i, req in enumerate(batch.reqs) if (block := first_block_of(req, self.policy))}
+        if blocks:
+            at = self._to_device(tuple(blocks))
+            reqs = [batch.reqs[i] for i in blocks]
+            pending[at] = self._refine_first(reqs, indices[at], list(blocks.values()), sampling.select(at))
         result.next_token_ids = pending
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = StepState(pending, batch.seq_lens)
         return result
 
-    def _resume_block(
-        self, req: Any, indices: torch.Tensor, prefix_lens: torch.Tensor, num_known: int, sampling: Sampling
+    def _refine_first(
+        self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
     ) -> torch.Tensor:
-        """Refine again the block that a retraction interrupted; returns its next token [1].
+        """Refine the first block of each of `reqs`; returns the next token of each [N].
 
-        Nothing but the emitted tokens survives a retraction, and the next token of a diffusion request
-        is not the model's causal prediction. The block starts over from its first token and so ends the
-        same. It writes no KV: the tokens it repeats are committed by this very EXTEND.
+        What is then left to emit of the block stays in the table. Refining writes no KV.
         """
-        record = record_of(req)
-        width = record.plan.block_length
-        first = torch.tensor([req.output_ids[-1 - num_known]], device=self.device)
-        self.table.scatter_(indices, self.table.gather(indices).start_block(first, self.mask_token_id))
-        while self.table.phase[indices].item() == Phase.DENOISE:
-            _, prediction = self._predict([req], indices, prefix_lens, width, sampling)
-            self.step.advance(indices, prediction)
-            record.extend_forwards += 1
-        num_emitted = torch.tensor([num_known], device=self.device)
-        rest, pending = carry(self.table.gather(indices), num_emitted, self.mask_token_id)
+        rows = self.table.gather(indices)
+        tokens = torch.full(rows.tokens.shape, self.mask_token_id)
+        for row, block in enumerate(blocks):
+            tokens[row, : len(block.given)] = torch.tensor(block.given)
+        num_given = self._to_device(tuple(len(block.given) for block in blocks)).to(torch.int32)
+        self.table.scatter_(indices, rows.with_block(tokens.to(self.device), num_given))
+        committed = self._to_device(tuple(block.start + len(block.given) - 1 for block in blocks))
+        live = tuple(range(len(reqs)))
+        while live:
+            at, refined = self._to_device(live), [reqs[i] for i in live]
+            width = max(record_of(req).plan.block_length for req in refined)
+            _, prediction = self._predict(refined, indices[at], committed[at], width, sampling.select(at))
+            self.step.advance(indices[at], prediction)
+            for req in refined:
+                record_of(req).extend_forwards += 1
+            phases = self.table.phase[indices].tolist()
+            live = tuple(i for i in live if phases[i] == Phase.DENOISE)
+        num_emitted = self._to_device(tuple(block.num_emitted for block in blocks))
+        rest, pending = carry(self.table.gather(indices), num_emitted, self.mask_token_id, self.policy)
         self.table.scatter_(indices, rest)
         return pending
 
@@ -177,13 +184,13 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         return self._result(batch, output, self.step.advance(indices, prediction), captured)
 
     def _predict(
-        self, reqs: Sequence[Any], indices: torch.Tensor, prefix_lens: torch.Tensor, width: int, sampling: Sampling
+        self, reqs: Sequence[Any], indices: torch.Tensor, committed: torch.Tensor, width: int, sampling: Sampling
     ) -> tuple[torch.Tensor, Prediction]:
         """Logits [B, W, V] of a block forward over the rows of `reqs`, and the tokens chosen as each of them samples.
 
         Autoregressive rows are left to `_sample`.
         """
-        logits, prediction = self.step.forward(indices, prefix_lens, width)
+        logits, prediction = self.step.forward(indices, committed, width)
         drawn = tuple(
             i
             for i, req in enumerate(reqs)
@@ -192,7 +199,9 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         if drawn:
             rows = self._to_device(drawn)
             columns = torch.arange(logits.shape[1], device=self.device)
-            positions = (prefix_lens + shift_of(self.table.phase[indices]))[rows, None] + columns
+            drawing = self.table.gather(indices[rows])
+            starts = drawing.starts(committed[rows]) + layout(drawing, self.policy).shift
+            positions = starts[:, None] + columns
             part = Prediction(prediction.ids[rows], prediction.confidence[rows], prediction.entropy[rows])
             part = resample(part, logits[rows], positions, sampling.select(rows), self.mask_token_id)
             prediction.ids[rows], prediction.confidence[rows] = part.ids, part.confidence

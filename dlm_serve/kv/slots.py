@@ -1,8 +1,7 @@
 """Where the KV of a forward goes.
 
-Slots [committed, committed + reserve) of a request are its own: reserved for it and shared with
-nobody. A row writes there only in a phase whose KV is committed. Everything else goes to slot 0,
-which no request owns.
+Slots from the start of a request's row to the end of its reserve are its own: shared with nobody. A row
+writes there only in a phase whose KV is committed. Everything else goes to slot 0, which no request owns.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ NO_SLOT = 0
 def write_slots(
     slot_table: torch.Tensor,
     slot_rows: torch.Tensor,
-    committed_lens: torch.Tensor,
+    starts: torch.Tensor,
     new_len: torch.Tensor,
     keeps_kv: torch.Tensor,
     width: int,
 ) -> torch.Tensor:
     """The slot [B, width] int64 that each new token's KV is written to.
 
-    slot_table [R, max_len] int, slot_rows [B], committed_lens [B], new_len [B], keeps_kv [B] bool.
+    slot_table [R, max_len] int, slot_rows [B], starts [B], the rows' first positions, new_len [B], keeps_kv [B] bool.
     """
-    columns = torch.arange(width, device=committed_lens.device)[None, :]
+    columns = torch.arange(width, device=starts.device)[None, :]
     kept = keeps_kv[:, None] & (columns < new_len[:, None])
-    positions = torch.where(kept, committed_lens[:, None].long() + columns, 0)
+    positions = torch.where(kept, starts[:, None].long() + columns, 0)
     slots = slot_table[slot_rows.long()[:, None], positions].long()
     return torch.where(kept, slots, NO_SLOT)

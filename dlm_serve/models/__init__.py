@@ -1,1 +1,1 @@
-"""One file per model family. SGLang finds the model classes here through SGLANG_EXTERNAL_MODEL_PACKAGE."""
+"""Checkpoints and model classes. SGLang finds the classes here through SGLANG_EXTERNAL_MODEL_PACKAGE."""

@@ -9,31 +9,20 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from dlm_serve.errors import CheckpointError
+from dlm_serve.families import Config, Family, family_of
 from dlm_serve.models.shape import ModelShape
 
-ARCHITECTURE = "NemotronLabsDiffusionModel"
 DRAFT_ADAPTER_FOLDER = "linear_spec_lora"
-
-_LAYER_TENSORS = (
-    "input_layernorm",
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "post_attention_layernorm",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
 
 
 class Checkpoint(ModelShape):
     """The part of `config.json` that decoding depends on, with the folder it came from."""
 
+    family: InstanceOf[Family]
     folder: Path
     rms_norm_eps: float = Field(gt=0)
     mask_token_id: int = Field(strict=True)
@@ -54,11 +43,16 @@ class Checkpoint(ModelShape):
         Raises CheckpointError if it is of one, but its `config.json` cannot be served.
         """
         config = _read_config(model_path, revision)
-        if config is None or ARCHITECTURE not in (config.get("architectures") or []):
+        family = None if config is None else family_of(config)
+        if config is None or family is None:
             return None
-        folder = _resolve_folder(model_path, revision)
+        return cls.read(family, config, _resolve_folder(model_path, revision))
+
+    @classmethod
+    def read(cls, family: Family, config: Config, folder: Path) -> Checkpoint:
+        """The checkpoint of `family` in `folder` with this `config.json`. Raises CheckpointError."""
         try:
-            checkpoint = cls.model_validate({**config, "folder": folder})
+            checkpoint = cls.model_validate({**family.normalise(config), "family": family, "folder": folder})
         except ValidationError as error:
             detail = error.errors()[0]
             field = ".".join(str(part) for part in detail["loc"])
@@ -73,13 +67,16 @@ class Checkpoint(ModelShape):
         return checkpoint
 
     def generation_defaults(self) -> dict[str, float]:
-        """Sampling defaults of `generation_config.json`; greedy where it does not say. Raises CheckpointError."""
+        """Sampling defaults of `generation_config.json`; the family's where it does not say. Raises CheckpointError."""
         path = self.folder / "generation_config.json"
         content = _read_json(path) if path.is_file() else {}
         if content is None:
             raise CheckpointError("generation_config.json", str(path), "is no JSON object", "correct or remove it")
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        return {"temperature": 0.0, **{name: content[name] for name in names if content.get(name) is not None}}
+        return {
+            "temperature": self.family.temperature,
+            **{name: content[name] for name in names if content.get(name) is not None},
+        }
 
     def check_weights(self) -> None:
         """Open the safetensors files and compare their tensor names. Raises CheckpointError."""
@@ -109,7 +106,7 @@ class Checkpoint(ModelShape):
         """
         if self.quantization_config is not None:
             return
-        expected, found = set(self._tensor_names()), set(names)
+        expected, found = set(self.family.tensors.names(self.num_hidden_layers)), set(names)
         missing = set() if is_update else expected - found
         for problem, wrong in (("missing", missing), ("left over", found - expected)):
             if wrong:
@@ -140,11 +137,6 @@ class Checkpoint(ModelShape):
                 f"must be in [0, {self.vocab_size}) and not an end-of-sequence id {self.eos_token_ids}",
                 f"correct {self.folder / 'config.json'}",
             )
-
-    def _tensor_names(self) -> Iterable[str]:
-        yield from ("encoder.embed_tokens.weight", "encoder.norm.weight", "diffusion_head.weight")
-        for layer in range(self.num_hidden_layers):
-            yield from (f"encoder.layers.{layer}.{name}.weight" for name in _LAYER_TENSORS)
 
 
 class AdapterConfig(BaseModel):

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlm_serve.errors import ConfigError
-from dlm_serve.models.checkpoint import ARCHITECTURE, DRAFT_ADAPTER_FOLDER, Checkpoint
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER, Checkpoint
 from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
 from dlm_serve.training.model import DiffusionModel
 
@@ -20,10 +21,8 @@ _ADAPTER_PREFIX = "base_model.model."
 def load_model(folder: Path, *, with_adapter: bool = True) -> DiffusionModel:
     """The model in `folder`, in float32, with its draft adapter if it has one. Raises CheckpointError, ConfigError."""
     checkpoint = Checkpoint.find(str(folder))
-    if checkpoint is None:
-        raise ConfigError(
-            "start_from", str(folder), f"no checkpoint of architecture {ARCHITECTURE}", "give such a folder"
-        )
+    if checkpoint is None or checkpoint.family is not NEMOTRON_LABS_DIFFUSION:
+        raise ConfigError("start_from", str(folder), "no checkpoint of Nemotron-Labs-Diffusion", "give such a folder")
     checkpoint.check_weights()
     content = json.loads((folder / "config.json").read_text())
     content.pop("auto_map", None)
@@ -92,7 +91,7 @@ def _config_content(config: NemotronLabsDiffusionConfig) -> dict[str, Any]:
         "tie_word_embeddings"
     )
     return {
-        "architectures": [ARCHITECTURE],
+        "architectures": [NEMOTRON_LABS_DIFFUSION.architecture],
         "model_type": NemotronLabsDiffusionConfig.model_type,
         **{name: getattr(config, name) for name in names.split()},
         "attention_bias": False,

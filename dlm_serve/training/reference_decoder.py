@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from dlm_serve.decoding import Rows, RowSettings, advance, layout, predict
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.training.layout import CLEAN, Layout, Mask
 from dlm_serve.training.model import DiffusionModel
+
+_POLICY = NEMOTRON_LABS_DIFFUSION.policy
 
 
 @dataclass
@@ -74,7 +77,7 @@ def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -
 
 def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch:
     """One forward of all rows; what they emit is appended to `answers`."""
-    rows, width, how = batch.rows, batch.rows.width, layout(batch.rows)
+    rows, width, how = batch.rows, batch.rows.width, layout(batch.rows, _POLICY)
     context = int(batch.lens.max())
     tokens = torch.cat((batch.committed[:, :context], rows.tokens), dim=1)
     in_block = torch.arange(context + width, device=tokens.device) >= context
@@ -84,7 +87,7 @@ def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch
     columns = batch.lens[:, None] + torch.arange(width, device=tokens.device)
     prediction = predict(logits, model.mask_token_id)
 
-    after, emission = advance(rows, prediction, model.mask_token_id)
+    after, emission = advance(rows, prediction, model.mask_token_id, _POLICY)
     # A causal forward commits the row's first tokens, as many as it emits: the pending one and those accepted.
     kept = torch.arange(width, device=tokens.device) < emission.lens[:, None]
     batch.committed.scatter_(1, columns, torch.where(kept, _entered(rows, emission.tokens), 0))

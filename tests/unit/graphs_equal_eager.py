@@ -18,6 +18,7 @@ from dlm_serve.decoding import Emission, Mode, Prediction, Rows, RowSettings, ad
 from dlm_serve.engine import block_graphs
 from dlm_serve.engine.block_graphs import BlockGraphs
 from dlm_serve.engine.shapes import Shapes
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_REQUESTS = 3, 11, 8, 12
 MODES = (Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION)
@@ -44,7 +45,7 @@ class Step:
         return logits.float(), predict(logits.float(), MASK)
 
     def advance(self, indices: torch.Tensor, prediction: Prediction) -> Emission:
-        return advance_(self.table, indices, prediction, MASK)
+        return advance_(self.table, indices, prediction, MASK, NEMOTRON_LABS_DIFFUSION.policy)
 
 
 class Replaying:

@@ -9,7 +9,9 @@ import torch
 from dlm_kernels.block_advance import triton as kernel
 
 from dlm_serve.decoding import Mode, Phase, Prediction, Rows, RowSettings, advance
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 
+POLICY = NEMOTRON_LABS_DIFFUSION.policy
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_ROWS = 3, 9, 32, 72
 
 PHASES = {
@@ -60,7 +62,7 @@ def test_equals_reference(width: int, device: torch.device) -> None:
         torch.randint(0, 5, shape, generator=generator).to(device) / 4,  # few values, so that some tie
         torch.rand(shape, generator=generator).to(device) / 2,
     )
-    after, emission = advance(table.gather(indices, width), prediction, MASK)
+    after, emission = advance(table.gather(indices, width), prediction, MASK, POLICY)
     expected = Rows(**{field.name: getattr(table, field.name).clone() for field in fields(table)})
     expected.scatter_(indices, after)
 
@@ -97,7 +99,7 @@ def test_early_stops(name: str, device: torch.device) -> None:
     table = rows.replace(tokens=torch.tensor([tokens])).to(device)
     confidences = torch.tensor([[confidence] * 4 + [0.2 if confidence == UNSURE else SURE]], device=device)
     ids, entropy = torch.full((1, 5), 6, device=device), torch.zeros(1, 5, device=device)
-    after, _ = advance(table, Prediction(ids, confidences, entropy), MASK)
+    after, _ = advance(table, Prediction(ids, confidences, entropy), MASK, POLICY)
     kernel.advance_(table, torch.zeros(1, dtype=torch.int64, device=device), ids, confidences, entropy, MASK)
     assert (table.phase.item(), after.phase.item()) == (phase, phase)
     assert torch.equal(table.tokens, after.tokens)

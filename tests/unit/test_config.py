@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from dlm_serve.config import CONFIG_VARIABLE, OPTIONS_FIELD, DecodePlan, RequestOptions, ServerConfig
 from dlm_serve.decoding import Mode
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError, OptionError
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 
 AR, DIFFUSION, SPECULATION = Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION
 BLOCK_SIZE = 8
@@ -28,7 +29,7 @@ def resolve(
 ) -> DecodePlan:
     """The plan of a request on a server whose file has this `generation` section."""
     config = ServerConfig.model_validate({"generation": generation or {}, "routing": {"widths": widths}})
-    return DecodePlan.resolve(RequestOptions.parse(options), config, block_size, needs)
+    return DecodePlan.resolve(RequestOptions.parse(options), config, NEMOTRON_LABS_DIFFUSION, block_size, needs)
 
 
 def check_message(error: InvalidValueError) -> None:
@@ -107,7 +108,7 @@ def test_options_must_be_a_mapping_of_names(raw: object) -> None:
         ("blocklength", "did you mean 'block_length'"),
         ("step", "did you mean 'steps'"),
         ("modus", "did you mean 'mode'"),
-        ("xyz", "known are block_length, convergence_threshold, mode, steps, threshold"),
+        ("xyz", "known are algorithm, block_length, convergence_threshold, mode, steps, threshold"),
         ("draft_threshold", "threshold"),
         ("refinement_steps", "steps"),
         ("early_stop_enabled", "convergence_threshold"),

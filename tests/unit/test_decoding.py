@@ -31,6 +31,9 @@ from dlm_serve.decoding import (
 )
 from dlm_serve.decoding.rows import MAX_STOP_IDS
 from dlm_serve.decoding.sampling import gumbel_noise
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+
+POLICY = NEMOTRON_LABS_DIFFUSION.policy
 
 VOCAB_SIZE, MASK, STOP, OTHER_STOP = 23, 5, 7, 11
 TABLE_WIDTH = 32
@@ -283,7 +286,7 @@ def forward(rows: Rows, contexts: Sequence[Sequence[int]], step: Layout) -> torc
 
 
 def predicted(rows: Rows, contexts: Sequence[Sequence[int]], asks: Sequence[Ask]) -> Prediction:
-    step = layout(rows)
+    step = layout(rows, POLICY)
     committed = torch.tensor([len(context) for context in contexts])
     positions = committed[:, None] + torch.arange(rows.width) + step.shift[:, None]
     logits = forward(rows, contexts, step)
@@ -300,7 +303,7 @@ def serve(asks: Sequence[Ask]) -> list[Answer]:
         indices = torch.tensor(live)
         rows = table.gather(indices, max(asks[i].block_length for i in live))
         prediction = predicted(rows, [contexts[i] for i in live], [asks[i] for i in live])
-        after, emission = advance(rows, prediction, MASK)
+        after, emission = advance(rows, prediction, MASK, POLICY)
         table.scatter_(indices, after)
         for row, i in enumerate(live):
             length = int(emission.lens[row])
@@ -500,7 +503,7 @@ def test_a_block_starts_in_its_first_phase(mode: Mode, block_length: int, phase:
     ],
 )
 def test_layout_of_each_phase(phase: Phase, is_causal: bool, keeps_kv: bool, shift: int, lora_on: bool) -> None:
-    step = layout(rows_in(phase, [[1, 2, 3]], width=5))
+    step = layout(rows_in(phase, [[1, 2, 3]], width=5), POLICY)
     assert step.causal_len.tolist() == [5 if is_causal else 0]
     assert step.new_len.tolist() == [3]
     assert step.keeps_kv.tolist() == [keeps_kv]
@@ -521,7 +524,7 @@ def test_layout_of_each_phase(phase: Phase, is_causal: bool, keeps_kv: bool, shi
 )
 def test_verify_emits_the_models_own_tokens(block: list[int], ids: list[int], emitted: list[int]) -> None:
     rows = rows_in(Phase.VERIFY, [block], 4, mode=SPECULATION, block_length=4, threshold=0.0)
-    after, emission = advance(rows, prediction_of([ids]), MASK)
+    after, emission = advance(rows, prediction_of([ids]), MASK, POLICY)
     assert emission.tokens[0, : emission.lens[0]].tolist() == emitted
     assert after.phase.tolist() == [Phase.DRAFT]
     assert after.tokens.tolist() == [[emitted[-1], MASK, MASK, MASK]]
@@ -531,7 +534,7 @@ def test_verify_emits_the_models_own_tokens(block: list[int], ids: list[int], em
 def test_verify_never_accepts_padding() -> None:
     """Predictions that happen to equal what lies in the padding do not count."""
     rows = rows_in(Phase.VERIFY, [[1, 2]], 4, mode=SPECULATION, threshold=0.0)
-    _, emission = advance(rows, prediction_of([[2, MASK, MASK, MASK]]), MASK)
+    _, emission = advance(rows, prediction_of([[2, MASK, MASK, MASK]]), MASK, POLICY)
     assert emission.lens.tolist() == [2]
 
 
@@ -549,14 +552,14 @@ def test_verify_never_accepts_padding() -> None:
 )
 def test_commit_emits_the_block_behind_its_first_token(block: list[int], emitted: list[int]) -> None:
     ids = [[9 if i == len(block) - 1 else 0 for i in range(5)]]
-    _, emission = advance(rows_in(Phase.COMMIT, [block], 5), prediction_of(ids), MASK)
+    _, emission = advance(rows_in(Phase.COMMIT, [block], 5), prediction_of(ids), MASK, POLICY)
     assert emission.tokens[0, : emission.lens[0]].tolist() == emitted
 
 
 def test_a_stop_id_in_the_padding_does_not_count() -> None:
     rows = rows_in(Phase.COMMIT, [[1, 2, 3]], 6)
     rows.tokens[:, 5] = STOP
-    _, emission = advance(rows, prediction_of([[9] * 6]), MASK)
+    _, emission = advance(rows, prediction_of([[9] * 6]), MASK, POLICY)
     assert emission.tokens[0, : emission.lens[0]].tolist() == [2, 3, 9]
 
 
@@ -564,7 +567,7 @@ def test_a_stop_id_in_the_padding_does_not_count() -> None:
 def test_refining_emits_nothing_and_fixes_what_is_sure(phase: Phase) -> None:
     rows = rows_in(phase, [[1, MASK, MASK, 4, MASK]], 6, mode=DIFFUSION)
     prediction = prediction_of([[6, 2, 3, 6, 8, STOP]], [[1.0, 0.9, 0.89, 1.0, 0.95, 1.0]])
-    after, emission = advance(rows, prediction, MASK)
+    after, emission = advance(rows, prediction, MASK, POLICY)
     assert emission.lens.tolist() == [0]
     assert after.tokens.tolist() == [[1, 2, MASK, 4, 8, MASK]], "the threshold is inclusive, the known stay"
     assert (after.phase.tolist(), after.step.tolist()) == ([phase], [1])
@@ -583,13 +586,13 @@ def test_denoising_ends_at_a_stop_id_only_when_all_before_it_is_known(
     block: list[int], ids: list[int], settles: bool
 ) -> None:
     confidence = [1.0 if token else 0.0 for token in ids]
-    after, _ = advance(rows_in(Phase.DENOISE, [block], 4), prediction_of([ids], [confidence]), MASK)
+    after, _ = advance(rows_in(Phase.DENOISE, [block], 4), prediction_of([ids], [confidence]), MASK, POLICY)
     assert after.phase.tolist() == [Phase.COMMIT if settles else Phase.DENOISE]
 
 
 def test_a_stop_id_does_not_end_a_draft() -> None:
     prediction = prediction_of([[0, STOP, 0, 0]], [[0.0, 1.0, 0.0, 0.0]])
-    after, _ = advance(rows_in(Phase.DRAFT, [[1, MASK, MASK, MASK]], 4, mode=SPECULATION), prediction, MASK)
+    after, _ = advance(rows_in(Phase.DRAFT, [[1, MASK, MASK, MASK]], 4, mode=SPECULATION), prediction, MASK, POLICY)
     assert after.phase.tolist() == [Phase.DRAFT]
 
 
@@ -610,7 +613,7 @@ def test_convergence_fixes_the_rest(before: float | None, now: float, limit: flo
     if before is not None:
         rows.mean_entropy[0] = before
     prediction = prediction_of([[0, 0, 3, 4, 0]], entropies=[[50.0, 50.0, now - 0.25, now + 0.25, 50.0]])
-    after, _ = advance(rows, prediction, MASK)
+    after, _ = advance(rows, prediction, MASK, POLICY)
     assert after.mean_entropy.tolist() == [now]
     assert after.phase.tolist() == [Phase.COMMIT if settles else Phase.DENOISE]
 
@@ -624,7 +627,7 @@ def test_the_schedule_spreads_masks_evenly_remainder_first(steps: int, quotas: l
     fixed = []
     while rows.phase.tolist() == [Phase.DENOISE]:
         before = int((rows.tokens == MASK).sum())
-        rows, _ = advance(rows, prediction_of([[2] * 8], [[0.5] * 8]), MASK)
+        rows, _ = advance(rows, prediction_of([[2] * 8], [[0.5] * 8]), MASK, POLICY)
         fixed.append(before - int((rows.tokens == MASK).sum()))
     assert fixed == quotas
 
@@ -636,7 +639,7 @@ def refined_block(ask: Ask) -> Rows:
     """The request's first block, ready to commit."""
     rows = Rows.of([ask.settings], ask.block_length + 1).start_block(torch.tensor([first_token(ask)]), MASK)
     while rows.phase.tolist() != [Phase.COMMIT]:
-        rows, _ = advance(rows, predicted(rows, [ask.prompt], [ask]), MASK)
+        rows, _ = advance(rows, predicted(rows, [ask.prompt], [ask]), MASK, POLICY)
     return rows
 
 
@@ -649,15 +652,15 @@ def test_a_resumed_block_ends_as_the_uninterrupted_one(
     """For every number of tokens that were emitted before, all in one batch."""
     ask = Ask(DIFFUSION, block_length, 0.4, prompt=prompt, stop_ids=stop_ids)
     rows = refined_block(ask)
-    after, emission = advance(rows, predicted(rows, [prompt], [ask]), MASK)
+    after, emission = advance(rows, predicted(rows, [prompt], [ask]), MASK, POLICY)
     whole = emission.tokens[0, : emission.lens[0]].tolist()
     counts = range(min(block_length - 1, len(whole)))
 
     block = rows.tokens[0].tolist()
     copies = rows.gather(torch.zeros(len(counts), dtype=torch.int64))
-    rest, first = carry(copies, torch.tensor(counts), MASK)
+    rest, first = carry(copies, torch.tensor(counts) + 1, MASK, POLICY)
     contexts = [[*prompt, *block[: 1 + count]] for count in counts]
-    resumed, emission = advance(rest, predicted(rest, contexts, [ask] * len(counts)), MASK)
+    resumed, emission = advance(rest, predicted(rest, contexts, [ask] * len(counts)), MASK, POLICY)
 
     assert rest.tokens[:, 0].tolist() == first.tolist()
     for row, count in enumerate(counts):

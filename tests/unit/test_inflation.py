@@ -16,6 +16,7 @@ from transformers.models.ministral3 import Ministral3Config, Ministral3ForCausal
 
 from dlm_serve import bundled
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.inflation import inflate
 from dlm_serve.inflation.shapes import Shape
 from dlm_serve.inflation.source import EMBEDDING, HEAD, NORM, Source
@@ -302,7 +303,7 @@ def test_shapes_are_the_published_ones() -> None:
         config = {**CONFIG, **small.model_dump(), "intermediate_size": 24}
         config |= {"num_attention_heads": 4, "num_key_value_heads": 1}
         tensors = {key: tensor.bfloat16() for key, tensor in weights(config).items()}
-        source = Source(Checkpoint.model_validate({**config, "folder": "."}), config, tensors, {}, 0.0)
+        source = Source(Checkpoint.read(NEMOTRON_LABS_DIFFUSION, config, Path(".")), config, tensors, {}, 0.0)
         assert Inflation(source, Shape.like(name)).num_bytes / 1e9 == pytest.approx(gigabytes, rel=0.02)
 
 

@@ -7,9 +7,10 @@ import pytest
 from dlm_serve.config import DecodePlan, RequestOptions, ServerConfig
 from dlm_serve.engine.shapes import Shape, Shapes
 from dlm_serve.engine.split import Split
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 
 AUTOREGRESSIVE, BLOCK_8, BLOCK_32 = (
-    DecodePlan.resolve(RequestOptions.parse(options), ServerConfig(), 32, ())
+    DecodePlan.resolve(RequestOptions.parse(options), ServerConfig(), NEMOTRON_LABS_DIFFUSION, 32, ())
     for options in ({"mode": "autoregressive"}, {"mode": "diffusion", "block_length": 8}, {"mode": "self_speculation"})
 )
 

@@ -1,42 +1,34 @@
-"""Nemotron-Labs-Diffusion on SGLang's Ministral-3.
+"""The model classes that SGLang looks up by their names: each family's backbone with what decoding adds to it.
 
-The backbone is Ministral-3 as it is: YaRN whose cos/sin factor is 1.0 for `mscale == mscale_all_dim`,
-Llama-4 query scaling, `head_dim` of its own. What differs are the tensor names, the draft adapter, and
-that attention is causal or not row by row, which the attention backend decides.
-Reference: `modeling_nemotron_labs_diffusion.py` of the release.
+Attention is causal or not row by row, which the attention backend decides; the backbone stays as it is.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
-from sglang.srt.models.ministral3 import Ministral3ForCausalLM
 
+from dlm_serve.families import FAMILIES, Family
 from dlm_serve.models.checkpoint import Checkpoint
-from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
 from dlm_serve.models.draft_adapter import DraftAdapter
 from dlm_serve.models.logits import BlockLogitsProcessor
-from dlm_serve.models.query_scale import QueryScale
-
-_RENAMED = {"encoder.": "model.", "diffusion_head.": "lm_head."}
 
 
-class NemotronLabsDiffusionModel(Ministral3ForCausalLM):  # type: ignore[misc]  # the base is untyped
-    """The model class that SGLang looks up by the checkpoint's architecture name."""
+class DiffusionMixin:
+    """Over a backbone of the Llama kind: logits of block rows, tensor names, draft adapter, room for late positions."""
 
-    def __init__(
-        self, config: NemotronLabsDiffusionConfig, quant_config: QuantizationConfig | None = None, prefix: str = ""
-    ) -> None:
-        super().__init__(config=config, quant_config=quant_config, prefix=prefix)
+    family: ClassVar[Family]
+    config: Any
+    model: Any
+
+    def __init__(self, config: Any, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
+        super().__init__(config=config, quant_config=quant_config, prefix=prefix)  # type: ignore[call-arg]  # the backbone's
         self.logits_processor = BlockLogitsProcessor(config)
-        scale = QueryScale()
-        for layer_id in range(self.model.start_layer, self.model.end_layer):
-            attention = self.model.layers[layer_id].self_attn
-            scale.attach(attention, is_first=layer_id == self.model.start_layer)
         self.draft_adapter: DraftAdapter | None = None
         self._is_loaded = False
 
@@ -47,10 +39,10 @@ class NemotronLabsDiffusionModel(Ministral3ForCausalLM):  # type: ignore[misc]  
         def renamed() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
                 names.append(name)
-                yield _rename(name), tensor
+                yield self.family.tensors.rename(name), tensor
 
-        loaded = super().load_weights(renamed())
-        checkpoint = Checkpoint.model_validate({**self.config.to_dict(), "folder": self.config.name_or_path or "."})
+        loaded = super().load_weights(renamed())  # type: ignore[misc]  # the backbone's
+        checkpoint = Checkpoint.read(self.family, self.config.to_dict(), Path(self.config.name_or_path or "."))
         checkpoint.check_tensor_names(names, is_update=self._is_loaded)
         self._is_loaded = True
         return loaded
@@ -68,11 +60,10 @@ class NemotronLabsDiffusionModel(Ministral3ForCausalLM):  # type: ignore[misc]  
             self.model.layers[layer_id].self_attn.rotary_emb._ensure_cos_sin_cache_length(max_position)
 
 
-def _rename(name: str) -> str:
-    for theirs, ours in _RENAMED.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
+def model_class(family: Family) -> type:
+    """The class of a family's models, named as SGLang looks it up."""
+    backbone: type = pkgutil.resolve_name(family.backbone)
+    return type(family.architecture, (DiffusionMixin, backbone), {"family": family, "__module__": __name__})
 
 
-EntryClass = NemotronLabsDiffusionModel
+EntryClass = [model_class(family) for family in FAMILIES]

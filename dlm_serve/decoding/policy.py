@@ -1,0 +1,53 @@
+"""How a model family decodes, in the terms that `layout` and `advance` are written in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Prefill(StrEnum):
+    """What a token of the prompt sees when the prompt is encoded."""
+
+    CAUSAL = "causal"
+    BIDIRECTIONAL = "bidirectional"
+    """The whole prompt."""
+    BLOCK_CAUSAL = "block_causal"
+    """Its own block and all before it."""
+
+
+class Commit(StrEnum):
+    """How the KV of decided tokens comes about."""
+
+    CAUSAL = "causal"
+    """A causal forward over the block; its last prediction is the first token of the next block."""
+    BLOCK = "block"
+    """A forward over the block that is bidirectional inside it and predicts nothing."""
+
+
+class Sharing(StrEnum):
+    """Which KV two requests with the same first tokens may share."""
+
+    PREFIX = "prefix"
+    """That of any common prefix."""
+    BLOCKS = "blocks"
+    """That of whole blocks of the grid that is anchored at position 0."""
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What differs between families from the first forward of a request to its last."""
+
+    prefill: Prefill
+    commit: Commit
+    sharing: Sharing
+    mask_in_denominator: bool = True
+    """Whether confidences count the mask's share of the probability, which no token can take."""
+    is_anchored: bool = False
+    """Whether blocks lie on a grid from position 0; otherwise the first one starts where the prompt ends."""
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether each block starts with a token that the forward before it predicted."""
+        return self.commit is Commit.CAUSAL

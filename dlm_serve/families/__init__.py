@@ -1,0 +1,16 @@
+"""The model families that are served, each described in a file of its own. Imports no SGLang."""
+
+from __future__ import annotations
+
+from dlm_serve.families.family import Config, Family
+from dlm_serve.families.nemotron_labs_diffusion import NEMOTRON_LABS_DIFFUSION
+
+FAMILIES: tuple[Family, ...] = (NEMOTRON_LABS_DIFFUSION,)
+
+
+def family_of(config: Config) -> Family | None:
+    """The family of a checkpoint with this `config.json`, if it is one of ours."""
+    return next((family for family in FAMILIES if family.matches(config)), None)
+
+
+__all__ = ["FAMILIES", "NEMOTRON_LABS_DIFFUSION", "Config", "Family", "family_of"]

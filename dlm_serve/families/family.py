@@ -1,0 +1,93 @@
+"""What has to be said about a model family to serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlm_serve.decoding import ConcreteMode, Mode, Policy
+
+Config = Mapping[str, Any]
+"""The content of a `config.json`."""
+
+LLAMA_LAYER = (
+    "input_layernorm.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight",
+    "post_attention_layernorm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+)
+"""The tensors of a layer of Llama and of most that came after it."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What the tensors of a checkpoint are called."""
+
+    outer: tuple[str, ...]
+    """Those outside of the layers."""
+    layers: str
+    """What stands before the number of a layer."""
+    layer: tuple[str, ...]
+    """What stands behind it."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Beginnings of names, and what the backbone has in their place."""
+
+    def names(self, num_layers: int) -> list[str]:
+        """All names in a checkpoint of `num_layers` layers."""
+        return [*self.outer, *(f"{self.layers}{i}.{name}" for i in range(num_layers) for name in self.layer)]
+
+    def rename(self, name: str) -> str:
+        """The backbone's name for a tensor."""
+        for theirs, ours in self.renamed.items():
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return name
+
+
+def as_it_is(config: Config) -> dict[str, Any]:
+    """For families whose `config.json` has our names."""
+    return dict(config)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: how a checkpoint of it is recognised, built, loaded and decoded."""
+
+    name: str
+    """In one word."""
+    architecture: str
+    """The name under which SGLang finds its model class."""
+    backbone: str
+    """`module:class` of SGLang's model, or of one of ours, that it adds decoding to."""
+    tensors: Tensors
+    policy: Policy
+    modes: tuple[ConcreteMode, ...]
+    """Those it has; the first is what `auto` stands for."""
+    refusals: Mapping[Mode, str] = field(default_factory=dict)
+    """Why it has not the others."""
+    released_as: str | None = None
+    """The architecture that its checkpoints name, where that is another's."""
+    marks: tuple[str, ...] = ()
+    """Fields of `config.json` that tell it from others of that architecture."""
+    normalise: Callable[[Config], dict[str, Any]] = as_it_is
+    """`config.json` with the names of the fields of `models.checkpoint.Checkpoint`. What is missing stays so."""
+    algorithms: tuple[str, ...] = ()
+    """Those of mode diffusion, the default first; none where there is no choice."""
+    temperature: float = 0.0
+    """Where neither the request nor `generation_config.json` says."""
+
+    @property
+    def auto(self) -> ConcreteMode:
+        """The mode that `auto` stands for."""
+        return self.modes[0]
+
+    def matches(self, config: Config) -> bool:
+        """Whether a checkpoint with this `config.json` is of this family."""
+        architecture = self.released_as or self.architecture
+        return architecture in (config.get("architectures") or ()) and all(mark in config for mark in self.marks)
