@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from dlm_serve.decoding import ConcreteMode, Mode
+from dlm_serve.decoding.fused import WindowAlgorithm
 from dlm_serve.errors import ConfigError, InvalidValueError, OptionError, nearest
 from dlm_serve.families import Family
 
@@ -93,11 +94,33 @@ class ServerConfig(_Frozen):
             )
         return config
 
-    def check(self, family: Family) -> None:
-        """Raises ConfigError if this asks for what `family` has not."""
+    def check(self, family: Family, block_size: int) -> None:
+        """Raises ConfigError if this asks for what `family` has not, or a checkpoint of it trained with `block_size`."""
         mode = self.generation.mode
         if mode not in (Mode.AUTO, *family.modes):
             raise ConfigError("generation.mode", str(mode), family.refusals[mode], _use_one_of(family))
+        if not family.policy.refines:
+            self._check_runs(family, block_size)
+
+    def _check_runs(self, family: Family, block_size: int) -> None:
+        """Raises ConfigError for what only families have that refine their blocks."""
+        longest = family.policy.longest_block(block_size, self.routing.max_width)
+        if longest < 1:
+            limit = f"the largest must be at least {family.policy.row_width(1)}"
+            raise ConfigError("routing.widths", self.routing.widths, limit, "add a wider one")
+        if (self.generation.block_length or 1) > longest:
+            raise ConfigError(
+                "generation.block_length",
+                self.generation.block_length,
+                f"at most {longest}, {_longest_because(family)}",
+                "lower it or add a wider width",
+            )
+        if self.generation.threshold is None:
+            raise ConfigError("generation.threshold", None, "there is no fixed schedule", "give a number")
+        for name in ("steps", "convergence_threshold"):
+            if getattr(self.generation, name) is not None:
+                value = getattr(self.generation, name)
+                raise ConfigError(f"generation.{name}", value, "each block takes one forward", "leave it out")
 
 
 class RequestOptions(_Frozen):
@@ -132,8 +155,15 @@ class DecodePlan(_Frozen):
     threshold: float | None
     steps: int
     convergence_threshold: float | None
+    row_width: int
+    """The most tokens of its row in a forward."""
     algorithm: str | None = None
     """One of the family's, None where it has no choice."""
+
+    @property
+    def verifies_windows(self) -> bool:
+        """Whether a window behind each token of its drafts says how many are taken."""
+        return self.algorithm == WindowAlgorithm.SELF_SPECULATIVE
 
     @classmethod
     def resolve(
@@ -153,14 +183,28 @@ class DecodePlan(_Frozen):
         mode = _resolve_mode(options, defaults.mode, family, autoregressive_only)
         if mode is Mode.AUTOREGRESSIVE:
             _refuse_block_options(options, autoregressive_only)
-            return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None)
-        block_length = options.block_length or defaults.block_length or min(block_size, config.routing.max_width)
-        if block_length > config.routing.max_width:
+            return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None, row_width=1)
+        algorithm = _resolve_algorithm(options, family, mode)
+        longest = family.policy.longest_block(block_size, config.routing.max_width)
+        block_length = options.block_length or defaults.block_length or min(block_size, longest)
+        if block_length > longest:
             raise OptionError(
                 f"{OPTIONS_FIELD}.block_length",
                 block_length,
-                f"at most {config.routing.max_width}, the largest of the server's routing.widths",
+                f"at most {longest}, {_longest_because(family)}",
                 "lower it, or start the server with a wider one",
+            )
+        row_width = family.policy.row_width(block_length)
+        if not family.policy.refines:
+            threshold = _threshold_of_runs(options, defaults, algorithm)
+            return cls(
+                mode=mode,
+                block_length=block_length,
+                threshold=threshold,
+                steps=1,
+                convergence_threshold=None,
+                row_width=row_width,
+                algorithm=algorithm,
             )
         given = options.model_fields_set
         threshold = options.threshold if "threshold" in given else _default_threshold(options, defaults, mode)
@@ -187,8 +231,42 @@ class DecodePlan(_Frozen):
             threshold=threshold,
             steps=steps or block_length,
             convergence_threshold=getattr(options if convergence in given else defaults, convergence),
-            algorithm=_resolve_algorithm(options, family, mode),
+            row_width=row_width,
+            algorithm=algorithm,
         )
+
+
+def _longest_because(family: Family) -> str:
+    if family.policy.refines:
+        return "the largest of the server's routing.widths"
+    return "twice the checkpoint's block_size and half the largest of the server's routing.widths, whichever is less"
+
+
+def _threshold_of_runs(options: RequestOptions, defaults: GenerationConfig, algorithm: str | None) -> float | None:
+    """The threshold of a family whose blocks are not refined. Raises OptionError for what only refining has."""
+    for name in ("steps", "convergence_threshold"):
+        if getattr(options, name) is not None:
+            raise OptionError(
+                f"{OPTIONS_FIELD}.{name}", getattr(options, name), "each block takes one forward", "leave it out"
+            )
+    is_given = "threshold" in options.model_fields_set
+    if algorithm == WindowAlgorithm.SELF_SPECULATIVE:
+        if is_given:
+            raise OptionError(
+                f"{OPTIONS_FIELD}.threshold",
+                options.threshold,
+                "self_speculative verifies its drafts and has no threshold",
+                "leave it out, or use another algorithm",
+            )
+        return None
+    if is_given and options.threshold is None:
+        raise OptionError(
+            f"{OPTIONS_FIELD}.threshold",
+            None,
+            "there is no fixed schedule: a block is cut where its confidence ends",
+            "give a number (1 takes one token at a time)",
+        )
+    return options.threshold if is_given else defaults.threshold
 
 
 def _default_threshold(options: RequestOptions, defaults: GenerationConfig, mode: Mode) -> float | None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_serve.config import DecodePlan
-from dlm_serve.decoding import Mode, Policy, RowSettings
+from dlm_serve.decoding import Commit, Mode, Policy, RowSettings
+from dlm_serve.decoding.fused import WindowAlgorithm, entropy_below
 from dlm_serve.engine.serving import current
 
 PLAN_KEY = "dlm"
@@ -20,6 +21,12 @@ class RequestRecord:
     plan: DecodePlan
     extend_forwards: int = 0
     """Refining forwards that ran inside EXTEND calls."""
+    first_run: range = range(0)
+    """Positions of the anchor of the window that the last EXTEND call ran, and of the tokens accepted but the last."""
+    is_extended: bool = False
+    """Whether what the last EXTEND call decided has no KV yet."""
+    last_emitted: int = 0
+    """Tokens that the last decode step emitted."""
 
 
 def record_of(req: Any) -> RequestRecord:
@@ -30,13 +37,24 @@ def record_of(req: Any) -> RequestRecord:
     return record
 
 
+def length_with_kv(req: Any, committed_len: int, policy: Policy) -> int:
+    """How many of the first `committed_len` tokens of SGLang's `req` have KV.
+
+    Where commits are fused, what a step accepts gets its KV from the next one.
+    """
+    record = record_of(req)
+    if policy.commit is not Commit.FUSED or record.plan.threshold is None:
+        return committed_len
+    return max(min(req.extend_end, committed_len), committed_len - record.last_emitted)
+
+
 def settings_of(req: Any) -> RowSettings:
     """What the device needs to know about SGLang's `req`."""
     plan, family = record_of(req).plan, current().checkpoint.family
     return RowSettings(
         mode=plan.mode,
         block_length=plan.block_length,
-        threshold=plan.threshold,
+        threshold=_limit_of(plan),
         steps=plan.steps,
         convergence_threshold=plan.convergence_threshold,
         seed=req.sampling_params.sampling_seed,
@@ -45,6 +63,13 @@ def settings_of(req: Any) -> RowSettings:
         is_seeded=family.policy.is_seeded,
         algorithm=family.algorithms.index(plan.algorithm) if plan.algorithm else 0,
     )
+
+
+def _limit_of(plan: DecodePlan) -> float | None:
+    """The threshold as rows compare with it: of probability, or of entropy in nats."""
+    if plan.algorithm == WindowAlgorithm.ENTROPY_CONF and plan.threshold is not None:
+        return entropy_below(plan.threshold, current().checkpoint.vocab_size)
+    return plan.threshold
 
 
 @dataclass(frozen=True)
@@ -68,7 +93,14 @@ def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
     tokens = [*req.origin_input_ids, *req.output_ids]
     if req.extend_end != len(tokens):
         return None
-    plan, num_prompt = record_of(req).plan, len(req.origin_input_ids)
+    record, num_prompt = record_of(req), len(req.origin_input_ids)
+    plan = record.plan
+    if plan.mode is Mode.AUTOREGRESSIVE:
+        return None
+    if policy.commit is Commit.FUSED:
+        anchor = record.first_run.start
+        is_partial = len(tokens) - 1 in record.first_run[1:]
+        return FirstBlock(anchor, [tokens[anchor]], len(tokens) - anchor) if is_partial else last_window_of(req)
     if not policy.is_seeded:
         origin = 0 if policy.is_anchored else num_prompt
         start = len(tokens) - (len(tokens) - origin) % plan.block_length
@@ -79,6 +111,12 @@ def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
     start = len(tokens) - num_emitted
     # Behind a whole block comes the first token of the next, which the prefill predicts.
     return None if num_emitted == plan.block_length else FirstBlock(start, [tokens[start]], num_emitted)
+
+
+def last_window_of(req: Any) -> FirstBlock:
+    """The window behind all tokens of SGLang's `req`, whose anchor is the last of them."""
+    last = (req.output_ids or req.origin_input_ids)[-1]
+    return FirstBlock(len(req.origin_input_ids) + len(req.output_ids) - 1, [last], 1)
 
 
 def statistics_of(req: Any) -> dict[str, Any]:

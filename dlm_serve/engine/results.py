@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dlm_serve.decoding import Mode
-from dlm_serve.engine.requests import PLAN_KEY, record_of, statistics_of
+from dlm_serve.engine.requests import PLAN_KEY, length_with_kv, record_of, statistics_of
+from dlm_serve.engine.serving import current
 
 
 def report_statistics(streamer_class: type, scheduler: Any) -> type:
@@ -42,6 +43,17 @@ def skip_output_without_tokens(original: Callable[..., None], accumulator: Any, 
     """Around `_GenerationStreamAccumulator.accept`: no new token, no stream chunk."""
     if req.finished() or len(req.output_ids) > req.send_token_offset:
         original(accumulator, req=req)
+
+
+def remember_emitted(result: None, req: Any, num_emitted: int) -> None:
+    """After `Req.update_spec_correct_drafts_histogram`, where a decode step of the request is counted."""
+    record_of(req).last_emitted = num_emitted
+
+
+def owned_with_kv(owned_len: int, req: Any) -> int:
+    """After `Req.owned_kv_len`: the prefix cache is given no token whose KV the next step would have written."""
+    family = current().checkpoint.family
+    return min(owned_len, length_with_kv(req, req.kv.kv_committed_len, family.policy))
 
 
 def room_for_reserve(extra_len: int) -> int:

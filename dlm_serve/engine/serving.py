@@ -32,7 +32,7 @@ def find_serving(server_args: Any) -> Serving | None:
         _current = None
         return None
     config = ServerConfig.load(server_args.dllm_algorithm_config)
-    config.check(checkpoint.family)
+    config.check(checkpoint.family, checkpoint.block_size)
     _current = Serving(checkpoint, config)
     return _current
 

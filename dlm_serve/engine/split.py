@@ -24,14 +24,19 @@ class Split:
     block_rows: tuple[int, ...]
     """Rows of a block forward."""
     width: int
-    """Tokens of a row of the block forward: its longest block."""
+    """Tokens of a row of the block forward: those of its longest."""
+    draft_rows: tuple[int, ...] = ()
+    """Rows whose drafts are verified by several rows each, in a forward of their own."""
 
     @classmethod
     def of(cls, plans: Sequence[DecodePlan]) -> Split:
         """The cheaper way: autoregressive rows padded into the block forward, or in a second forward."""
+        drafts = tuple(i for i, plan in enumerate(plans) if plan.verifies_windows)
         alone = tuple(i for i, plan in enumerate(plans) if plan.mode is Mode.AUTOREGRESSIVE)
-        rest = tuple(i for i, plan in enumerate(plans) if plan.mode is not Mode.AUTOREGRESSIVE)
-        width = max((plans[i].block_length for i in rest), default=1)
+        rest = tuple(i for i, plan in enumerate(plans) if plan.mode is not Mode.AUTOREGRESSIVE and i not in drafts)
+        width = max((plan.row_width for plan in plans), default=1)
+        if drafts:
+            return cls(alone, rest, width, drafts)
         together = _cost(len(plans) * width)
         apart = _cost(len(alone)) + _cost(len(rest) * width)
         if not rest or (alone and apart < together):

@@ -19,13 +19,14 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Emission, Mode, Phase, Prediction, Rows, Sampling, carry, layout, resample
+from dlm_serve.decoding import Commit, Emission, Mode, Phase, Prediction, Rows, Sampling, carry, layout, resample
 from dlm_serve.engine.block_step import BlockStep, Step
 from dlm_serve.engine.inputs import StepState
 from dlm_serve.engine.requests import FirstBlock, first_block_of, record_of, settings_of
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
 from dlm_serve.engine.serving import load_serving
 from dlm_serve.engine.split import Split
+from dlm_serve.engine.windows import Windows
 
 Publish = Callable[[torch.Tensor], None]
 
@@ -74,6 +75,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         slot_table = self.model_runner.req_to_token_pool.req_to_token
         self.table = Rows.table(slot_table.shape[0], self.max_width, self.mask_token_id, self.device)
         eager = BlockStep(self.model_runner, self.table, self.mask_token_id, self.policy)
+        self.windows = Windows(eager, self.policy, self._draw)
         self.step: Step = eager
         if self.model_runner.decode_cuda_graph_capture_bs:
             from dlm_serve.engine.block_graphs import BlockGraphs
@@ -100,7 +102,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         if blocks:
             at = self._to_device(tuple(blocks))
             reqs = [batch.reqs[i] for i in blocks]
-            pending[at] = self._refine_first(reqs, indices[at], list(blocks.values()), sampling.select(at))
+            start = self.windows.start if self.policy.commit is Commit.FUSED else self._refine_first
+            pending[at] = start(reqs, indices[at], list(blocks.values()), sampling.select(at))
         result.next_token_ids = pending
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = StepState(pending, batch.seq_lens)
@@ -141,9 +144,9 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         indices, committed = batch.req_pool_indices.long(), batch.seq_lens.to(torch.int64)
         batch.sampling_info.sampling_seed = self.table.seed[indices]
         sampling = sampling_of(batch.sampling_info)
-        if not split.decode_rows:
+        if not split.decode_rows and not split.draft_rows:
             return self._block_step(batch, indices, committed, split.width, sampling)
-        if not split.block_rows:
+        if not split.block_rows and not split.draft_rows:
             logits, captured = self._decode_forward(indices, committed, batch.seq_lens_cpu)
             output, token_ids = self._sample(batch, logits, committed)
             return self._result(batch, output, self._emit_decoded(indices, token_ids), captured)
@@ -152,21 +155,30 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     def _split_step(
         self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, split: Split, sampling: Sampling
     ) -> Any:
-        """A block forward over some rows, then a decode forward over the others."""
-        decode_rows, block_rows = self._to_device(split.decode_rows), self._to_device(split.block_rows)
-        at = indices[block_rows]
-        reqs = [batch.reqs[i] for i in split.block_rows]
-        _, prediction = self._predict(reqs, at, committed[block_rows], split.width, sampling.select(block_rows))
-        emission = self.step.advance(at, prediction)
-        seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu[list(split.decode_rows)]
-        logits, captured = self._decode_forward(indices[decode_rows], committed[decode_rows], seq_lens_cpu)
-        # SGLang samples a whole batch; what it finds for the block rows is not used.
-        spread = logits.new_zeros(len(batch.reqs), logits.shape[1]).index_copy_(0, decode_rows, logits)
-        output, token_ids = self._sample(batch, spread, committed)
-        decoded = self._emit_decoded(indices[decode_rows], token_ids[decode_rows])
-        merged = Emission.empty(len(batch.reqs), emission.tokens.shape[1], self.device)
-        captured &= self.step.is_captured(len(split.block_rows), split.width)
-        return self._result(batch, output, merged.put(block_rows, emission).put(decode_rows, decoded), captured)
+        """A forward over the rows of each kind that there are, one after the other."""
+        emission = Emission.empty(len(batch.reqs), self.max_width, self.device)
+        output, captured = LogitsProcessorOutput(next_token_logits=None), not split.draft_rows
+        if split.draft_rows:
+            rows = self._to_device(split.draft_rows)
+            reqs = [batch.reqs[i] for i in split.draft_rows]
+            verified = self.windows.verify(reqs, indices[rows], committed[rows], sampling.select(rows))
+            emission = emission.put(rows, verified)
+        if split.block_rows:
+            rows = self._to_device(split.block_rows)
+            reqs = [batch.reqs[i] for i in split.block_rows]
+            _, prediction = self._predict(reqs, indices[rows], committed[rows], split.width, sampling.select(rows))
+            emission = emission.put(rows, self.step.advance(indices[rows], prediction))
+            captured &= self.step.is_captured(len(reqs), split.width)
+        if split.decode_rows:
+            rows = self._to_device(split.decode_rows)
+            seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu[list(split.decode_rows)]
+            logits, decode_captured = self._decode_forward(indices[rows], committed[rows], seq_lens_cpu)
+            # SGLang samples a whole batch; what it finds for the other rows is not used.
+            spread = logits.new_zeros(len(batch.reqs), logits.shape[1]).index_copy_(0, rows, logits)
+            output, token_ids = self._sample(batch, spread, committed)
+            emission = emission.put(rows, self._emit_decoded(indices[rows], token_ids[rows]))
+            captured &= decode_captured
+        return self._result(batch, output, emission, captured)
 
     def _block_step(
         self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, width: int, sampling: Sampling
@@ -191,21 +203,30 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         Autoregressive rows are left to `_sample`.
         """
         logits, prediction = self.step.forward(indices, committed, width)
-        drawn = tuple(
-            i
-            for i, req in enumerate(reqs)
-            if req.sampling_params.top_k != 1 and record_of(req).plan.mode is not Mode.AUTOREGRESSIVE
-        )
-        if drawn:
-            rows = self._to_device(drawn)
-            columns = torch.arange(logits.shape[1], device=self.device)
-            drawing = self.table.gather(indices[rows])
-            starts = drawing.starts(committed[rows]) + layout(drawing, self.policy).shift
-            positions = starts[:, None] + columns
-            part = Prediction(prediction.ids[rows], prediction.confidence[rows], prediction.entropy[rows])
-            part = resample(part, logits[rows], positions, sampling.select(rows), self.mask_token_id)
-            prediction.ids[rows], prediction.confidence[rows] = part.ids, part.confidence
+        if any(map(_is_drawn, reqs)):
+            rows = self.table.gather(indices)
+            prediction = self._draw(reqs, rows, rows.starts(committed), (logits, prediction), sampling)
         return logits, prediction
+
+    def _draw(
+        self,
+        reqs: Sequence[Any],
+        rows: Rows,
+        starts: torch.Tensor,
+        predicted: tuple[torch.Tensor, Prediction],
+        sampling: Sampling,
+    ) -> Prediction:
+        """What is predicted for `rows` from positions `starts` [B], sampled where their requests ask for that."""
+        logits, prediction = predicted
+        drawn = tuple(i for i, req in enumerate(reqs) if _is_drawn(req))
+        if drawn:
+            at = self._to_device(drawn)
+            columns = torch.arange(logits.shape[1], device=self.device)
+            positions = (starts + layout(rows, self.policy).shift)[at, None] + columns
+            part = Prediction(prediction.ids[at], prediction.confidence[at], prediction.entropy[at])
+            part = resample(part, logits[at], positions, sampling.select(at), self.mask_token_id)
+            prediction.ids[at], prediction.confidence[at] = part.ids, part.confidence
+        return prediction
 
     def _decode_forward(
         self, indices: torch.Tensor, committed: torch.Tensor, committed_cpu: torch.Tensor | None
@@ -275,3 +296,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             num_non_draft_tokens_per_req=0,
             can_run_cuda_graph=captured,
         )
+
+
+def _is_drawn(req: Any) -> bool:
+    """Whether the tokens of `req` are sampled by us, rather than greedy or left to SGLang's sampler."""
+    return req.sampling_params.top_k != 1 and record_of(req).plan.mode is not Mode.AUTOREGRESSIVE

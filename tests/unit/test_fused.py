@@ -17,7 +17,7 @@ from dlm_serve.decoding import Layout, Mode, Phase, Prediction, Rows, RowSetting
 from dlm_serve.decoding import advance as advance_by
 from dlm_serve.decoding import layout as layout_by
 from dlm_serve.decoding.hypotheses import hypotheses, start_draft, verify
-from dlm_serve.decoding.window import ENTROPY_CONF, PROB_CONF, SELF_SPECULATIVE, entropy_below, row_width
+from dlm_serve.decoding.fused import entropy_below
 from dlm_serve.families import SDLM
 
 VOCAB_SIZE, MASK, NUM_TOKENS = 23, 5, 40
@@ -123,7 +123,7 @@ class Batch:
     """Requests that decode together, each starting with its prompt's last token as the anchor."""
 
     def __init__(self, prompts: list[tuple[int, ...]], requests: list[RowSettings]) -> None:
-        width = max(row_width(request.block_length) for request in requests)
+        width = max(SDLM.policy.row_width(request.block_length) for request in requests)
         self.tokens = [list(prompt) for prompt in prompts]
         self.rows = Rows.of(requests, width).start_block(torch.tensor([p[-1] for p in prompts]), MASK)
         self.committed = torch.tensor([len(prompt) - 1 for prompt in prompts])
@@ -139,13 +139,15 @@ class Batch:
         self._append(emission.tokens, emission.lens)
 
     def draft(self) -> None:
+        """The first window and the first verification, neither of which keeps KV, as inside the EXTEND call."""
         self.rows = start_draft(self.rows, self.predict().ids)
-        self._append(self.rows.tokens, torch.ones(len(self.tokens), dtype=torch.int32))
+        self.verify(kept=False)
 
-    def verify(self) -> None:
+    def verify(self, *, kept: bool = True) -> None:
         number = int(self.rows.block_length.max())
-        ids = self.predict(hypotheses(self.rows, number, MASK), number).ids
-        self.rows, emission = verify(self.rows, ids.unflatten(0, (-1, number)), MASK)
+        each = hypotheses(self.rows, number, 3 * number, MASK)
+        ids = self.predict(each, number).ids
+        self.rows, emission = verify(self.rows, ids.unflatten(0, (-1, number)), MASK, kept=kept)
         self._append(emission.tokens, emission.lens)
 
     def _append(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
@@ -172,7 +174,7 @@ def test_verified_drafts(prompt: tuple[int, ...], block_length: int) -> None:
     reference = reference_speculative(prompt, block_length)
     batch = Batch([prompt], [settings(block_length, "self_speculative")])
     batch.draft()
-    for _ in range(reference.num_forwards - 1):
+    for _ in range(reference.num_forwards - 2):
         batch.verify()
     assert batch.tokens[0][len(prompt) :] == reference.tokens
     one_by_one = reference_confidence(prompt, block_length, "prob_conf", 1.0)
@@ -182,8 +184,8 @@ def test_verified_drafts(prompt: tuple[int, ...], block_length: int) -> None:
 def test_runs_are_of_every_length() -> None:
     """The cases above reach what they are for."""
     lengths = set()
-    for prompt in PROMPTS:
-        batch = Batch([prompt], [settings(4, "prob_conf", 0.3)])
+    for algorithm, threshold in ALGORITHMS:
+        batch = Batch([PROMPTS[2]], [settings(4, algorithm, threshold)])
         for _ in range(20):
             before = len(batch.tokens[0])
             batch.step()
@@ -256,9 +258,3 @@ def test_confidence_must_exceed_the_threshold() -> None:
     for confidence, accepted in (([0.5] * 8, 1), ([0.1, 0.9, 0.9, 0.9] * 2, 1), ([0.51, 0.51, 0.5, 0.9] * 2, 2)):
         _, emission = advance_by(rows, Prediction(ids, torch.tensor([confidence]), entropy), MASK, SDLM.policy)
         assert emission.lens.tolist() == [accepted]
-
-
-def test_algorithms_are_numbered_as_the_family_lists_them() -> None:
-    numbers = (PROB_CONF, ENTROPY_CONF, SELF_SPECULATIVE)
-    assert SDLM.algorithms == ("prob_conf", "entropy_conf", "self_speculative")
-    assert numbers == tuple(range(len(SDLM.algorithms)))

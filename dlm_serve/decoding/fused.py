@@ -10,6 +10,7 @@ is kept, and the anchor's is the business of the next forward. No query needs a 
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 
 import torch
 
@@ -20,8 +21,19 @@ from dlm_serve.decoding.refining import columns_of
 from dlm_serve.decoding.rows import Rows
 from dlm_serve.decoding.sampling import Prediction
 
-PROB_CONF, ENTROPY_CONF, SELF_SPECULATIVE = range(3)
-"""Values of `Rows.algorithm`: a slot counts by its probability or its entropy; or drafts are verified (`hypotheses`)."""
+
+class WindowAlgorithm(StrEnum):
+    """How many of a window's tokens are taken. `Rows.algorithm` counts them in this order."""
+
+    PROB_CONF = "prob_conf"
+    """As long as they are probable enough."""
+    ENTROPY_CONF = "entropy_conf"
+    """As long as their distributions have little enough entropy."""
+    SELF_SPECULATIVE = "self_speculative"
+    """As long as windows behind each of them agree: see `hypotheses`."""
+
+
+_BY_ENTROPY = tuple(WindowAlgorithm).index(WindowAlgorithm.ENTROPY_CONF)
 
 
 def entropy_below(threshold: float, vocab_size: int) -> float:
@@ -30,11 +42,6 @@ def entropy_below(threshold: float, vocab_size: int) -> float:
     The reference adds 1e-9 inside the logarithm, which moves the certainty by less than 2e-5.
     """
     return (1 - threshold) * math.log(vocab_size)
-
-
-def row_width(block_length: int) -> int:
-    """The most tokens of a row: a whole window accepted, its anchor before it, and the masks of the next one."""
-    return 2 * block_length
 
 
 def layout(rows: Rows) -> Layout:
@@ -65,6 +72,12 @@ def advance(rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Row
     )
 
 
+def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
+    """See `step.carry`: what is emitted has KV, so the row goes on with the first token that is not."""
+    rest, first = causal.carry(rows, num_emitted, mask_token_id)
+    return rest.replace(num_emitted=torch.ones_like(rows.num_emitted)), first
+
+
 def _anchor(rows: Rows) -> torch.Tensor:
     """The anchor's column [B] int32: the window is the last `block_length` columns."""
     return rows.new_len - rows.block_length
@@ -73,7 +86,7 @@ def _anchor(rows: Rows) -> torch.Tensor:
 def _num_accepted(rows: Rows, prediction: Prediction) -> torch.Tensor:
     """The longest run of confident slots from the window's first, but at least that one, [B] int64."""
     columns = columns_of(rows)
-    by_entropy = (rows.algorithm == ENTROPY_CONF)[:, None]
+    by_entropy = (rows.algorithm == _BY_ENTROPY)[:, None]
     limit = rows.threshold[:, None]
     confident = torch.where(by_entropy, prediction.entropy < limit, prediction.confidence > limit)
     before = columns < _anchor(rows)[:, None]

@@ -1,0 +1,108 @@
+"""What fused commits need beside block steps: the first run inside the EXTEND call, and drafts verified by windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from dlm_serve.decoding import Emission, Policy, Prediction, Rows, Sampling, advance, carry, layout
+from dlm_serve.decoding.hypotheses import hypotheses, keeping_last, start_draft, verify
+from dlm_serve.engine.block_step import BlockStep
+from dlm_serve.engine.requests import FirstBlock, last_window_of, record_of
+
+
+class Draw(Protocol):
+    """Exchanges the predictions of rows from positions `starts` [B] for tokens sampled as their requests ask."""
+
+    def __call__(
+        self,
+        reqs: Sequence[Any],
+        rows: Rows,
+        starts: torch.Tensor,
+        predicted: tuple[torch.Tensor, Prediction],
+        sampling: Sampling,
+    ) -> Prediction: ...
+
+
+class Windows:
+    """Forwards over windows that are no block step: eager, in shapes of their own."""
+
+    def __init__(self, step: BlockStep, policy: Policy, draw: Draw) -> None:
+        self._step = step
+        self._table = step.table
+        self._mask_token_id = step.mask_token_id
+        self._policy = policy
+        self._draw = draw
+
+    def start(
+        self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
+    ) -> torch.Tensor:
+        """Take the first run of each of `reqs`, which keeps no KV; returns the next token of each [N].
+
+        The other tokens of the runs stay in the table.
+        """
+        device = indices.device
+        anchors = torch.tensor([block.given[0] for block in blocks], device=device)
+        starts = torch.tensor([block.start for block in blocks], device=device)
+        width = max(record_of(req).plan.row_width for req in reqs)
+        rows = self._table.gather(indices, width).start_block(anchors, self._mask_token_id)
+        predicted = self._step.run(rows, indices, starts, layout(rows, self._policy))
+        prediction = self._draw(reqs, rows, starts, predicted, sampling)
+        after, emission = advance(rows, prediction, self._mask_token_id, self._policy)
+        num_had = torch.tensor([block.num_emitted for block in blocks], device=device)
+        after, pending = carry(after, num_had, self._mask_token_id, self._policy)
+        self._table.scatter_(indices, after)
+        num_taken = emission.lens
+        for req in reqs:
+            record_of(req).extend_forwards += 1
+        drafting = tuple(i for i, req in enumerate(reqs) if record_of(req).plan.verifies_windows)
+        if drafting:
+            at = torch.tensor(drafting, device=device)
+            draft = start_draft(rows, prediction.ids).gather(at)
+            self._table.scatter_(indices[at], draft)
+            verified = self.verify([reqs[i] for i in drafting], indices[at], starts[at], sampling.select(at), kept=False)
+            self._table.num_emitted[indices[at]] = 1
+            pending[at], num_taken[at] = verified.tokens[:, 0], verified.lens
+        short = []
+        for i, (req, block, number) in enumerate(zip(reqs, blocks, num_taken.tolist(), strict=True)):
+            record_of(req).first_run = range(block.start, block.start + number)
+            if number < block.num_emitted:
+                short.append(i)
+        if short:  # arithmetic that differs by what shares a forward may end a repeated run before what it emitted
+            at = torch.tensor(short, device=device)
+            late = [reqs[i] for i in short]
+            pending[at] = self.start(late, indices[at], [last_window_of(req) for req in late], sampling.select(at))
+        return pending
+
+    def verify(
+        self,
+        reqs: Sequence[Any],
+        indices: torch.Tensor,
+        committed: torch.Tensor,
+        sampling: Sampling,
+        *,
+        kept: bool = True,
+    ) -> Emission:
+        """One forward over the hypotheses of all drafts of `reqs`, and what they emit."""
+        records = [record_of(req) for req in reqs]
+        number = max(record.plan.block_length for record in records)
+        width = max(record.plan.row_width for record in records)
+        if any(record.is_extended for record in records):
+            width += number
+        for record in records:
+            record.is_extended = not kept
+            record.extend_forwards += not kept
+        rows = self._table.gather(indices)
+        each = torch.arange(len(reqs), device=indices.device).repeat_interleave(number)
+        starts = rows.starts(committed)[each]
+        tried = hypotheses(rows, number, width, self._mask_token_id)
+        entry = layout(tried, self._policy)
+        entry = keeping_last(entry, rows, number) if kept else entry.without_kv()
+        predicted = self._step.run(tried, indices[each], starts, entry)
+        of_each = [req for req in reqs for _ in range(number)]
+        ids = self._draw(of_each, tried, starts, predicted, sampling.repeat(number)).ids
+        after, emission = verify(rows, ids.unflatten(0, (-1, number)), self._mask_token_id, kept=kept)
+        self._table.scatter_(indices, after)
+        return emission
