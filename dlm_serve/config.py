@@ -95,7 +95,7 @@ class ServerConfig(_Frozen):
         return config
 
     def check(self, family: Family, block_size: int) -> None:
-        """Raises ConfigError if this asks for what `family` has not, or a checkpoint of it trained with `block_size`."""
+        """Raises ConfigError if this asks for what `family`, trained with `block_size`, has not."""
         mode = self.generation.mode
         if mode not in (Mode.AUTO, *family.modes):
             raise ConfigError("generation.mode", str(mode), family.refusals[mode], _use_one_of(family))

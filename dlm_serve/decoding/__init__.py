@@ -6,9 +6,10 @@ Imports torch only, so that it can be read, tested and reused without SGLang.
 from dlm_serve.decoding.forward import Emission, Layout
 from dlm_serve.decoding.phase import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.policy import Commit, Policy, Prefill, Sharing
+from dlm_serve.decoding.prefill import stretch_ends
 from dlm_serve.decoding.rows import Rows, RowSettings
 from dlm_serve.decoding.sampling import Prediction, Sampling, predict, resample, sample
-from dlm_serve.decoding.step import advance, advance_, carry, layout
+from dlm_serve.decoding.step import advance, advance_, carry, hand_out, layout
 
 __all__ = [
     "Commit",
@@ -27,8 +28,10 @@ __all__ = [
     "advance",
     "advance_",
     "carry",
+    "hand_out",
     "layout",
     "predict",
     "resample",
     "sample",
+    "stretch_ends",
 ]

@@ -33,22 +33,21 @@ def advance(rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Row
     refining = is_refining(rows.phase)
     refined = refine(rows, prediction, mask_token_id, rows.block_length, first_column=rows.num_emitted)
     now = refined.where(refining, rows)
-    end, emission = _unemitted(now)
     settled = now.phase == Phase.COMMIT
-    emission = Emission(emission.tokens, torch.where(settled, emission.lens, 0))
-    settled_rows = now.replace(num_emitted=torch.where(settled, end, now.num_emitted))
-    return settled_rows.where(refining, rows.start_masked_block(mask_token_id)), emission
+    after, emission = hand_out(now)
+    after = after.where(settled, now).where(refining, rows.start_masked_block(mask_token_id))
+    return after, Emission(emission.tokens, torch.where(settled, emission.lens, 0))
+
+
+def hand_out(rows: Rows) -> tuple[Rows, Emission]:
+    """See `step.hand_out`: the block's tokens up to its end, or up to and including a stop id."""
+    stop = first_stop(rows, rows.tokens, rows.num_emitted)
+    end = torch.minimum(stop + 1, rows.new_len).to(torch.int32)
+    columns = (columns_of(rows) + rows.num_emitted[:, None]).clamp(max=rows.width - 1)
+    return rows.replace(num_emitted=end), Emission(rows.tokens.gather(1, columns), end - rows.num_emitted)
 
 
 def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
     """See `step.carry`: the block stays as it is, and its commit emits the rest."""
     first = rows.tokens.gather(1, num_emitted[:, None].long()).squeeze(1)
     return rows.replace(num_emitted=num_emitted.to(rows.num_emitted.dtype) + 1), first
-
-
-def _unemitted(rows: Rows) -> tuple[torch.Tensor, Emission]:
-    """The column behind what is to be emitted of each row, [B] int32, and the tokens from the emitted ones to there."""
-    stop = first_stop(rows, rows.tokens, rows.num_emitted)
-    end = torch.minimum(stop + 1, rows.new_len).to(torch.int32)
-    columns = (columns_of(rows) + rows.num_emitted[:, None]).clamp(max=rows.width - 1)
-    return end, Emission(rows.tokens.gather(1, columns), end - rows.num_emitted)

@@ -50,6 +50,11 @@ def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Ro
     return rows.replace(tokens=tokens, new_len=new_len), tokens[:, 0]
 
 
+def hand_out(rows: Rows) -> tuple[Rows, Emission]:
+    """See `step.hand_out`: nothing, since the commit emits a block together with the token behind it."""
+    return rows, Emission.empty(rows.tokens.shape[0], rows.width, rows.tokens.device)
+
+
 def _accepted_lens(rows: Rows, ids: torch.Tensor) -> torch.Tensor:
     """Acceptance length [B]: one more than the drafted tokens that the model itself would have chosen."""
     agrees = (rows.tokens[:, 1:] == ids[:, :-1]) & (columns_of(rows)[:, 1:] < rows.new_len[:, None])

@@ -78,6 +78,14 @@ def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Ro
     return rest.replace(num_emitted=torch.ones_like(rows.num_emitted)), first
 
 
+def hand_out(rows: Rows) -> tuple[Rows, Emission]:
+    """See `step.hand_out`: the decided tokens, of which the last is the anchor; of a draft none is."""
+    num_decided = _anchor(rows) + (rows.phase != Phase.VERIFY)
+    columns = (columns_of(rows) + rows.num_emitted[:, None]).clamp(max=rows.width - 1).long()
+    lens = (num_decided - rows.num_emitted).to(torch.int32)
+    return rows.replace(num_emitted=num_decided.to(torch.int32)), Emission(rows.tokens.gather(1, columns), lens)
+
+
 def _anchor(rows: Rows) -> torch.Tensor:
     """The anchor's column [B] int32: the window is the last `block_length` columns."""
     return rows.new_len - rows.block_length

@@ -22,12 +22,13 @@ class _Functions:
     layout: Callable[[Rows], Layout]
     advance: Callable[[Rows, Prediction, int], tuple[Rows, Emission]]
     carry: Callable[[Rows, torch.Tensor, int], tuple[Rows, torch.Tensor]]
+    hand_out: Callable[[Rows], tuple[Rows, Emission]]
 
 
 _OF = {
-    Commit.CAUSAL: _Functions(causal.layout, causal.advance, causal.carry),
-    Commit.BLOCK: _Functions(block.layout, block.advance, block.carry),
-    Commit.FUSED: _Functions(fused.layout, fused.advance, fused.carry),
+    Commit.CAUSAL: _Functions(causal.layout, causal.advance, causal.carry, causal.hand_out),
+    Commit.BLOCK: _Functions(block.layout, block.advance, block.carry, block.hand_out),
+    Commit.FUSED: _Functions(fused.layout, fused.advance, fused.carry, fused.hand_out),
 }
 
 
@@ -61,3 +62,8 @@ def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int, policy: Pol
     `num_emitted` [B] counts the tokens of the block that the client has already, the block's first included.
     """
     return _OF[policy.commit].carry(rows, num_emitted, mask_token_id)
+
+
+def hand_out(rows: Rows, policy: Policy) -> tuple[Rows, Emission]:
+    """The rows after emitting what of theirs is decided but not emitted yet, without a forward; and those tokens."""
+    return _OF[policy.commit].hand_out(rows)

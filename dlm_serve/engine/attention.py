@@ -1,4 +1,4 @@
-"""Attention: block rows on our kernel, all other forwards on the backend that SGLang chose."""
+"""Attention: block rows on our kernel, prompts as their family encodes them, all else on the backend SGLang chose."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from dlm_kernels.block_attention import block_attention
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+from dlm_serve.decoding import Policy, Prefill
+from dlm_serve.engine.prefill import StretchBackend
+from dlm_serve.engine.serving import current
 
 
 class BlockAttentionBackend(AttentionBackend):  # type: ignore[misc]  # the base is untyped
@@ -59,10 +63,11 @@ class BlockAttentionBackend(AttentionBackend):  # type: ignore[misc]  # the base
 
 
 class DlmAttentionBackend(HybridAttnBackend):  # type: ignore[misc]  # the base is untyped
-    """Sends block rows to `BlockAttentionBackend`, prefill and single-token decode to SGLang's backend."""
+    """Sends block rows to `BlockAttentionBackend`, single-token decode and causal prefill to SGLang's backend."""
 
-    def __init__(self, model_runner: Any, chosen: AttentionBackend) -> None:
-        super().__init__(model_runner, prefill_backend=chosen, decode_backend=chosen)
+    def __init__(self, model_runner: Any, chosen: AttentionBackend, policy: Policy) -> None:
+        self.stretches = None if policy.prefill is Prefill.CAUSAL else StretchBackend(model_runner)
+        super().__init__(model_runner, prefill_backend=self.stretches or chosen, decode_backend=chosen)
         self.block_backend = BlockAttentionBackend(model_runner)
 
     def _select_backend(self, forward_mode: Any) -> AttentionBackend:
@@ -71,4 +76,4 @@ class DlmAttentionBackend(HybridAttnBackend):  # type: ignore[misc]  # the base 
 
 def add_block_attention(chosen: AttentionBackend, *, model_runner: Any, **_: Any) -> AttentionBackend:
     """After `_build_resolved_backend`: block rows join whatever backend was chosen."""
-    return DlmAttentionBackend(model_runner, chosen)
+    return DlmAttentionBackend(model_runner, chosen, current().policy)

@@ -67,7 +67,7 @@ class BlockStep:
         step: Layout,
         on_slots_read: Callable[[], None] | None = None,
     ) -> tuple[torch.Tensor, Prediction]:
-        """The same for any `rows`, laid out as `step` says from positions `starts` [B], of the requests at `indices`."""
+        """The same for any `rows` of the requests at `indices`, laid out as `step` says from positions `starts` [B]."""
         runner, width = self._model_runner, rows.width
         slot_table = runner.req_to_token_pool.req_to_token
         slots = write_slots(slot_table, indices, starts, step.kept_len, width)

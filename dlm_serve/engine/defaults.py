@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm_serve import bundled
+from dlm_serve.decoding import Prefill, Sharing
 from dlm_serve.engine import algorithm
 from dlm_serve.engine.serving import Serving, find_serving
 from dlm_serve.errors import ConfigError
@@ -17,6 +18,9 @@ CPU_MAX_TOTAL_TOKENS = 1 << 16
 
 CPU_MAX_RUNNING_REQUESTS = 64
 """Requests that decode together there."""
+
+CPU_MEM_FRACTION = 0.8
+"""The part of the memory that weights and KV may take there, where prompts are not cut into chunks."""
 
 # field, the value that is fine, why others are not
 _UNSUPPORTED = (
@@ -59,6 +63,11 @@ def prepare_server_args(server_args: Any) -> bool:
     if serving.checkpoint.family.released_as is not None:
         server_args.json_model_override_args = _named_as_ours(server_args, serving)
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
+    if serving.policy.prefill is not Prefill.CAUSAL:
+        server_args.disable_prefill_cuda_graph = True  # stretches of a prompt are not planned ahead
+    if serving.policy.sharing is Sharing.NONE:
+        server_args.disable_radix_cache = True
+        server_args.chunked_prefill_size = -1
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args, serving)
     return True
@@ -68,6 +77,9 @@ def _set_cpu_defaults(server_args: Any, serving: Serving) -> None:
     if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
         server_args.dtype = "float32"  # SGLang would halve it, as accelerators need
     server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
+    if server_args.chunked_prefill_size == -1 and server_args.mem_fraction_static is None:
+        # SGLang would set 1.5 MB aside for each token of the longest prefill.
+        server_args.mem_fraction_static = CPU_MEM_FRACTION
     if server_args.max_total_tokens is None:
         server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS
     if server_args.max_running_requests is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,19 @@ class RequestRecord:
     """Whether what the last EXTEND call decided has no KV yet."""
     last_emitted: int = 0
     """Tokens that the last decode step emitted."""
+    steps_before_rest: int | None = None
+    """Steps it had taken when an EXTEND call decided all that was left of its answer; None if none did."""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether its steps only hand out what an EXTEND call decided, and run no forward."""
+        return self.steps_before_rest is not None
+
+    def end_extend(self, req: Any, rest: Sequence[int]) -> None:
+        """Note that the EXTEND call of SGLang's `req` left the tokens `rest` to emit, its next token first."""
+        num_tokens = len(req.output_ids) + len(rest)
+        ends = num_tokens >= req.sampling_params.max_new_tokens or not stop_ids_of(req).isdisjoint(rest)
+        self.steps_before_rest = req.spec_verify_ct if ends else None
 
 
 def record_of(req: Any) -> RequestRecord:
@@ -45,12 +59,13 @@ def length_with_kv(req: Any, committed_len: int, policy: Policy) -> int:
     record = record_of(req)
     if policy.commit is not Commit.FUSED or record.plan.threshold is None:
         return committed_len
-    return max(min(req.extend_end, committed_len), committed_len - record.last_emitted)
+    num_prefilled: int = req.extend_end
+    return max(min(num_prefilled, committed_len), committed_len - record.last_emitted)
 
 
 def settings_of(req: Any) -> RowSettings:
     """What the device needs to know about SGLang's `req`."""
-    plan, family = record_of(req).plan, current().checkpoint.family
+    plan, serving = record_of(req).plan, current()
     return RowSettings(
         mode=plan.mode,
         block_length=plan.block_length,
@@ -58,10 +73,9 @@ def settings_of(req: Any) -> RowSettings:
         steps=plan.steps,
         convergence_threshold=plan.convergence_threshold,
         seed=req.sampling_params.sampling_seed,
-        # The mask never stands in an answer, but it does in unfinished blocks.
-        stop_ids=sorted(_stop_ids(req) - {current().checkpoint.mask_token_id}),
-        is_seeded=family.policy.is_seeded,
-        algorithm=family.algorithms.index(plan.algorithm) if plan.algorithm else 0,
+        stop_ids=sorted(stop_ids_of(req)),
+        is_seeded=serving.policy.is_seeded,
+        algorithm=serving.checkpoint.family.algorithms.index(plan.algorithm) if plan.algorithm else 0,
     )
 
 
@@ -123,7 +137,9 @@ def statistics_of(req: Any) -> dict[str, Any]:
     """The `meta_info.dlm` of SGLang's `req` so far."""
     record = record_of(req)
     steps_by_tokens = req.spec_correct_drafts_histogram
-    nfe = req.spec_verify_ct + record.extend_forwards
+    nfe = record.extend_forwards + (
+        req.spec_verify_ct if record.steps_before_rest is None else record.steps_before_rest
+    )
     num_emitting = sum(steps_by_tokens[1:])
     num_emitted = sum(tokens * steps for tokens, steps in enumerate(steps_by_tokens))
     speculates = record.plan.mode is Mode.SELF_SPECULATION and num_emitting > 0
@@ -137,11 +153,14 @@ def statistics_of(req: Any) -> dict[str, Any]:
     }
 
 
-def _stop_ids(req: Any) -> set[int]:
-    """The ids that end SGLang's `req`, as `Req._check_token_based_finish` sees them."""
+def stop_ids_of(req: Any) -> set[int]:
+    """The ids that end SGLang's `req`, as `Req._check_token_based_finish` sees them.
+
+    Without the mask: it never stands in an answer, but it does in unfinished blocks.
+    """
     if req.sampling_params.ignore_eos:
         return set()
     ids = set(req.sampling_params.stop_token_ids or ()) | set(req.eos_token_ids or ())
     if req.tokenizer is not None:
         ids |= {req.tokenizer.eos_token_id} | set(req.tokenizer.additional_stop_token_ids or ())
-    return ids - {None}
+    return ids - {None, current().checkpoint.mask_token_id}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_serve.config import ServerConfig
+from dlm_serve.decoding import Policy
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
 
@@ -16,6 +17,11 @@ class Serving:
 
     checkpoint: Checkpoint
     config: ServerConfig
+
+    @property
+    def policy(self) -> Policy:
+        """How its family decodes, as the configuration chooses."""
+        return self.checkpoint.family.policy
 
 
 _current: Serving | None = None

@@ -27,21 +27,25 @@ class Split:
     """Tokens of a row of the block forward: those of its longest."""
     draft_rows: tuple[int, ...] = ()
     """Rows whose drafts are verified by several rows each, in a forward of their own."""
+    decided_rows: tuple[int, ...] = ()
+    """Rows that need no forward."""
 
     @classmethod
-    def of(cls, plans: Sequence[DecodePlan]) -> Split:
-        """The cheaper way: autoregressive rows padded into the block forward, or in a second forward."""
-        drafts = tuple(i for i, plan in enumerate(plans) if plan.verifies_windows)
-        alone = tuple(i for i, plan in enumerate(plans) if plan.mode is Mode.AUTOREGRESSIVE)
-        rest = tuple(i for i, plan in enumerate(plans) if plan.mode is not Mode.AUTOREGRESSIVE and i not in drafts)
-        width = max((plan.row_width for plan in plans), default=1)
-        if drafts:
-            return cls(alone, rest, width, drafts)
-        together = _cost(len(plans) * width)
+    def of(cls, plans: Sequence[DecodePlan], decided: Sequence[int] = ()) -> Split:
+        """The cheaper way: autoregressive rows padded into the block forward, or in a second forward.
+
+        The rows `decided` take neither.
+        """
+        live = [i for i in range(len(plans)) if i not in decided]
+        drafts = tuple(i for i in live if plans[i].verifies_windows)
+        alone = tuple(i for i in live if plans[i].mode is Mode.AUTOREGRESSIVE)
+        rest = tuple(i for i in live if plans[i].mode is not Mode.AUTOREGRESSIVE and i not in drafts)
+        width = max((plans[i].row_width for i in rest), default=1)
+        together = _cost(len(live) * width)
         apart = _cost(len(alone)) + _cost(len(rest) * width)
-        if not rest or (alone and apart < together):
-            return cls(alone, rest, width)
-        return cls((), tuple(range(len(plans))), width)
+        if drafts or decided or not rest or (alone and apart < together):
+            return cls(alone, rest, width, drafts, tuple(decided))
+        return cls((), tuple(live), width)
 
 
 def _cost(num_tokens: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dlm_serve.decoding import Emission, Policy, Prediction, Rows, Sampling, advance, carry, layout
+from dlm_serve.decoding import Emission, Policy, Prediction, Rows, Sampling, advance, carry, hand_out, layout
 from dlm_serve.decoding.hypotheses import hypotheses, keeping_last, start_draft, verify
 from dlm_serve.engine.block_step import BlockStep
 from dlm_serve.engine.requests import FirstBlock, last_window_of, record_of
@@ -43,38 +43,49 @@ class Windows:
 
         The other tokens of the runs stay in the table.
         """
-        device = indices.device
-        anchors = torch.tensor([block.given[0] for block in blocks], device=device)
-        starts = torch.tensor([block.start for block in blocks], device=device)
+        pending, num_taken = self._first_runs(reqs, indices, blocks, sampling)
+        _, rest = hand_out(self._table.gather(indices), self._policy)
+        left = zip(pending.tolist(), rest.tokens.tolist(), rest.lens.tolist(), strict=True)
+        for req, block, number, (first, tokens, length) in zip(reqs, blocks, num_taken.tolist(), left, strict=True):
+            record = record_of(req)
+            record.first_run = range(block.start, block.start + number)
+            record.end_extend(req, [first, *tokens[:length]])
+        # A run that starts over may end before what it had emitted, where arithmetic depends on what shares a forward.
+        short = [i for i, block in enumerate(blocks) if len(record_of(reqs[i]).first_run) < block.num_emitted]
+        if short:
+            at = torch.tensor(short, device=indices.device)
+            again = [reqs[i] for i in short]
+            pending[at] = self.start(again, indices[at], [last_window_of(req) for req in again], sampling.select(at))
+        return pending
+
+    def _first_runs(
+        self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token of each of `reqs` [N], and how many tokens its first run has [N]."""
+        anchors, starts, num_had = (
+            torch.tensor(numbers, device=indices.device)
+            for numbers in zip(*((block.given[0], block.start, block.num_emitted) for block in blocks), strict=True)
+        )
         width = max(record_of(req).plan.row_width for req in reqs)
         rows = self._table.gather(indices, width).start_block(anchors, self._mask_token_id)
         predicted = self._step.run(rows, indices, starts, layout(rows, self._policy))
         prediction = self._draw(reqs, rows, starts, predicted, sampling)
+        for req in reqs:
+            record_of(req).extend_forwards += 1
         after, emission = advance(rows, prediction, self._mask_token_id, self._policy)
-        num_had = torch.tensor([block.num_emitted for block in blocks], device=device)
         after, pending = carry(after, num_had, self._mask_token_id, self._policy)
         self._table.scatter_(indices, after)
         num_taken = emission.lens
-        for req in reqs:
-            record_of(req).extend_forwards += 1
-        drafting = tuple(i for i, req in enumerate(reqs) if record_of(req).plan.verifies_windows)
+        drafting = [i for i, req in enumerate(reqs) if record_of(req).plan.verifies_windows]
         if drafting:
-            at = torch.tensor(drafting, device=device)
-            draft = start_draft(rows, prediction.ids).gather(at)
-            self._table.scatter_(indices[at], draft)
-            verified = self.verify([reqs[i] for i in drafting], indices[at], starts[at], sampling.select(at), kept=False)
+            at = torch.tensor(drafting, device=indices.device)
+            self._table.scatter_(indices[at], start_draft(rows, prediction.ids).gather(at))
+            verified = self.verify(
+                [reqs[i] for i in drafting], indices[at], starts[at], sampling.select(at), kept=False
+            )
             self._table.num_emitted[indices[at]] = 1
             pending[at], num_taken[at] = verified.tokens[:, 0], verified.lens
-        short = []
-        for i, (req, block, number) in enumerate(zip(reqs, blocks, num_taken.tolist(), strict=True)):
-            record_of(req).first_run = range(block.start, block.start + number)
-            if number < block.num_emitted:
-                short.append(i)
-        if short:  # arithmetic that differs by what shares a forward may end a repeated run before what it emitted
-            at = torch.tensor(short, device=device)
-            late = [reqs[i] for i in short]
-            pending[at] = self.start(late, indices[at], [last_window_of(req) for req in late], sampling.select(at))
-        return pending
+        return pending, num_taken
 
     def verify(
         self,
@@ -103,6 +114,6 @@ class Windows:
         predicted = self._step.run(tried, indices[each], starts, entry)
         of_each = [req for req in reqs for _ in range(number)]
         ids = self._draw(of_each, tried, starts, predicted, sampling.repeat(number)).ids
-        after, emission = verify(rows, ids.unflatten(0, (-1, number)), self._mask_token_id, kept=kept)
+        after, emission = verify(rows, ids.view(-1, number, width), self._mask_token_id, kept=kept)
         self._table.scatter_(indices, after)
         return emission

@@ -9,6 +9,7 @@ block would cost more. A step may emit nothing for a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,22 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Commit, Emission, Mode, Phase, Prediction, Rows, Sampling, carry, layout, resample
+from dlm_serve.decoding import (
+    Commit,
+    Emission,
+    Mode,
+    Phase,
+    Prediction,
+    Rows,
+    Sampling,
+    carry,
+    hand_out,
+    layout,
+    resample,
+)
 from dlm_serve.engine.block_step import BlockStep, Step
 from dlm_serve.engine.inputs import StepState
+from dlm_serve.engine.prefill import StretchBackend, stretches_of
 from dlm_serve.engine.requests import FirstBlock, first_block_of, record_of, settings_of
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
 from dlm_serve.engine.serving import load_serving
@@ -42,7 +56,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self.model_runner = target_worker.model_runner
         self.device = target_worker.device
         self.mask_token_id = serving.checkpoint.mask_token_id
-        self.policy = serving.checkpoint.family.policy
+        self.policy = serving.policy
+        self.block_size = serving.checkpoint.block_size
         self._routing = serving.config.routing
         self.max_width = self._routing.max_width
         # Read by SGLang, which sizes reserves and metrics with them.
@@ -94,7 +109,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         rows = Rows.of([settings_of(req) for req in batch.reqs], self.max_width).to(self.device)
         batch.sampling_info.sampling_seed = rows.seed
         sampling = sampling_of(batch.sampling_info)
-        result = self._target_worker.forward_batch_generation(batch)
+        with self._prompts_seen(batch):
+            result = self._target_worker.forward_batch_generation(batch)
         pending = result.next_token_ids.to(torch.int64)
         indices = batch.req_pool_indices.long()
         self.table.scatter_(indices, rows.start_block(pending, self.mask_token_id))
@@ -108,6 +124,13 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = StepState(pending, batch.seq_lens)
         return result
+
+    def _prompts_seen(self, batch: Any) -> AbstractContextManager[None]:
+        """In this context the prompts of an EXTEND see themselves as the family's do."""
+        backend: StretchBackend | None = self.model_runner.attn_backend.stretches
+        if backend is None:
+            return nullcontext()
+        return backend.cut_into(stretches_of(batch, self.policy, self.block_size))
 
     def _refine_first(
         self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
@@ -134,19 +157,24 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             phases = self.table.phase[indices].tolist()
             live = tuple(i for i in live if phases[i] == Phase.DENOISE)
         num_emitted = self._to_device(tuple(block.num_emitted for block in blocks))
-        rest, pending = carry(self.table.gather(indices), num_emitted, self.mask_token_id, self.policy)
-        self.table.scatter_(indices, rest)
+        rows, pending = carry(self.table.gather(indices), num_emitted, self.mask_token_id, self.policy)
+        self.table.scatter_(indices, rows)
+        _, rest = hand_out(rows, self.policy)
+        left = zip(pending.tolist(), rest.tokens.tolist(), rest.lens.tolist(), strict=True)
+        for req, (first, tokens, length) in zip(reqs, left, strict=True):
+            record_of(req).end_extend(req, [first, *tokens[:length]])
         return pending
 
     def _decode(self, batch: Any) -> Any:
         """One step of rows in any mix of modes: a block forward, a decode forward, or both."""
-        split = Split.of([record_of(req).plan for req in batch.reqs])
+        decided = [i for i, req in enumerate(batch.reqs) if record_of(req).is_decided]
+        split = Split.of([record_of(req).plan for req in batch.reqs], decided)
         indices, committed = batch.req_pool_indices.long(), batch.seq_lens.to(torch.int64)
         batch.sampling_info.sampling_seed = self.table.seed[indices]
         sampling = sampling_of(batch.sampling_info)
-        if not split.decode_rows and not split.draft_rows:
+        if len(split.block_rows) == len(batch.reqs):
             return self._block_step(batch, indices, committed, split.width, sampling)
-        if not split.block_rows and not split.draft_rows:
+        if len(split.decode_rows) == len(batch.reqs):
             logits, captured = self._decode_forward(indices, committed, batch.seq_lens_cpu)
             output, token_ids = self._sample(batch, logits, committed)
             return self._result(batch, output, self._emit_decoded(indices, token_ids), captured)
@@ -155,30 +183,44 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     def _split_step(
         self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, split: Split, sampling: Sampling
     ) -> Any:
-        """A forward over the rows of each kind that there are, one after the other."""
-        emission = Emission.empty(len(batch.reqs), self.max_width, self.device)
+        """A forward over the rows of each kind that there are, one after the other; some may need none."""
+        reqs = batch.reqs
         output, captured = LogitsProcessorOutput(next_token_logits=None), not split.draft_rows
+        parts: list[tuple[torch.Tensor, Emission]] = []
         if split.draft_rows:
             rows = self._to_device(split.draft_rows)
-            reqs = [batch.reqs[i] for i in split.draft_rows]
-            verified = self.windows.verify(reqs, indices[rows], committed[rows], sampling.select(rows))
-            emission = emission.put(rows, verified)
+            drafting = [reqs[i] for i in split.draft_rows]
+            parts.append((rows, self.windows.verify(drafting, indices[rows], committed[rows], sampling.select(rows))))
         if split.block_rows:
             rows = self._to_device(split.block_rows)
-            reqs = [batch.reqs[i] for i in split.block_rows]
-            _, prediction = self._predict(reqs, indices[rows], committed[rows], split.width, sampling.select(rows))
-            emission = emission.put(rows, self.step.advance(indices[rows], prediction))
-            captured &= self.step.is_captured(len(reqs), split.width)
+            at = indices[rows]
+            _, prediction = self._predict(
+                [reqs[i] for i in split.block_rows], at, committed[rows], split.width, sampling.select(rows)
+            )
+            parts.append((rows, self.step.advance(at, prediction)))
+            captured &= self.step.is_captured(len(split.block_rows), split.width)
         if split.decode_rows:
             rows = self._to_device(split.decode_rows)
             seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu[list(split.decode_rows)]
             logits, decode_captured = self._decode_forward(indices[rows], committed[rows], seq_lens_cpu)
             # SGLang samples a whole batch; what it finds for the other rows is not used.
-            spread = logits.new_zeros(len(batch.reqs), logits.shape[1]).index_copy_(0, rows, logits)
+            spread = logits.new_zeros(len(reqs), logits.shape[1]).index_copy_(0, rows, logits)
             output, token_ids = self._sample(batch, spread, committed)
-            emission = emission.put(rows, self._emit_decoded(indices[rows], token_ids[rows]))
+            parts.append((rows, self._emit_decoded(indices[rows], token_ids[rows])))
             captured &= decode_captured
+        if split.decided_rows:
+            rows = self._to_device(split.decided_rows)
+            parts.append((rows, self._hand_out(indices[rows])))
+        emission = Emission.empty(len(reqs), max(part.tokens.shape[1] for _, part in parts), self.device)
+        for rows, part in parts:
+            emission = emission.put(rows, part)
         return self._result(batch, output, emission, captured)
+
+    def _hand_out(self, indices: torch.Tensor) -> Emission:
+        """What EXTEND calls decided is emitted."""
+        rows, emission = hand_out(self.table.gather(indices), self.policy)
+        self.table.scatter_(indices, rows)
+        return emission
 
     def _block_step(
         self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, width: int, sampling: Sampling

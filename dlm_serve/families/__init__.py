@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dlm_serve.families.efficient_dlm import EFFICIENT_DLM
 from dlm_serve.families.family import Config, Family
 from dlm_serve.families.nemotron_labs_diffusion import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.families.sdlm import SDLM
 
-FAMILIES: tuple[Family, ...] = (NEMOTRON_LABS_DIFFUSION, SDLM)
+FAMILIES: tuple[Family, ...] = (NEMOTRON_LABS_DIFFUSION, EFFICIENT_DLM, SDLM)
 
 
 def family_of(config: Config) -> Family | None:
@@ -14,4 +15,4 @@ def family_of(config: Config) -> Family | None:
     return next((family for family in FAMILIES if family.matches(config)), None)
 
 
-__all__ = ["FAMILIES", "NEMOTRON_LABS_DIFFUSION", "SDLM", "Config", "Family", "family_of"]
+__all__ = ["EFFICIENT_DLM", "FAMILIES", "NEMOTRON_LABS_DIFFUSION", "SDLM", "Config", "Family", "family_of"]

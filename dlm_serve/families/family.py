@@ -57,6 +57,14 @@ def as_it_is(config: Config) -> dict[str, Any]:
     return dict(config)
 
 
+def rope_parameters(config: Config) -> dict[str, Any]:
+    """`rope_parameters` from the fields that it took the place of, where they are there."""
+    if "rope_theta" not in config:
+        return {}
+    scaling = config.get("rope_scaling") or {"rope_type": "default"}
+    return {"rope_parameters": {"rope_theta": config["rope_theta"], **scaling}}
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family: how a checkpoint of it is recognised, built, loaded and decoded."""

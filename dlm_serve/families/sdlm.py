@@ -17,7 +17,9 @@ from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors
 def _normalise(config: Config) -> dict[str, Any]:
     """The fields of Qwen2's `config.json`, whose heads divide the hidden size, and the trainer's own."""
     if config.get("causal_attn"):
-        raise CheckpointError("causal_attn", True, "windows that are causal are not supported", "use another checkpoint")
+        raise CheckpointError(
+            "causal_attn", True, "windows that are causal are not supported", "use another checkpoint"
+        )
     fields = {**config, "mask_token_id": config["text_mask_token_id"]}
     if config.get("head_dim") is None and config.get("hidden_size") and config.get("num_attention_heads"):
         fields["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
@@ -42,7 +44,7 @@ SDLM = Family(
     policy=Policy(Prefill.CAUSAL, Commit.FUSED, Sharing.PREFIX),
     modes=(Mode.DIFFUSION, Mode.AUTOREGRESSIVE),
     refusals={
-        Mode.SELF_SPECULATION: "its drafts are verified by windows, so the answers are not those of mode autoregressive: "
+        Mode.SELF_SPECULATION: "it verifies drafts by windows, so the answers are not those of mode autoregressive: "
         "that is the algorithm self_speculative of mode diffusion"
     },
     algorithms=tuple(WindowAlgorithm),

@@ -165,7 +165,7 @@ def test_a_pinned_mode_that_cannot_honour_the_request_is_refused_with_all_reason
 def test_autoregressive_decodes_one_token_at_a_time() -> None:
     plan = resolve({"mode": "autoregressive"}, {"block_length": 16, "steps": 4, "convergence_threshold": 0.5})
     assert plan == DecodePlan(
-        mode=Mode.AUTOREGRESSIVE, block_length=1, threshold=None, steps=1, convergence_threshold=None
+        mode=Mode.AUTOREGRESSIVE, block_length=1, threshold=None, steps=1, convergence_threshold=None, row_width=1
     )
 
 

@@ -16,8 +16,8 @@ import torch
 from dlm_serve.decoding import Layout, Mode, Phase, Prediction, Rows, RowSettings, carry, predict
 from dlm_serve.decoding import advance as advance_by
 from dlm_serve.decoding import layout as layout_by
-from dlm_serve.decoding.hypotheses import hypotheses, start_draft, verify
 from dlm_serve.decoding.fused import entropy_below
+from dlm_serve.decoding.hypotheses import hypotheses, start_draft, verify
 from dlm_serve.families import SDLM
 
 VOCAB_SIZE, MASK, NUM_TOKENS = 23, 5, 40
@@ -37,7 +37,7 @@ class FakeModel:
     def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """[N, V] float32 for `tokens` [N] at `positions` [N], query i seeing key j iff `visible` [N, N]."""
         distance = (positions[:, None] - positions[None, :]).abs()
-        weights = torch.where(visible, 0.5**distance.double() * torch.cos(distance.double()), 0.0)
+        weights = torch.where(visible, 0.5 ** distance.double() * torch.cos(distance.double()), 0.0)
         return ((weights @ self.embedding[tokens]) @ self.head).float()
 
 
@@ -147,7 +147,7 @@ class Batch:
         number = int(self.rows.block_length.max())
         each = hypotheses(self.rows, number, 3 * number, MASK)
         ids = self.predict(each, number).ids
-        self.rows, emission = verify(self.rows, ids.unflatten(0, (-1, number)), MASK, kept=kept)
+        self.rows, emission = verify(self.rows, ids.view(-1, number, ids.shape[1]), MASK, kept=kept)
         self._append(emission.tokens, emission.lens)
 
     def _append(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
