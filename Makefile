@@ -1,9 +1,16 @@
-# make serve   set up what is missing and serve the bundled model (MODEL=, FLAGS= for others)
+# make serve   set up what is missing and serve the bundled model, or a tiny one of FAMILY=efficient-dlm, sdlm
+#              (MODEL=, FLAGS= for others)
 # make test    set up what is missing and run every test
 # make check   formatter, linter, type checker
 # make lock    pin the dependencies anew
 
-MODEL ?= nano
+# Checkpoints that know nothing about language, for trying a family's decoding.
+TINY_nemotron-labs-diffusion := nano
+TINY_efficient-dlm := tests/data/efficient_dlm/edlm-b8
+TINY_sdlm := tests/data/sdlm/sdlm-d4-tied
+
+FAMILY ?= nemotron-labs-diffusion
+MODEL ?= $(or $(TINY_$(FAMILY)),$(error no FAMILY $(FAMILY): $(patsubst TINY_%,%,$(filter TINY_%,$(.VARIABLES)))))
 FLAGS ?=
 PYTHON := .venv/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from dlm_serve.decoding import ConcreteMode, Mode
+from dlm_serve.decoding import ConcreteMode, Mode, Policy, Prefill
 from dlm_serve.decoding.fused import WindowAlgorithm
 from dlm_serve.errors import ConfigError, InvalidValueError, OptionError, nearest
 from dlm_serve.families import Family
@@ -42,6 +42,8 @@ class GenerationConfig(_Frozen):
     """Most refining forwards per block; None is the block length."""
     convergence_threshold: Nats | None = None
     """Nats; None never stops refining early."""
+    prefill: Prefill | None = None
+    """How prompts are encoded, where the family can be served in several ways; None is its own."""
 
 
 class RoutingConfig(_Frozen):
@@ -99,8 +101,19 @@ class ServerConfig(_Frozen):
         mode = self.generation.mode
         if mode not in (Mode.AUTO, *family.modes):
             raise ConfigError("generation.mode", str(mode), family.refusals[mode], _use_one_of(family))
+        self.policy_of(family)
         if not family.policy.refines:
             self._check_runs(family, block_size)
+
+    def policy_of(self, family: Family) -> Policy:
+        """The policy of `family` that this chooses. Raises ConfigError if it has none such."""
+        policies = {policy.prefill: policy for policy in (family.policy, *family.other_policies)}
+        prefill = self.generation.prefill or family.policy.prefill
+        if prefill not in policies:
+            raise ConfigError(
+                "generation.prefill", str(prefill), f"{family.name} has {_listed(list(policies))}", "leave it out"
+            )
+        return policies[prefill]
 
     def _check_runs(self, family: Family, block_size: int) -> None:
         """Raises ConfigError for what only families have that refine their blocks."""
@@ -133,6 +146,8 @@ class RequestOptions(_Frozen):
     threshold: Probability | None = None
     steps: Width | None = None
     convergence_threshold: Nats | None = None
+    shift_logits: bool | None = None
+    """As on Efficient-DLM's card; only what the family does in any case."""
 
     @property
     def wants_diffusion(self) -> bool:
@@ -155,8 +170,6 @@ class DecodePlan(_Frozen):
     threshold: float | None
     steps: int
     convergence_threshold: float | None
-    row_width: int
-    """The most tokens of its row in a forward."""
     algorithm: str | None = None
     """One of the family's, None where it has no choice."""
 
@@ -179,11 +192,12 @@ class DecodePlan(_Frozen):
         `autoregressive_only` names what the request asks for that only the autoregressive mode honours.
         Raises OptionError if the options exclude each other, exceed the server's widths, or are not the family's.
         """
+        _check_shift(options, family)
         defaults = config.generation
         mode = _resolve_mode(options, defaults.mode, family, autoregressive_only)
         if mode is Mode.AUTOREGRESSIVE:
             _refuse_block_options(options, autoregressive_only)
-            return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None, row_width=1)
+            return cls(mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None)
         algorithm = _resolve_algorithm(options, family, mode)
         longest = family.policy.longest_block(block_size, config.routing.max_width)
         block_length = options.block_length or defaults.block_length or min(block_size, longest)
@@ -194,7 +208,6 @@ class DecodePlan(_Frozen):
                 f"at most {longest}, {_longest_because(family)}",
                 "lower it, or start the server with a wider one",
             )
-        row_width = family.policy.row_width(block_length)
         if not family.policy.refines:
             threshold = _threshold_of_runs(options, defaults, algorithm)
             return cls(
@@ -203,7 +216,6 @@ class DecodePlan(_Frozen):
                 threshold=threshold,
                 steps=1,
                 convergence_threshold=None,
-                row_width=row_width,
                 algorithm=algorithm,
             )
         given = options.model_fields_set
@@ -231,7 +243,6 @@ class DecodePlan(_Frozen):
             threshold=threshold,
             steps=steps or block_length,
             convergence_threshold=getattr(options if convergence in given else defaults, convergence),
-            row_width=row_width,
             algorithm=algorithm,
         )
 
@@ -303,6 +314,17 @@ def _resolve_mode(
     return Mode.AUTOREGRESSIVE
 
 
+def _check_shift(options: RequestOptions, family: Family) -> None:
+    shifts = family.policy.shifts_logits
+    if options.shift_logits not in (None, shifts):
+        raise OptionError(
+            f"{OPTIONS_FIELD}.shift_logits",
+            options.shift_logits,
+            f"the logits of {family.name} stand for {'the next position' if shifts else 'their own positions'}",
+            "leave it out",
+        )
+
+
 def _resolve_algorithm(options: RequestOptions, family: Family, mode: Mode) -> str | None:
     """One of the family's algorithms, where it has several and the mode is diffusion."""
     known = family.algorithms if mode is Mode.DIFFUSION else ()
@@ -329,7 +351,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _refuse_block_options(options: RequestOptions, autoregressive_only: Sequence[str]) -> None:
     """Raises OptionError where a request that decodes without blocks says how its blocks should be."""
-    for name in sorted(options.model_fields_set - {"mode"}):
+    for name in sorted(options.model_fields_set - {"mode", "shift_logits"}):
         because = f", which {', '.join(autoregressive_only)} needs" if autoregressive_only else ""
         raise OptionError(
             f"{OPTIONS_FIELD}.{name}",

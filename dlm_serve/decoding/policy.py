@@ -46,6 +46,8 @@ class Policy:
     sharing: Sharing
     mask_in_denominator: bool = True
     """Whether confidences count the mask's share of the probability, which no token can take."""
+    shifts_logits: bool = False
+    """Whether a forward over masks predicts the token behind each position, and not the one at it."""
     is_anchored: bool = False
     """Whether blocks lie on a grid from position 0; otherwise the first one starts where the prompt ends."""
 

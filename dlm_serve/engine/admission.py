@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from dlm_serve.config import DecodePlan, RequestOptions
+from dlm_serve.decoding import Prefill
 from dlm_serve.engine.requests import PLAN_KEY
 from dlm_serve.engine.serving import current
 from dlm_serve.errors import OptionError
@@ -87,6 +88,7 @@ def admit(tokenized: Any, manager: Any, request: Any, *_: Any, **__: Any) -> Any
     values = {name: getattr(request, name, None) or getattr(params, name, None) for name in names}
     plan = _make_plan(values)
     _check_input_ids(tokenized.input_ids)
+    _check_prompt_length(len(tokenized.input_ids))
     _check_transport(params)
     params.max_new_tokens = _check_length(request, params, len(tokenized.input_ids), manager.context_len)
     params.top_k = min(params.top_k, _TOP_K_ALL)
@@ -167,6 +169,20 @@ def _check_transport(params: Any) -> None:
         raise OptionError(
             "sampling_params", "<as sent>", f"cannot be passed on ({error})", "use plain values, nested at most once"
         ) from error
+
+
+def _check_prompt_length(num_input: int) -> None:
+    """Where all tokens of a prompt see each other, it is encoded in one forward."""
+    from sglang.srt.runtime_context import get_schedule
+
+    most = get_schedule().max_prefill_tokens
+    if current().policy.prefill is Prefill.BIDIRECTIONAL and num_input > most:
+        raise OptionError(
+            "input_ids",
+            f"{num_input} tokens",
+            f"at most {most}, --max-prefill-tokens: prompts of {current().checkpoint.family.name} are encoded at once",
+            "shorten the prompt or start the server with more",
+        )
 
 
 def _check_length(request: Any, params: Any, num_input: int, context_len: int) -> int | None:

@@ -60,6 +60,7 @@ def prepare_server_args(server_args: Any) -> bool:
         serving.checkpoint.check_weights()
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
     server_args.speculative_algorithm = algorithm.NAME
+    _set_page_size(server_args, serving)
     if serving.checkpoint.family.released_as is not None:
         server_args.json_model_override_args = _named_as_ours(server_args, serving)
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
@@ -71,6 +72,19 @@ def prepare_server_args(server_args: Any) -> bool:
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args, serving)
     return True
+
+
+def _set_page_size(server_args: Any, serving: Serving) -> None:
+    """Where only whole blocks can be shared, and prompts continue at their edges alone, pages consist of blocks."""
+    block_size = serving.checkpoint.block_size
+    if serving.policy.prefill is not Prefill.BLOCK_CAUSAL:
+        return
+    if server_args.page_size is None:
+        server_args.page_size = block_size
+    if server_args.page_size % block_size:
+        raise ConfigError(
+            "--page-size", server_args.page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
+        )
 
 
 def _set_cpu_defaults(server_args: Any, serving: Serving) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlm_serve.config import DecodePlan
-from dlm_serve.decoding import Commit, Mode, Policy, RowSettings
+from dlm_serve.decoding import Commit, Mode, Policy, RowSettings, Sharing
 from dlm_serve.decoding.fused import WindowAlgorithm, entropy_below
 from dlm_serve.engine.serving import current
 
@@ -51,16 +51,24 @@ def record_of(req: Any) -> RequestRecord:
     return record
 
 
-def length_with_kv(req: Any, committed_len: int, policy: Policy) -> int:
-    """How many of the first `committed_len` tokens of SGLang's `req` have KV.
+def shareable_len(req: Any, policy: Policy) -> int:
+    """How many of the first tokens of SGLang's `req` have KV that another request with the same tokens may use."""
+    num_prompt, num_tokens = len(req.origin_input_ids), len(req.origin_input_ids) + len(req.output_ids)
+    if policy.commit is Commit.FUSED and record_of(req).plan.threshold is not None:
+        # What a step accepts gets its KV from the next one.
+        num_encoded: int = req.extend_end
+        return max(num_encoded, num_tokens - 1 - record_of(req).last_emitted)
+    if policy.sharing is not Sharing.BLOCKS:
+        return num_tokens
+    # The block of the last token of an answer need not be committed. Where blocks are not anchored, those of an
+    # answer lie elsewhere than they would in a prompt.
+    last = max(num_prompt, num_tokens - 1) if policy.is_anchored else num_prompt
+    return last - last % current().checkpoint.block_size
 
-    Where commits are fused, what a step accepts gets its KV from the next one.
-    """
-    record = record_of(req)
-    if policy.commit is not Commit.FUSED or record.plan.threshold is None:
-        return committed_len
-    num_prefilled: int = req.extend_end
-    return max(min(num_prefilled, committed_len), committed_len - record.last_emitted)
+
+def is_private(req: Any, policy: Policy) -> bool:
+    """Whether the KV that the EXTEND call of SGLang's `req` computes includes some that is not for other requests."""
+    return policy.sharing is Sharing.BLOCKS and not policy.is_anchored and bool(req.output_ids)
 
 
 def settings_of(req: Any) -> RowSettings:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dlm_serve.decoding import Mode
-from dlm_serve.engine.requests import PLAN_KEY, length_with_kv, record_of, statistics_of
+from dlm_serve.engine.requests import PLAN_KEY, record_of, shareable_len, statistics_of
 from dlm_serve.engine.serving import current
 
 
@@ -46,14 +46,13 @@ def skip_output_without_tokens(original: Callable[..., None], accumulator: Any, 
 
 
 def remember_emitted(result: None, req: Any, num_emitted: int) -> None:
-    """After `Req.update_spec_correct_drafts_histogram`, where a decode step of the request is counted."""
+    """After `Req.update_spec_correct_drafts_histogram`, by which SGLang counts each decode step of the request."""
     record_of(req).last_emitted = num_emitted
 
 
-def owned_with_kv(owned_len: int, req: Any) -> int:
-    """After `Req.owned_kv_len`: the prefix cache is given no token whose KV the next step would have written."""
-    family = current().checkpoint.family
-    return min(owned_len, length_with_kv(req, req.kv.kv_committed_len, family.policy))
+def own_what_is_shareable(owned_len: int, req: Any) -> int:
+    """After `Req.owned_kv_len`: only KV that others may use goes to the prefix cache, the rest is given back."""
+    return min(owned_len, shareable_len(req, current().policy))
 
 
 def room_for_reserve(extra_len: int) -> int:

@@ -21,7 +21,7 @@ class Serving:
     @property
     def policy(self) -> Policy:
         """How its family decodes, as the configuration chooses."""
-        return self.checkpoint.family.policy
+        return self.config.policy_of(self.checkpoint.family)
 
 
 _current: Serving | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlm_serve.config import DecodePlan
-from dlm_serve.decoding import Mode
+from dlm_serve.decoding import Mode, Policy
 
 FREE_TOKENS = 192
 """Tokens of one forward whose arithmetic takes as long as reading the weights; more cost in proportion.
@@ -31,7 +31,7 @@ class Split:
     """Rows that need no forward."""
 
     @classmethod
-    def of(cls, plans: Sequence[DecodePlan], decided: Sequence[int] = ()) -> Split:
+    def of(cls, plans: Sequence[DecodePlan], policy: Policy, decided: Sequence[int] = ()) -> Split:
         """The cheaper way: autoregressive rows padded into the block forward, or in a second forward.
 
         The rows `decided` take neither.
@@ -40,7 +40,7 @@ class Split:
         drafts = tuple(i for i in live if plans[i].verifies_windows)
         alone = tuple(i for i in live if plans[i].mode is Mode.AUTOREGRESSIVE)
         rest = tuple(i for i in live if plans[i].mode is not Mode.AUTOREGRESSIVE and i not in drafts)
-        width = max((plans[i].row_width for i in rest), default=1)
+        width = max((policy.row_width(plans[i].block_length) for i in rest), default=1)
         together = _cost(len(live) * width)
         apart = _cost(len(alone)) + _cost(len(rest) * width)
         if drafts or decided or not rest or (alone and apart < together):

@@ -66,7 +66,7 @@ class Windows:
             torch.tensor(numbers, device=indices.device)
             for numbers in zip(*((block.given[0], block.start, block.num_emitted) for block in blocks), strict=True)
         )
-        width = max(record_of(req).plan.row_width for req in reqs)
+        width = self._policy.row_width(max(record_of(req).plan.block_length for req in reqs))
         rows = self._table.gather(indices, width).start_block(anchors, self._mask_token_id)
         predicted = self._step.run(rows, indices, starts, layout(rows, self._policy))
         prediction = self._draw(reqs, rows, starts, predicted, sampling)
@@ -99,7 +99,7 @@ class Windows:
         """One forward over the hypotheses of all drafts of `reqs`, and what they emit."""
         records = [record_of(req) for req in reqs]
         number = max(record.plan.block_length for record in records)
-        width = max(record.plan.row_width for record in records)
+        width = self._policy.row_width(number)
         if any(record.is_extended for record in records):
             width += number
         for record in records:

@@ -36,7 +36,7 @@ from dlm_serve.decoding import (
 from dlm_serve.engine.block_step import BlockStep, Step
 from dlm_serve.engine.inputs import StepState
 from dlm_serve.engine.prefill import StretchBackend, stretches_of
-from dlm_serve.engine.requests import FirstBlock, first_block_of, record_of, settings_of
+from dlm_serve.engine.requests import FirstBlock, first_block_of, is_private, record_of, settings_of
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
 from dlm_serve.engine.serving import load_serving
 from dlm_serve.engine.split import Split
@@ -109,6 +109,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         rows = Rows.of([settings_of(req) for req in batch.reqs], self.max_width).to(self.device)
         batch.sampling_info.sampling_seed = rows.seed
         sampling = sampling_of(batch.sampling_info)
+        for req in batch.reqs:
+            req.skip_radix_cache_insert |= is_private(req, self.policy)
         with self._prompts_seen(batch):
             result = self._target_worker.forward_batch_generation(batch)
         pending = result.next_token_ids.to(torch.int64)
@@ -168,7 +170,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     def _decode(self, batch: Any) -> Any:
         """One step of rows in any mix of modes: a block forward, a decode forward, or both."""
         decided = [i for i, req in enumerate(batch.reqs) if record_of(req).is_decided]
-        split = Split.of([record_of(req).plan for req in batch.reqs], decided)
+        split = Split.of([record_of(req).plan for req in batch.reqs], self.policy, decided)
         indices, committed = batch.req_pool_indices.long(), batch.seq_lens.to(torch.int64)
         batch.sampling_info.sampling_seed = self.table.seed[indices]
         sampling = sampling_of(batch.sampling_info)

@@ -29,6 +29,8 @@ EFFICIENT_DLM = Family(
     ),
     normalise=_normalise,
     policy=Policy(Prefill.BIDIRECTIONAL, Commit.BLOCK, Sharing.NONE),
+    # As it was trained: blocks see themselves and what is before them. The release encodes prompts as a whole.
+    other_policies=(Policy(Prefill.BLOCK_CAUSAL, Commit.BLOCK, Sharing.BLOCKS),),
     modes=(Mode.DIFFUSION,),
     refusals={
         Mode.AUTOREGRESSIVE: "Efficient-DLM is not trained to predict the next token",

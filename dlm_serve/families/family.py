@@ -77,6 +77,7 @@ class Family:
     """`module:class` of SGLang's model, or of one of ours, that it adds decoding to."""
     tensors: Tensors
     policy: Policy
+    """How it decodes, unless the server file chooses another."""
     modes: tuple[ConcreteMode, ...]
     """Those it has; the first is what `auto` stands for."""
     refusals: Mapping[Mode, str] = field(default_factory=dict)
@@ -87,6 +88,8 @@ class Family:
     """Fields of `config.json` that tell it from others of that architecture."""
     normalise: Callable[[Config], dict[str, Any]] = as_it_is
     """`config.json` with the names of the fields of `models.checkpoint.Checkpoint`. What is missing stays so."""
+    other_policies: tuple[Policy, ...] = ()
+    """What the server file may choose, by the way prompts are encoded."""
     algorithms: tuple[str, ...] = ()
     """Those of mode diffusion, the default first; none where there is no choice."""
     temperature: float = 0.0

@@ -11,7 +11,7 @@ from typing import Any
 from dlm_serve.decoding import Commit, Mode, Policy, Prefill, Sharing
 from dlm_serve.decoding.fused import WindowAlgorithm
 from dlm_serve.errors import CheckpointError
-from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors
+from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors, rope_parameters
 
 
 def _normalise(config: Config) -> dict[str, Any]:
@@ -20,11 +20,9 @@ def _normalise(config: Config) -> dict[str, Any]:
         raise CheckpointError(
             "causal_attn", True, "windows that are causal are not supported", "use another checkpoint"
         )
-    fields = {**config, "mask_token_id": config["text_mask_token_id"]}
+    fields = {**rope_parameters(config), **config, "mask_token_id": config["text_mask_token_id"]}
     if config.get("head_dim") is None and config.get("hidden_size") and config.get("num_attention_heads"):
         fields["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
-    if "rope_theta" in config:
-        fields.setdefault("rope_parameters", {"rope_type": "default", "rope_theta": config["rope_theta"]})
     return fields
 
 
@@ -41,7 +39,7 @@ SDLM = Family(
         layer=(*LLAMA_LAYER, "self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
         untied=("lm_head.weight",),
     ),
-    policy=Policy(Prefill.CAUSAL, Commit.FUSED, Sharing.PREFIX),
+    policy=Policy(Prefill.CAUSAL, Commit.FUSED, Sharing.PREFIX, shifts_logits=True),
     modes=(Mode.DIFFUSION, Mode.AUTOREGRESSIVE),
     refusals={
         Mode.SELF_SPECULATION: "it verifies drafts by windows, so the answers are not those of mode autoregressive: "

@@ -1,4 +1,4 @@
-"""Run by test_sdlm_logits.py in a process of its own: SDLM's model, attention and layout against the reference's logits.
+"""Run by test_sdlm_logits.py in a process of its own: SDLM's logits against the reference's.
 
 The model is loaded by SGLang's own runner; rows are laid out and run by the same functions as in the server. Each
 call of the reference encodes the tokens that are new, among them the last, and the window behind them; here a row

@@ -108,7 +108,7 @@ def test_options_must_be_a_mapping_of_names(raw: object) -> None:
         ("blocklength", "did you mean 'block_length'"),
         ("step", "did you mean 'steps'"),
         ("modus", "did you mean 'mode'"),
-        ("xyz", "known are algorithm, block_length, convergence_threshold, mode, steps, threshold"),
+        ("xyz", "known are algorithm, block_length, convergence_threshold, mode, shift_logits, steps, threshold"),
         ("draft_threshold", "threshold"),
         ("refinement_steps", "steps"),
         ("early_stop_enabled", "convergence_threshold"),
@@ -165,7 +165,7 @@ def test_a_pinned_mode_that_cannot_honour_the_request_is_refused_with_all_reason
 def test_autoregressive_decodes_one_token_at_a_time() -> None:
     plan = resolve({"mode": "autoregressive"}, {"block_length": 16, "steps": 4, "convergence_threshold": 0.5})
     assert plan == DecodePlan(
-        mode=Mode.AUTOREGRESSIVE, block_length=1, threshold=None, steps=1, convergence_threshold=None, row_width=1
+        mode=Mode.AUTOREGRESSIVE, block_length=1, threshold=None, steps=1, convergence_threshold=None
     )
 
 
@@ -330,6 +330,7 @@ def test_defaults() -> None:
         "draft_threshold": 0.0,
         "steps": None,
         "convergence_threshold": None,
+        "prefill": None,
     }
     assert config.routing.widths == (4, 8, 16, 32)
     assert config.lora.draft_adapter == "auto"

@@ -68,4 +68,4 @@ def test_a_step_takes_the_smallest_shape_that_holds_it(num_rows: int, width: int
 def test_rows_take_the_cheaper_way(
     plans: list[DecodePlan], decode_rows: tuple[int, ...], block_rows: tuple[int, ...], width: int
 ) -> None:
-    assert Split.of(plans) == Split(decode_rows, block_rows, width)
+    assert Split.of(plans, NEMOTRON_LABS_DIFFUSION.policy) == Split(decode_rows, block_rows, width)

@@ -1,0 +1,232 @@
+"""Efficient-DLM against its authors' decoding, and what follows from prompts that are encoded as a whole."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden import DATA, Case
+from serving import Server, generate_body
+
+FOLDER = DATA / "efficient_dlm"
+BLOCKS_OF_8, BLOCKS_OF_32 = FOLDER / "edlm-b8", FOLDER / "edlm-b32"
+CONCURRENCY = 16
+PROMPT = [106, 132, 199, 50, 7, 9, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42]
+MAX_PREFILL = 600
+
+
+def cases(model: Path) -> list[Case]:
+    """The reference's cases of one checkpoint."""
+    return [case for case in json.loads((FOLDER / "cases.json").read_text()) if case["variant"] == model.name]
+
+
+def body_of(case: Case) -> dict[str, Any]:
+    """The request that a case stands for. The reference's `steps` are those of all blocks together."""
+    params = case["params"]
+    options = {name: params[name] for name in ("block_length", "threshold")}
+    if params["threshold"] is None:
+        options["steps"] = params["steps"] // (params["max_new_tokens"] // params["block_length"])
+    ends: dict[str, Any] = {"ignore_eos": True} if params["eos_token_id"] is None else {}
+    return generate_body(case["prompt_ids"], params["max_new_tokens"], dlm=options, **ends)
+
+
+def differences(server: Server, reference: list[Case]) -> list[str]:
+    """The cases whose ids are not the reference's, or whose forward passes are not one less.
+
+    The reference runs the commit of the block that ends a request, too.
+    """
+    answers = server.generate_all([body_of(case) for case in reference], CONCURRENCY)
+    found = []
+    for case, answer in zip(reference, answers, strict=True):
+        ours = (answer["output_ids"], answer["meta_info"]["dlm"]["nfe"])
+        theirs = (case["output_ids"], case["nfe"] - 1)
+        if ours != theirs:
+            found.append(f"{case['id']}: {ours} instead of {theirs}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Blocks of 8, by the path alone but for a limit that is easily reached."""
+    flags = ("--max-prefill-tokens", str(MAX_PREFILL))
+    with Server.launch(BLOCKS_OF_8, *flags, log=tmp_path_factory.mktemp("efficient_dlm") / "log") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def block_causal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same with prompts encoded as it was trained, in chunks, and audited as the crowded server of the others."""
+    folder = tmp_path_factory.mktemp("block_causal")
+    config = folder / "config.yaml"
+    config.write_text("generation: {prefill: block_causal}\n")
+    flags = ("--dllm-algorithm-config", str(config), "--chunked-prefill-size", "64")
+    with Server.launch(BLOCKS_OF_8, *flags, log=folder / "log", env=AUDITS) as started:
+        yield started
+
+
+AUDITS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
+RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23", **AUDITS}
+
+
+@pytest.fixture(autouse=True)
+def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test nothing is lost of the servers it used."""
+    yield
+    for name in {"server", "block_causal"} & set(request.fixturenames):
+        request.getfixturevalue(name).assert_nothing_leaked()
+
+
+# --- The reference ---
+
+
+def test_blocks_of_8(server: Server) -> None:
+    """Many at a time, of all lengths: so a batch answers as its requests would alone."""
+    assert differences(server, cases(BLOCKS_OF_8)) == []
+
+
+def test_blocks_of_32(tmp_path: Path) -> None:
+    with Server.launch(BLOCKS_OF_32, "--page-size", "8", "--disable-overlap-schedule", log=tmp_path / "log") as other:
+        assert differences(other, cases(BLOCKS_OF_32)) == []
+        other.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("prefill", ["bidirectional", "block_causal"])
+def test_retracted_and_resumed(tmp_path: Path, prefill: str, request: pytest.FixtureRequest) -> None:
+    """In a pool too small for the load; the interrupted block starts over, and the prompt is encoded as before."""
+    (tmp_path / "config.yaml").write_text(f"generation: {{prefill: {prefill}}}\n")
+    reference = [case for case in cases(BLOCKS_OF_8) if len(case["output_ids"]) > 20] * 2
+    bodies = [body_of(case) for case in reference]
+    expected = [case["output_ids"] for case in reference]
+    if prefill == "block_causal":
+        calm = request.getfixturevalue("block_causal")
+        expected = [answer["output_ids"] for answer in calm.generate_all(bodies, 1)]
+    flags = ("--max-total-tokens", "1600", "--schedule-conservativeness", "0.05")
+    config = ("--dllm-algorithm-config", str(tmp_path / "config.yaml"))
+    with Server.launch(BLOCKS_OF_8, *flags, *config, log=tmp_path / "log", env=RETRACTIONS) as crowded:
+        answers = crowded.generate_all(bodies, 40)
+        crowded.assert_nothing_leaked()
+    assert [answer["output_ids"] for answer in answers] == expected
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
+
+
+# --- Answers ---
+
+
+def test_defaults(server: Server) -> None:
+    """Diffusion in the checkpoint's blocks, by threshold; also for a chat."""
+    answer = server.generate(PROMPT, 20)
+    assert answer["output_ids"] == server.generate(PROMPT, 20, dlm={"threshold": 0.9})["output_ids"]
+    statistics = answer["meta_info"]["dlm"]
+    assert (statistics["mode"], statistics["block_length"]) == ("diffusion", 8)
+    chat = {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    assert server.post("/v1/chat/completions", chat).status_code == 200
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 7, 8, 9, 17, 30])
+def test_shorter_answer_is_a_prefix(server: Server, max_new_tokens: int) -> None:
+    whole = server.generate(PROMPT, 40, ignore_eos=True)["output_ids"]
+    assert server.generate(PROMPT, max_new_tokens, ignore_eos=True)["output_ids"] == whole[:max_new_tokens]
+
+
+@pytest.mark.parametrize("position", [0, 3, 7, 8, 13])
+def test_stop_token(server: Server, position: int) -> None:
+    """A block ends its denoising at a stop id, so what follows in it may differ; what precedes does not."""
+    whole = server.generate(PROMPT, 24, ignore_eos=True, dlm={"threshold": None, "steps": 1})["output_ids"]
+    stop = whole[position]
+    answer = server.generate(PROMPT, 24, stop_token_ids=[stop], dlm={"threshold": None, "steps": 1})
+    assert answer["output_ids"] == whole[: whole.index(stop) + 1]
+
+
+def test_mixed_batch_is_as_alone(server: Server) -> None:
+    """Prompts, blocks and answers of many lengths, greedy and sampled, a block of one token among them."""
+    sampled: dict[str, Any] = {"temperature": 0.9, "sampling_seed": 4}
+    lengths = itertools.product((1, 5, len(PROMPT)), (1, 3, 8, 20, 32), ({}, sampled))
+    bodies = [
+        generate_body(PROMPT[:num], 10 + 3 * i, ignore_eos=True, dlm={"block_length": length}, **sampling)
+        for i, (num, length, sampling) in enumerate(lengths)
+    ]
+    alone = [answer["output_ids"] for answer in server.generate_all(bodies, 1)]
+    together = [answer["output_ids"] for answer in server.generate_all(bodies, len(bodies))]
+    assert together == alone
+
+
+def test_nothing_is_shared(server: Server) -> None:
+    """Neither the same prompt, nor the next turn of a conversation: their KV would be another."""
+    first = server.generate(PROMPT, 24)
+    for prompt in (PROMPT, PROMPT + first["output_ids"] + [50, 60]):
+        assert server.generate(prompt, 8)["meta_info"]["cached_tokens"] == 0
+    assert server.generate(PROMPT, 24)["output_ids"] == first["output_ids"]
+
+
+# --- Prompts encoded block by block ---
+
+
+def test_block_causal_shares_whole_blocks(block_causal: Server) -> None:
+    """Of prompts alone: blocks of an answer do not lie where they would in a prompt."""
+    first = block_causal.generate(PROMPT, 24)["output_ids"]
+    for prompt in (PROMPT, PROMPT + first + [50, 60], PROMPT[:16] + [3] * 30):
+        cached = block_causal.generate(prompt, 24)
+        block_causal.flush_cache()
+        uncached = block_causal.generate(prompt, 24)
+        assert (cached["meta_info"]["cached_tokens"], uncached["meta_info"]["cached_tokens"]) == (16, 0)
+        assert cached["output_ids"] == uncached["output_ids"]
+
+
+def test_block_causal_equals_the_reference_within_a_block(block_causal: Server) -> None:
+    """A prompt of at most one block sees itself as a whole either way; longer ones need not answer the same."""
+    reference = cases(BLOCKS_OF_8)
+    short = [case for case in reference if len(case["prompt_ids"]) <= 8]
+    assert differences(block_causal, short) == []
+    assert differences(block_causal, reference) != []
+
+
+def test_block_causal_chunks(block_causal: Server) -> None:
+    """A prompt of several chunks, batched and alone."""
+    bodies = [generate_body(PROMPT * num, 12) for num in (4, 9, 30)]
+    alone = [answer["output_ids"] for answer in block_causal.generate_all(bodies, 1)]
+    block_causal.flush_cache()
+    assert [answer["output_ids"] for answer in block_causal.generate_all(bodies, len(bodies))] == alone
+
+
+# --- Refusals ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            {"mode": "autoregressive"},
+            ["dlm.mode", "autoregressive", "not trained to predict the next token", "diffusion"],
+        ),
+        ({"mode": "self_speculation"}, ["dlm.mode", "self_speculation", "verified", "diffusion"]),
+        ({"dlm": {"shift_logits": True}}, ["dlm.shift_logits", "True", "their own positions"]),
+        ({"dlm": {"algorithm": "prob_conf"}}, ["dlm.algorithm", "prob_conf", "single algorithm"]),
+        ({"dlm": {"steps": 9}}, ["dlm.steps", "9", "block length, 8"]),
+        ({"regex": "[ab]+"}, ["regex", "autoregressive", "leave it out"]),
+        ({"frequency_penalty": 0.5}, ["frequency_penalty", "autoregressive"]),
+        ({"request": {"return_logprob": True}}, ["return_logprob", "autoregressive"]),
+    ],
+    ids=str,
+)
+def test_refusals(server: Server, asked: dict[str, Any], words: list[str]) -> None:
+    response = server.post("/generate", generate_body(PROMPT, 4, **asked))
+    assert response.status_code == 400
+    assert all(word in response.text for word in words), response.text
+
+
+def test_shift_logits_as_on_the_card(server: Server) -> None:
+    assert server.generate(PROMPT, 4, dlm={"shift_logits": False})["meta_info"]["dlm"]["mode"] == "diffusion"
+
+
+def test_a_prompt_for_more_than_one_forward_is_refused(server: Server, block_causal: Server) -> None:
+    longest = [5] * MAX_PREFILL
+    assert len(server.generate(longest, 9, ignore_eos=True)["output_ids"]) == 9
+    response = server.post("/generate", generate_body([*longest, 5], 9))
+    assert response.status_code == 400
+    words = ["input_ids", f"{MAX_PREFILL + 1} tokens", f"at most {MAX_PREFILL}", "--max-prefill-tokens"]
+    assert all(word in response.text for word in words), response.text
+    assert len(block_causal.generate([*longest, 5], 9, ignore_eos=True)["output_ids"]) == 9
