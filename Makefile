@@ -1,4 +1,4 @@
-# make serve   set up what is missing and serve the bundled model, or a tiny one of FAMILY=efficient-dlm or bd3lm
+# make serve   set up what is missing and serve the bundled model, or a tiny one of FAMILY=efficient-dlm, sdlm or bd3lm
 #              (MODEL=, FLAGS= for others)
 # make test    set up what is missing and run every test
 # make check   formatter, linter, type checker
@@ -8,6 +8,7 @@
 TINY_nemotron-labs-diffusion := nano
 TINY_efficient-dlm := tests/data/efficient_dlm/edlm-b8
 TINY_bd3lm := tests/data/bd3lm/bd3lm-b8
+TINY_sdlm := tests/data/sdlm/sdlm-d4-tied
 
 FAMILY ?= nemotron-labs-diffusion
 MODEL ?= $(or $(TINY_$(FAMILY)),$(error no FAMILY $(FAMILY): $(patsubst TINY_%,%,$(filter TINY_%,$(.VARIABLES)))))

@@ -68,6 +68,7 @@ SEAMS = (
     Seam(f"{_SRT}.managers.scheduler.Scheduler._reqs_finishing_inflight", ("batch",)),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.get_output_streamer_class"),
     Seam(f"{_SRT}.managers.schedule_batch.Req.update_finish_state", ("new_accepted_len",)),
+    Seam(f"{_SRT}.managers.schedule_batch.Req.update_spec_correct_drafts_histogram", ("num_correct_drafts",)),
     Seam(f"{_SRT}.managers.schedule_batch.Req.owned_kv_len"),
     Seam(f"{_SRT}.managers.scheduler_components.output_streamer._GenerationStreamAccumulator.accept", ("req",)),
     Seam(f"{_SRT}.mem_cache.allocation_sizing.get_req_to_token_extra_context_len"),

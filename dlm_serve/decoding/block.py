@@ -22,7 +22,7 @@ def layout(rows: Rows) -> Layout:
     return Layout(
         causal_len=torch.zeros_like(rows.new_len),
         new_len=rows.new_len,
-        keeps_kv=~refining,
+        kept_len=torch.where(refining, 0, rows.new_len),
         shift=torch.zeros_like(rows.phase, dtype=torch.int64),
         lora_on=torch.zeros_like(refining),
     )

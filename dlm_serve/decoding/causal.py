@@ -22,7 +22,7 @@ def layout(rows: Rows) -> Layout:
     return Layout(
         causal_len=torch.where(refining, 0, rows.width).to(torch.int32),
         new_len=rows.new_len,
-        keeps_kv=~refining,
+        kept_len=torch.where(refining, 0, rows.new_len),
         shift=(~refining).long(),
         lora_on=rows.phase == Phase.DRAFT,
     )

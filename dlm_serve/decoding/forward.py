@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,9 +16,13 @@ class Layout:
 
     causal_len: torch.Tensor  # [B] int32: 0 is bidirectional, the width is causal
     new_len: torch.Tensor  # [B] int32: real tokens in the row
-    keeps_kv: torch.Tensor  # [B] bool: the KV of this forward is committed
+    kept_len: torch.Tensor  # [B] int32: the KV of so many tokens, from the first, is committed
     shift: torch.Tensor  # [B] int64: the logits at position i predict position i + shift
     lora_on: torch.Tensor  # [B] bool: the draft adapter counts
+
+    def without_kv(self) -> Layout:
+        """The same with no KV kept."""
+        return replace(self, kept_len=torch.zeros_like(self.kept_len))
 
 
 @dataclass(frozen=True)

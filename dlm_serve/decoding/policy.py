@@ -25,6 +25,8 @@ class Commit(StrEnum):
     """A causal forward over the block; its last prediction is the first token of the next block."""
     BLOCK = "block"
     """A forward over the block that is bidirectional inside it and predicts nothing."""
+    FUSED = "fused"
+    """Causally, by the forward that predicts what follows them."""
 
 
 class Sharing(StrEnum):
@@ -59,3 +61,16 @@ class Policy:
     def is_seeded(self) -> bool:
         """Whether each block starts with a token that the forward before it predicted."""
         return self.commit is Commit.CAUSAL
+
+    @property
+    def refines(self) -> bool:
+        """Whether a block is refined in several forwards, rather than cut where confidence ends."""
+        return self.commit is not Commit.FUSED
+
+    def row_width(self, block_length: int) -> int:
+        """The most tokens of a row with blocks of `block_length`: where commits are fused, a block and the next one."""
+        return block_length if self.refines else 2 * block_length
+
+    def longest_block(self, block_size: int, max_width: int) -> int:
+        """The longest blocks in rows of at most `max_width` tokens, of a model that was trained with `block_size`."""
+        return max_width if self.refines else min(2 * block_size, max_width // 2)

@@ -1,6 +1,6 @@
 """One decode step: how rows enter the forward (`layout`) and what its predictions do to them (`advance`).
 
-What a family's policy means is in the file of its way to commit: `causal`, `block`.
+What a family's policy means is in the file of its way to commit: `causal`, `block`, `fused`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm_serve.decoding import block, causal
+from dlm_serve.decoding import block, causal, fused
 from dlm_serve.decoding.forward import Emission, Layout
 from dlm_serve.decoding.policy import Commit, Policy
 from dlm_serve.decoding.rows import Rows
@@ -28,6 +28,7 @@ class _Functions:
 _OF = {
     Commit.CAUSAL: _Functions(causal.layout, causal.advance, causal.carry, causal.hand_out),
     Commit.BLOCK: _Functions(block.layout, block.advance, block.carry, block.hand_out),
+    Commit.FUSED: _Functions(fused.layout, fused.advance, fused.carry, fused.hand_out),
 }
 
 

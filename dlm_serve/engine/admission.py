@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from dlm_serve.config import DecodePlan, RequestOptions
 from dlm_serve.decoding import Prefill, StopRule
 from dlm_serve.engine.requests import PLAN_KEY
 from dlm_serve.engine.serving import current
 from dlm_serve.errors import OptionError
+from dlm_serve.plan import DecodePlan, RequestOptions
 
 # SGLang keeps this many positions of the context for itself (`TpModelWorker.get_worker_info`,
 # `Scheduler.init_req_max_new_tokens`) and would drop that many tokens from an answer without a word.

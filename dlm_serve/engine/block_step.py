@@ -16,7 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Emission, Policy, Prediction, Rows, advance_, layout, predict
+from dlm_serve.decoding import Emission, Layout, Policy, Prediction, Rows, advance_, layout, predict
 from dlm_serve.engine.inputs import BlockInput
 from dlm_serve.kv.slots import read_slots, write_slots
 
@@ -56,12 +56,21 @@ class BlockStep:
         on_slots_read: Callable[[], None] | None = None,
     ) -> tuple[torch.Tensor, Prediction]:
         """See `Step`. `on_slots_read` is called when no later write to the slot table could misplace KV."""
-        runner = self._model_runner
         rows = self.table.gather(indices, width)
-        step = layout(rows, self.policy)
-        starts = rows.starts(committed_lens)
+        return self.run(rows, indices, rows.starts(committed_lens), layout(rows, self.policy), on_slots_read)
+
+    def run(
+        self,
+        rows: Rows,
+        indices: torch.Tensor,
+        starts: torch.Tensor,
+        step: Layout,
+        on_slots_read: Callable[[], None] | None = None,
+    ) -> tuple[torch.Tensor, Prediction]:
+        """The same for any `rows` of the requests at `indices`, laid out as `step` says from positions `starts` [B]."""
+        runner, width = self._model_runner, rows.width
         slot_table = runner.req_to_token_pool.req_to_token
-        slots = write_slots(slot_table, indices, starts, step.new_len, step.keeps_kv, width)
+        slots = write_slots(slot_table, indices, starts, step.kept_len, width)
         if on_slots_read is not None:
             on_slots_read()
         committed = read_slots(slot_table, indices, starts, runner.model.attention_window)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlm_serve.config import DecodePlan
-from dlm_serve.decoding import Mode, Policy, RowSettings, Sharing
+from dlm_serve.decoding import Commit, Mode, Policy, RowSettings, Sharing
+from dlm_serve.decoding.fused import WindowAlgorithm, entropy_below
 from dlm_serve.engine.serving import current
+from dlm_serve.plan import DecodePlan
 
 PLAN_KEY = "dlm"
 """Where in a request's `custom_params` its options lie, and after admission its plan."""
@@ -21,6 +22,12 @@ class RequestRecord:
     plan: DecodePlan
     extend_forwards: int = 0
     """Refining forwards that ran inside EXTEND calls."""
+    first_run: range = range(0)
+    """Positions of the anchor of the window that the last EXTEND call ran, and of the tokens accepted but the last."""
+    is_extended: bool = False
+    """Whether what the last EXTEND call decided has no KV yet."""
+    last_emitted: int = 0
+    """Tokens that the last decode step emitted."""
     steps_before_rest: int | None = None
     """Steps it had taken when an EXTEND call decided all that was left of its answer; None if none did."""
 
@@ -47,6 +54,10 @@ def record_of(req: Any) -> RequestRecord:
 def shareable_len(req: Any, policy: Policy) -> int:
     """How many of the first tokens of SGLang's `req` have KV that another request with the same tokens may use."""
     num_prompt, num_tokens = len(req.origin_input_ids), len(req.origin_input_ids) + len(req.output_ids)
+    if policy.commit is Commit.FUSED and record_of(req).plan.threshold is not None:
+        # What a step accepts gets its KV from the next one.
+        num_encoded: int = req.extend_end
+        return max(num_encoded, num_tokens - 1 - record_of(req).last_emitted)
     if policy.sharing is not Sharing.BLOCKS:
         return num_tokens
     # The block of the last token of an answer need not be committed. Where blocks are not anchored, those of an
@@ -66,7 +77,7 @@ def settings_of(req: Any) -> RowSettings:
     return RowSettings(
         mode=plan.mode,
         block_length=plan.block_length,
-        threshold=plan.threshold,
+        threshold=_limit_of(plan),
         steps=plan.steps,
         convergence_threshold=plan.convergence_threshold,
         seed=req.sampling_params.sampling_seed,
@@ -74,6 +85,13 @@ def settings_of(req: Any) -> RowSettings:
         is_seeded=serving.policy.is_seeded,
         algorithm=serving.checkpoint.family.algorithms.index(plan.algorithm) if plan.algorithm else 0,
     )
+
+
+def _limit_of(plan: DecodePlan) -> float | None:
+    """The threshold as rows compare with it: of probability, or of entropy in nats."""
+    if plan.algorithm == WindowAlgorithm.ENTROPY_CONF and plan.threshold is not None:
+        return entropy_below(plan.threshold, current().checkpoint.vocab_size)
+    return plan.threshold
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,14 @@ def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
     tokens = [*req.origin_input_ids, *req.output_ids]
     if req.extend_end != len(tokens):
         return None
-    plan, num_prompt = record_of(req).plan, len(req.origin_input_ids)
+    record, num_prompt = record_of(req), len(req.origin_input_ids)
+    plan = record.plan
+    if plan.mode is Mode.AUTOREGRESSIVE:
+        return None
+    if policy.commit is Commit.FUSED:
+        anchor = record.first_run.start
+        is_partial = len(tokens) - 1 in record.first_run[1:]
+        return FirstBlock(anchor, [tokens[anchor]], len(tokens) - anchor) if is_partial else last_window_of(req)
     if not policy.is_seeded:
         origin = 0 if policy.is_anchored else num_prompt
         start = len(tokens) - (len(tokens) - origin) % plan.block_length
@@ -108,6 +133,12 @@ def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
     start = len(tokens) - num_emitted
     # Behind a whole block comes the first token of the next, which the prefill predicts.
     return None if num_emitted == plan.block_length else FirstBlock(start, [tokens[start]], num_emitted)
+
+
+def last_window_of(req: Any) -> FirstBlock:
+    """The window behind all tokens of SGLang's `req`, whose anchor is the last of them."""
+    last = (req.output_ids or req.origin_input_ids)[-1]
+    return FirstBlock(len(req.origin_input_ids) + len(req.output_ids) - 1, [last], 1)
 
 
 def statistics_of(req: Any) -> dict[str, Any]:

@@ -65,6 +65,11 @@ def skip_output_without_tokens(original: Callable[..., None], accumulator: Any, 
         original(accumulator, req=req)
 
 
+def remember_emitted(result: None, req: Any, num_emitted: int) -> None:
+    """After `Req.update_spec_correct_drafts_histogram`, by which SGLang counts each decode step of the request."""
+    record_of(req).last_emitted = num_emitted
+
+
 def own_what_is_shareable(owned_len: int, req: Any) -> int:
     """After `Req.owned_kv_len`: only KV that others may use goes to the prefix cache, the rest is given back."""
     return min(owned_len, shareable_len(req, current().policy))

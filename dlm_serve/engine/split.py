@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlm_serve.config import DecodePlan
-from dlm_serve.decoding import Mode
+from dlm_serve.decoding import Mode, Policy
+from dlm_serve.plan import DecodePlan
 
 FREE_TOKENS = 192
 """Tokens of one forward whose arithmetic takes as long as reading the weights; more cost in proportion.
@@ -24,25 +24,28 @@ class Split:
     block_rows: tuple[int, ...]
     """Rows of a block forward."""
     width: int
-    """Tokens of a row of the block forward: its longest block."""
+    """Tokens of a row of the block forward: those of its longest."""
+    draft_rows: tuple[int, ...] = ()
+    """Rows whose drafts are verified by several rows each, in a forward of their own."""
     decided_rows: tuple[int, ...] = ()
     """Rows that need no forward."""
 
     @classmethod
-    def of(cls, plans: Sequence[DecodePlan], decided: Sequence[int] = ()) -> Split:
+    def of(cls, plans: Sequence[DecodePlan], policy: Policy, decided: Sequence[int] = ()) -> Split:
         """The cheaper way: autoregressive rows padded into the block forward, or in a second forward.
 
         The rows `decided` take neither.
         """
         live = [i for i in range(len(plans)) if i not in decided]
+        drafts = tuple(i for i in live if plans[i].verifies_windows)
         alone = tuple(i for i in live if plans[i].mode is Mode.AUTOREGRESSIVE)
-        rest = tuple(i for i in live if plans[i].mode is not Mode.AUTOREGRESSIVE)
-        width = max((plans[i].block_length for i in rest), default=1)
+        rest = tuple(i for i in live if plans[i].mode is not Mode.AUTOREGRESSIVE and i not in drafts)
+        width = max((policy.row_width(plans[i].block_length) for i in rest), default=1)
         together = _cost(len(live) * width)
         apart = _cost(len(alone)) + _cost(len(rest) * width)
-        if not rest or (alone and apart < together):
-            return cls(alone, rest, width, tuple(decided))
-        return cls((), tuple(live), width, tuple(decided))
+        if drafts or decided or not rest or (alone and apart < together):
+            return cls(alone, rest, width, drafts, tuple(decided))
+        return cls((), tuple(live), width)
 
 
 def _cost(num_tokens: int) -> float:

@@ -21,13 +21,13 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import (
+    Commit,
     Emission,
     Mode,
     Phase,
     Prediction,
     Rows,
     Sampling,
-    Unmasking,
     carry,
     hand_out,
     layout,
@@ -41,6 +41,7 @@ from dlm_serve.engine.requests import FirstBlock, first_block_of, is_private, re
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
 from dlm_serve.engine.serving import load_serving
 from dlm_serve.engine.split import Split
+from dlm_serve.engine.windows import Windows
 
 Publish = Callable[[torch.Tensor], None]
 
@@ -90,6 +91,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         slot_table = self.model_runner.req_to_token_pool.req_to_token
         self.table = Rows.table(slot_table.shape[0], self.max_width, self.mask_token_id, self.device)
         eager = BlockStep(self.model_runner, self.table, self.mask_token_id, self.policy)
+        self.windows = Windows(eager, self.policy, self._draw)
         self.step: Step = eager
         if self.model_runner.decode_cuda_graph_capture_bs:
             from dlm_serve.engine.block_graphs import BlockGraphs
@@ -119,7 +121,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         if blocks:
             at = self._to_device(tuple(blocks))
             reqs = [batch.reqs[i] for i in blocks]
-            pending[at] = self._refine_first(reqs, indices[at], list(blocks.values()), sampling.select(at))
+            start = self.windows.start if self.policy.commit is Commit.FUSED else self._refine_first
+            pending[at] = start(reqs, indices[at], list(blocks.values()), sampling.select(at))
         result.next_token_ids = pending
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = StepState(pending, batch.seq_lens)
@@ -168,7 +171,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     def _decode(self, batch: Any) -> Any:
         """One step of rows in any mix of modes: a block forward, a decode forward, or both."""
         decided = [i for i, req in enumerate(batch.reqs) if record_of(req).is_decided]
-        split = Split.of([record_of(req).plan for req in batch.reqs], decided)
+        split = Split.of([record_of(req).plan for req in batch.reqs], self.policy, decided)
         indices, committed = batch.req_pool_indices.long(), batch.seq_lens.to(torch.int64)
         batch.sampling_info.sampling_seed = self.table.seed[indices]
         sampling = sampling_of(batch.sampling_info)
@@ -183,10 +186,14 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     def _split_step(
         self, batch: Any, indices: torch.Tensor, committed: torch.Tensor, split: Split, sampling: Sampling
     ) -> Any:
-        """A block forward over some rows, then a decode forward over others; some may need neither."""
+        """A forward over the rows of each kind that there are, one after the other; some may need none."""
         reqs = batch.reqs
-        output, captured = LogitsProcessorOutput(next_token_logits=None), True
+        output, captured = LogitsProcessorOutput(next_token_logits=None), not split.draft_rows
         parts: list[tuple[torch.Tensor, Emission]] = []
+        if split.draft_rows:
+            rows = self._to_device(split.draft_rows)
+            drafting = [reqs[i] for i in split.draft_rows]
+            parts.append((rows, self.windows.verify(drafting, indices[rows], committed[rows], sampling.select(rows))))
         if split.block_rows:
             rows = self._to_device(split.block_rows)
             at = indices[rows]
@@ -194,7 +201,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
                 [reqs[i] for i in split.block_rows], at, committed[rows], split.width, sampling.select(rows)
             )
             parts.append((rows, self.step.advance(at, prediction)))
-            captured = self.step.is_captured(len(split.block_rows), split.width)
+            captured &= self.step.is_captured(len(split.block_rows), split.width)
         if split.decode_rows:
             rows = self._to_device(split.decode_rows)
             seq_lens_cpu = None if batch.seq_lens_cpu is None else batch.seq_lens_cpu[list(split.decode_rows)]
@@ -241,30 +248,34 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         Autoregressive rows are left to `_sample`.
         """
         logits, prediction = self.step.forward(indices, committed, width)
-        plans = [record_of(req).plan for req in reqs]
-        drawn = tuple(
-            i
-            for i, (req, plan) in enumerate(zip(reqs, plans, strict=True))
-            if req.sampling_params.top_k != 1 and plan.mode is not Mode.AUTOREGRESSIVE
-        )
-        shuffled = tuple(i for i, plan in enumerate(plans) if plan.algorithm == Unmasking.FIRST_HITTING)
-        if drawn:
-            rows = self._to_device(drawn)
-            positions = self._predicted_positions(indices[rows], committed[rows], logits.shape[1])
-            part = Prediction(prediction.ids[rows], prediction.confidence[rows], prediction.entropy[rows])
-            part = resample(part, logits[rows], positions, sampling.select(rows), self.mask_token_id)
-            prediction.ids[rows], prediction.confidence[rows] = part.ids, part.confidence
-        if shuffled:
-            rows = self._to_device(shuffled)
-            positions = self._predicted_positions(indices[rows], committed[rows], logits.shape[1])
-            prediction.confidence[rows] = random_confidence(self.table.seed[indices[rows]], positions)
+        if any(_is_drawn(req) or record_of(req).plan.is_shuffled for req in reqs):
+            rows = self.table.gather(indices)
+            prediction = self._draw(reqs, rows, rows.starts(committed), (logits, prediction), sampling)
         return logits, prediction
 
-    def _predicted_positions(self, indices: torch.Tensor, committed: torch.Tensor, width: int) -> torch.Tensor:
-        """The positions [B, width] that the next forward of the rows at `indices` [B] predicts."""
-        rows = self.table.gather(indices)
-        starts = rows.starts(committed) + layout(rows, self.policy).shift
-        return starts[:, None] + torch.arange(width, device=self.device)
+    def _draw(
+        self,
+        reqs: Sequence[Any],
+        rows: Rows,
+        starts: torch.Tensor,
+        predicted: tuple[torch.Tensor, Prediction],
+        sampling: Sampling,
+    ) -> Prediction:
+        """What is predicted for `rows` from positions `starts` [B], by chance where their requests ask for that."""
+        logits, prediction = predicted
+        columns = torch.arange(logits.shape[1], device=self.device)
+        positions = (starts + layout(rows, self.policy).shift)[:, None] + columns
+        drawn = tuple(i for i, req in enumerate(reqs) if _is_drawn(req))
+        if drawn:
+            at = self._to_device(drawn)
+            part = Prediction(prediction.ids[at], prediction.confidence[at], prediction.entropy[at])
+            part = resample(part, logits[at], positions[at], sampling.select(at), self.mask_token_id)
+            prediction.ids[at], prediction.confidence[at] = part.ids, part.confidence
+        shuffled = tuple(i for i, req in enumerate(reqs) if record_of(req).plan.is_shuffled)
+        if shuffled:
+            at = self._to_device(shuffled)
+            prediction.confidence[at] = random_confidence(rows.seed[at], positions[at])
+        return prediction
 
     def _decode_forward(
         self, indices: torch.Tensor, committed: torch.Tensor, committed_cpu: torch.Tensor | None
@@ -334,3 +345,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             num_non_draft_tokens_per_req=0,
             can_run_cuda_graph=captured,
         )
+
+
+def _is_drawn(req: Any) -> bool:
+    """Whether the tokens of `req` are sampled by us, rather than greedy or left to SGLang's sampler."""
+    return req.sampling_params.top_k != 1 and record_of(req).plan.mode is not Mode.AUTOREGRESSIVE

@@ -35,6 +35,8 @@ class Tensors:
     """What stands before the number of a layer."""
     layer: tuple[str, ...]
     """What stands behind it."""
+    untied: tuple[str, ...] = ()
+    """Those of `outer` that a checkpoint with tied embeddings may leave out."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Beginnings of names, and what the backbone has in their place."""
 

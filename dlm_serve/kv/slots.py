@@ -1,7 +1,7 @@
 """Where the KV of a forward goes, and where the KV lies that it reads.
 
 Slots from the start of a request's row to the end of its reserve are its own: shared with nobody. A row
-writes there only in a phase whose KV is committed. Everything else goes to slot 0, which no request owns.
+writes there only KV that is committed. Everything else goes to slot 0, which no request owns.
 """
 
 from __future__ import annotations
@@ -41,16 +41,15 @@ def write_slots(
     slot_table: torch.Tensor,
     slot_rows: torch.Tensor,
     starts: torch.Tensor,
-    new_len: torch.Tensor,
-    keeps_kv: torch.Tensor,
+    kept_len: torch.Tensor,
     width: int,
 ) -> torch.Tensor:
     """The slot [B, width] int64 that each new token's KV is written to.
 
-    slot_table [R, max_len] int, slot_rows [B], starts [B], the rows' first positions, new_len [B], keeps_kv [B] bool.
+    slot_table [R, max_len] int, slot_rows [B], starts [B], the rows' first positions, kept_len [B] int.
     """
     columns = torch.arange(width, device=starts.device)[None, :]
-    kept = keeps_kv[:, None] & (columns < new_len[:, None])
+    kept = columns < kept_len[:, None]
     positions = torch.where(kept, starts[:, None].long() + columns, 0)
     slots = slot_table[slot_rows.long()[:, None], positions].long()
     return torch.where(kept, slots, NO_SLOT)

@@ -31,6 +31,7 @@ class Checkpoint(ModelShape):
     block_size: int = Field(ge=1, le=64, strict=True)
     dtype: str | None = Field(default=None, validation_alias=AliasChoices("dtype", "torch_dtype"))
     quantization_config: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -123,7 +124,8 @@ class Checkpoint(ModelShape):
         if self.quantization_config is not None:
             return
         expected, found = set(self.family.tensors.names(self.num_hidden_layers)), set(names)
-        missing = set() if is_update else expected - found
+        optional = set(self.family.tensors.untied) if self.tie_word_embeddings else set()
+        missing = set() if is_update else expected - found - optional
         for problem, wrong in (("missing", missing), ("left over", found - expected)):
             if wrong:
                 listed = ", ".join(sorted(wrong)[:8]) + (", ..." if len(wrong) > 8 else "")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from dlm_serve.config import DecodePlan
 from dlm_serve.decoding import (
     Commit,
     Mode,
@@ -27,6 +26,7 @@ from dlm_serve.decoding import (
     stretch_ends,
 )
 from dlm_serve.engine.requests import FirstBlock, RequestRecord, first_block_of
+from dlm_serve.plan import DecodePlan
 
 MASK, STOP = 0, 7
 POLICY = Policy(Prefill.BIDIRECTIONAL, Commit.BLOCK, Sharing.NONE)
@@ -68,7 +68,7 @@ def test_a_block_starts_as_masks_and_is_refined(length: int) -> None:
 def test_every_forward_is_bidirectional_and_predicts_its_own_positions(phase: Phase, keeps_kv: bool) -> None:
     step = layout(rows_of([1, 2, 3], phase, 0), POLICY)
     assert (step.causal_len.tolist(), step.new_len.tolist(), step.shift.tolist()) == ([0], [3], [0])
-    assert (step.keeps_kv.tolist(), step.lora_on.tolist()) == ([keeps_kv], [False])
+    assert (step.kept_len.tolist(), step.lora_on.tolist()) == ([3 if keeps_kv else 0], [False])
 
 
 @pytest.mark.parametrize(("num_emitted", "start"), [(0, 21), (1, 20), (3, 18)])

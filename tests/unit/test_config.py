@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dlm_serve.config import CONFIG_VARIABLE, OPTIONS_FIELD, DecodePlan, RequestOptions, ServerConfig
+from dlm_serve.config import CONFIG_VARIABLE, ServerConfig
 from dlm_serve.decoding import Mode, StopRule, Unmasking
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError, OptionError
 from dlm_serve.families import BD3LM, NEMOTRON_LABS_DIFFUSION, Family
+from dlm_serve.plan import OPTIONS_FIELD, DecodePlan, RequestOptions
 
 AR, DIFFUSION, SPECULATION = Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION
 BLOCK_SIZE = 8

@@ -506,7 +506,7 @@ def test_layout_of_each_phase(phase: Phase, is_causal: bool, keeps_kv: bool, shi
     step = layout(rows_in(phase, [[1, 2, 3]], width=5), POLICY)
     assert step.causal_len.tolist() == [5 if is_causal else 0]
     assert step.new_len.tolist() == [3]
-    assert step.keeps_kv.tolist() == [keeps_kv]
+    assert step.kept_len.tolist() == [3 if keeps_kv else 0]
     assert step.shift.tolist() == [shift]
     assert step.lora_on.tolist() == [lora_on]
 

@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from dlm_serve.config import DecodePlan, GenerationConfig, RequestOptions, ServerConfig
+from dlm_serve.config import GenerationConfig, RoutingConfig, ServerConfig
 from dlm_serve.decoding import Mode, Prefill, Sharing
-from dlm_serve.errors import ConfigError, OptionError
-from dlm_serve.families import EFFICIENT_DLM, FAMILIES, NEMOTRON_LABS_DIFFUSION, Family, family_of
+from dlm_serve.errors import CheckpointError, ConfigError, OptionError
+from dlm_serve.families import EFFICIENT_DLM, FAMILIES, NEMOTRON_LABS_DIFFUSION, SDLM, Family, family_of
 from dlm_serve.models.checkpoint import Checkpoint
+from dlm_serve.plan import DecodePlan, RequestOptions
 
 DATA = Path(__file__).parents[1] / "data"
 CHECKPOINTS = {
     "nld-trained-b8": NEMOTRON_LABS_DIFFUSION,
     "efficient_dlm/edlm-b8": EFFICIENT_DLM,
     "efficient_dlm/edlm-b32": EFFICIENT_DLM,
+    "sdlm/sdlm-d4-tied": SDLM,
+    "sdlm/sdlm-d8-untied": SDLM,
 }
 CONCRETE = {Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION}
 
@@ -42,7 +45,8 @@ def test_its_tensors_are_those_described(name: str) -> None:
     checkpoint = Checkpoint.find(str(DATA / name))
     assert checkpoint is not None
     with safe_open(DATA / name / "model.safetensors", framework="pt") as tensors:
-        assert set(checkpoint.family.tensors.names(checkpoint.num_hidden_layers)) == set(tensors.keys())
+        left_out = set(checkpoint.family.tensors.untied) if checkpoint.tie_word_embeddings else set()
+        assert set(checkpoint.family.tensors.names(checkpoint.num_hidden_layers)) - left_out == set(tensors.keys())
 
 
 @each_family
@@ -143,3 +147,87 @@ def test_a_server_file_for_another_family_is_refused(generation: dict[str, Any],
 def test_the_server_file_chooses_how_prompts_are_encoded(prefill: Prefill | None, sharing: Sharing) -> None:
     policy = ServerConfig(generation=GenerationConfig(prefill=prefill)).policy_of(EFFICIENT_DLM)
     assert (policy.prefill, policy.sharing) == (prefill or Prefill.BIDIRECTIONAL, sharing)
+
+
+# --- SDLM ---
+
+
+def sdlm_plan(options: dict[str, Any], block_size: int = 4, widths: tuple[int, ...] = (4, 8, 16, 32)) -> DecodePlan:
+    config = ServerConfig(routing=RoutingConfig(widths=widths))
+    return DecodePlan.resolve(RequestOptions.parse(options), config, SDLM, block_size, ())
+
+
+@pytest.mark.parametrize("mark", SDLM.marks)
+def test_a_plain_qwen_is_left_to_sglang(mark: str) -> None:
+    config = config_of("sdlm/sdlm-d4-tied")
+    del config[mark]
+    assert family_of(config) is None
+
+
+def test_causal_windows_are_refused() -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        Checkpoint.read(SDLM, {**config_of("sdlm/sdlm-d4-tied"), "causal_attn": True}, DATA)
+    assert refusal.value.field == "causal_attn"
+
+
+@pytest.mark.parametrize(
+    ("options", "algorithm", "block_length", "threshold"),
+    [
+        ({}, "prob_conf", 4, 0.9),
+        ({"block_length": 8, "threshold": 0.82}, "prob_conf", 8, 0.82),
+        ({"algorithm": "entropy_conf"}, "entropy_conf", 4, 0.9),
+        ({"algorithm": "self_speculative"}, "self_speculative", 4, None),
+    ],
+    ids=str,
+)
+def test_windows(options: dict[str, Any], algorithm: str, block_length: int, threshold: float | None) -> None:
+    plan = sdlm_plan(options)
+    assert (plan.mode, plan.algorithm) == (Mode.DIFFUSION, algorithm)
+    assert (plan.block_length, plan.threshold) == (block_length, threshold)
+
+
+@pytest.mark.parametrize(
+    ("block_size", "widths", "longest"), [(4, (32,), 8), (8, (4, 32), 16), (8, (16, 8), 8), (8, (4,), 2)]
+)
+def test_the_longest_window(block_size: int, widths: tuple[int, ...], longest: int) -> None:
+    """Twice the trained one, as long as two fit into a row."""
+    assert sdlm_plan({"block_length": longest}, block_size, widths).block_length == longest
+    assert sdlm_plan({}, block_size, widths).block_length == min(block_size, longest)
+    with pytest.raises(OptionError) as refusal:
+        sdlm_plan({"block_length": longest + 1}, block_size, widths)
+    assert f"at most {longest}" in refusal.value.limit
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"mode": "self_speculation"}, "mode"),
+        ({"threshold": None}, "threshold"),
+        ({"steps": 2}, "steps"),
+        ({"convergence_threshold": 0.1}, "convergence_threshold"),
+        ({"algorithm": "self_speculative", "threshold": 0.5}, "threshold"),
+    ],
+    ids=str,
+)
+def test_what_windows_have_not_is_refused(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(OptionError) as refusal:
+        sdlm_plan(options)
+    assert (refusal.value.field, refusal.value.value) == (f"custom_params.dlm.{field}", options[field])
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ({"generation": {"mode": "self_speculation"}}, "generation.mode"),
+        ({"generation": {"threshold": None}}, "generation.threshold"),
+        ({"generation": {"steps": 2}}, "generation.steps"),
+        ({"generation": {"convergence_threshold": 0.5}}, "generation.convergence_threshold"),
+        ({"generation": {"block_length": 9}}, "generation.block_length"),
+        ({"routing": {"widths": [1]}}, "routing.widths"),
+    ],
+    ids=str,
+)
+def test_a_server_file_that_windows_cannot_follow(content: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        ServerConfig.model_validate(content).check(SDLM, 4)
+    assert refusal.value.field == field

@@ -21,6 +21,7 @@ LIGHT_MODULES = (
     "dlm_serve.families",
     "dlm_serve.kv.slots",
     "dlm_serve.config",
+    "dlm_serve.plan",
     "dlm_serve.cli",
     "dlm_serve.client",
     "dlm_serve.evaluation.report",
@@ -141,7 +142,8 @@ SERVING = ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.platform")
 COMMANDS = ("dlm_serve.cli", "dlm_serve.training")
 FORBIDDEN = {
     "dlm_serve.models": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
-    "dlm_serve.config": ("dlm_serve.models", *SERVING, *COMMANDS),
+    "dlm_serve.config": ("dlm_serve.plan", "dlm_serve.models", *SERVING, *COMMANDS),
+    "dlm_serve.plan": ("dlm_serve.models", *SERVING, *COMMANDS),
     "dlm_serve.compat": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models", *COMMANDS),
     "dlm_serve.platform": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
     "dlm_serve.engine": ("dlm_serve.plugin", *COMMANDS),

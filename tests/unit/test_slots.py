@@ -22,21 +22,18 @@ def test_each_new_token_has_the_slot_of_its_position(width: int, dtype: torch.dt
     """Rows in any order, of any length, some keeping nothing: against one look-up per token."""
     table = slot_table(dtype)
     short = max(1, width - 1)
-    cases = [(3, 0, width, True), (1, 7, 1, True), (2, 3, width, False), (1, 2, short, True), (0, 0, 1, True)]
-    rows, committed, new_len, keeps = (torch.tensor(column) for column in zip(*cases, strict=True))
-    slots = write_slots(table, rows.int(), committed.int(), new_len.int(), keeps, width)
+    cases = [(3, 0, width), (1, 7, 1), (2, 3, 0), (1, 2, short), (0, 0, 1)]
+    rows, starts, kept_len = (torch.tensor(column) for column in zip(*cases, strict=True))
+    slots = write_slots(table, rows.int(), starts.int(), kept_len.int(), width)
     wanted = [
-        [int(table[row, start + i]) if kept and i < length else NO_SLOT for i in range(width)]
-        for row, start, length, kept in cases
+        [int(table[row, start + i]) if i < length else NO_SLOT for i in range(width)] for row, start, length in cases
     ]
     assert slots.dtype == torch.int64
     assert slots.tolist() == wanted
 
 
 def test_a_row_that_keeps_no_kv_writes_to_no_request() -> None:
-    slots = write_slots(
-        slot_table(), torch.tensor([1, 2]), torch.tensor([0, 5]), torch.tensor([4, 4]), torch.tensor([False, False]), 4
-    )
+    slots = write_slots(slot_table(), torch.tensor([1, 2]), torch.tensor([0, 5]), torch.tensor([0, 0]), 4)
     assert slots.tolist() == [[NO_SLOT] * 4] * 2
 
 
@@ -46,16 +43,12 @@ def test_a_row_that_keeps_no_kv_writes_to_no_request() -> None:
 def test_the_end_of_the_table_is_usable(committed: int, new_len: int) -> None:
     """Padding columns that would lie past the table are not looked up."""
     table = slot_table()
-    slots = write_slots(
-        table, torch.tensor([2]), torch.tensor([committed]), torch.tensor([new_len]), torch.tensor([True]), 8
-    )
+    slots = write_slots(table, torch.tensor([2]), torch.tensor([committed]), torch.tensor([new_len]), 8)
     assert slots.tolist() == [table[2, committed:].tolist() + [NO_SLOT] * (8 - new_len)]
 
 
 def test_live_rows_never_share_a_slot() -> None:
-    slots = write_slots(
-        slot_table(), torch.tensor([1, 2, 3]), torch.tensor([4, 0, 8]), torch.tensor([4, 3, 4]), torch.ones(3).bool(), 4
-    )
+    slots = write_slots(slot_table(), torch.tensor([1, 2, 3]), torch.tensor([4, 0, 8]), torch.tensor([4, 3, 4]), 4)
     written = slots[slots != NO_SLOT].tolist()
     assert len(written) == len(set(written)) == 11
 

@@ -1,0 +1,266 @@
+"""SDLM against its authors' decoding, and what follows from windows of which a part is taken."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden import DATA, Case
+from serving import Server, generate_body
+
+FOLDER = DATA / "sdlm"
+WINDOWS_OF_4, WINDOWS_OF_8 = FOLDER / "sdlm-d4-tied", FOLDER / "sdlm-d8-untied"
+CONCURRENCY = 16
+CONFIDENCE = ("prob_conf", "prob_conf_first_only", "entropy_conf")
+PROMPT = [83, 233, 106, 184, 65, 182, 152, 41, 149, 159, 25, 193, 55, 60, 57, 7, 236, 23]
+MASK = 291
+AUDITS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
+RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23", **AUDITS}
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "windows": {"mode": "diffusion", "dlm": {"threshold": 0.5}},
+    "entropy": {"mode": "diffusion", "dlm": {"algorithm": "entropy_conf", "threshold": 0.5}},
+    "long windows": {"mode": "diffusion", "dlm": {"block_length": 8, "threshold": 0.3}},
+    "drafts": {"mode": "diffusion", "dlm": {"algorithm": "self_speculative"}},
+    "one by one": {"mode": "autoregressive"},
+}
+each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+
+def cases(model: Path, *modes: str) -> list[Case]:
+    """The reference's cases of one checkpoint."""
+    found = json.loads((FOLDER / "cases.json").read_text())
+    return [case for case in found if case["variant"] == model.name and case["mode"] in modes]
+
+
+def body_of(case: Case) -> dict[str, Any]:
+    """The request that a case stands for: one token of each window is what a threshold of 1 takes."""
+    params = case["params"]
+    options = {"algorithm": params["alg"], "block_length": params["n_future_tokens"]}
+    if "threshold" in params:
+        options["threshold"] = 1.0 if params.get("only_first_token_keep") else params["threshold"]
+    return generate_body(case["prompt_ids"], params["max_gen_len"], mode="diffusion", dlm=options)
+
+
+def expected_ids(case: Case) -> list[int]:
+    """The reference's tokens with the one that stopped it; its last window may go past the limit."""
+    stop = [] if case["stop_token"] is None else [case["stop_token"]]
+    ids: list[int] = case["output_ids"] + stop
+    return ids[: case["params"]["max_gen_len"]]
+
+
+def differences(server: Server, reference: list[Case]) -> list[str]:
+    """The cases whose ids or forward passes are not the reference's."""
+    answers = server.generate_all([body_of(case) for case in reference], CONCURRENCY)
+    found = []
+    for case, answer in zip(reference, answers, strict=True):
+        ours = (answer["output_ids"], answer["meta_info"]["dlm"]["nfe"])
+        theirs = (expected_ids(case), case["nfe"])
+        if ours != theirs:
+            found.append(f"{case['id']}: {ours} instead of {theirs}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Windows of 4, by the path alone, its pool audited before every step."""
+    with Server.launch(WINDOWS_OF_4, log=tmp_path_factory.mktemp("sdlm") / "log", env=AUDITS) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Windows of 8, pages of 8, steps one after the other."""
+    flags = ("--page-size", "8", "--disable-overlap-schedule")
+    with Server.launch(WINDOWS_OF_8, *flags, log=tmp_path_factory.mktemp("wide") / "log", env=AUDITS) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test nothing is lost of the servers it used."""
+    yield
+    for name in {"server", "wide"} & set(request.fixturenames):
+        request.getfixturevalue(name).assert_nothing_leaked()
+
+
+# --- The reference ---
+
+
+def test_windows_of_4(server: Server) -> None:
+    """And of 8, twice of what it was trained with; many at a time, of all lengths and thresholds."""
+    assert differences(server, cases(WINDOWS_OF_4, *CONFIDENCE)) == []
+
+
+def test_verified_drafts_of_4(server: Server) -> None:
+    assert differences(server, cases(WINDOWS_OF_4, "self_speculative")) == []
+
+
+def test_windows_of_8(wide: Server) -> None:
+    assert differences(wide, cases(WINDOWS_OF_8, *CONFIDENCE)) == []
+
+
+def test_verified_drafts_of_8(wide: Server) -> None:
+    assert differences(wide, cases(WINDOWS_OF_8, "self_speculative")) == []
+
+
+@pytest.mark.parametrize("modes", [CONFIDENCE, ("self_speculative",)], ids=["windows", "drafts"])
+def test_retracted_and_resumed(tmp_path: Path, modes: tuple[str, ...]) -> None:
+    """In a pool too small for the load: a run that was emitted in part starts over, and ends the same."""
+    reference = [case for case in cases(WINDOWS_OF_4, *modes) if len(case["output_ids"]) > 20]
+    flags = ("--max-total-tokens", "1600", "--schedule-conservativeness", "0.05", "--chunked-prefill-size", "64")
+    with Server.launch(WINDOWS_OF_4, *flags, log=tmp_path / "log", env=RETRACTIONS) as crowded:
+        answers = crowded.generate_all([body_of(case) for case in reference], 40)
+        crowded.assert_nothing_leaked()
+    assert [answer["output_ids"] for answer in answers] == [expected_ids(case) for case in reference]
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
+
+
+# --- Answers ---
+
+
+def test_defaults(server: Server) -> None:
+    """`prob_conf` with the trained length and a threshold of 0.9; also for a chat."""
+    answer = server.generate(PROMPT, 20)
+    said = {"algorithm": "prob_conf", "threshold": 0.9, "block_length": 4}
+    assert answer["output_ids"] == server.generate(PROMPT, 20, mode="diffusion", dlm=said)["output_ids"]
+    statistics = answer["meta_info"]["dlm"]
+    assert (statistics["mode"], statistics["block_length"]) == ("diffusion", 4)
+    chat = {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    assert server.post("/v1/chat/completions", chat).status_code == 200
+
+
+def test_one_by_one_is_the_causal_model(server: Server, tmp_path: Path) -> None:
+    """Mode autoregressive answers as SGLang does with its own class, which a checkpoint without windows keeps."""
+    plain = tmp_path / "plain"
+    shutil.copytree(WINDOWS_OF_4, plain)
+    config = json.loads((plain / "config.json").read_text())
+    marks = ("block_size", "text_mask_token_id")
+    (plain / "config.json").write_text(json.dumps({name: config[name] for name in config if name not in marks}))
+    prompts = [PROMPT[:length] for length in (1, 5, len(PROMPT))]
+    flags = ("--device", "cpu", "--dtype", "float32", "--max-total-tokens", "4096", "--log-level", "info")
+    with Server.launch(plain, *flags, log=tmp_path / "log") as sglang:
+        expected = [sglang.generate(prompt, 30, ignore_eos=True)["output_ids"] for prompt in prompts]
+        assert "type=Qwen2ForCausalLM" in sglang.log.read_text()
+    answers = [server.generate(prompt, 30, mode="autoregressive", ignore_eos=True) for prompt in prompts]
+    assert [answer["output_ids"] for answer in answers] == expected
+    assert "type=SDLMForCausalLM" in server.log.read_text()
+
+
+@each_algorithm
+@pytest.mark.parametrize("max_new_tokens", [1, 4, 5, 30])
+def test_shorter_answer_is_a_prefix(server: Server, algorithm: str, max_new_tokens: int) -> None:
+    options = {"ignore_eos": True, **ALGORITHMS[algorithm]}
+    whole = server.generate(PROMPT, 40, **options)["output_ids"]
+    assert server.generate(PROMPT, max_new_tokens, **options)["output_ids"] == whole[:max_new_tokens]
+
+
+@each_algorithm
+@pytest.mark.parametrize("position", [0, 2, 9])
+def test_stop_token(server: Server, algorithm: str, position: int) -> None:
+    options = ALGORITHMS[algorithm]
+    whole = server.generate(PROMPT, 24, ignore_eos=True, **options)["output_ids"]
+    stop = whole[position]
+    answer = server.generate(PROMPT, 24, ignore_eos=False, stop_token_ids=[stop], **options)
+    assert answer["output_ids"] == whole[: whole.index(stop) + 1]
+
+
+def test_mixed_batch_is_as_alone(server: Server) -> None:
+    """All algorithms and the autoregressive mode, prompts and answers of many lengths, greedy and sampled."""
+    sampled: dict[str, Any] = {"temperature": 0.9, "sampling_seed": 4}
+    mixed = itertools.product((1, 5, len(PROMPT)), ALGORITHMS.values(), ({}, sampled))
+    bodies = [
+        generate_body(PROMPT[:num], 10 + i, ignore_eos=True, **options, **sampling)
+        for i, (num, options, sampling) in enumerate(mixed)
+    ]
+    alone = [answer["output_ids"] for answer in server.generate_all(bodies, 1)]
+    together = [answer["output_ids"] for answer in server.generate_all(bodies, len(bodies))]
+    assert together == alone
+
+
+def test_sampled_drafts_answer_as_one_token_per_window(server: Server) -> None:
+    """The same noise at each position: what is verified does not depend on how it was drafted."""
+    sampling: dict[str, Any] = {"temperature": 1.0, "sampling_seed": 9, "ignore_eos": True, "mode": "diffusion"}
+    drafted = server.generate(PROMPT, 40, dlm={"algorithm": "self_speculative"}, **sampling)["output_ids"]
+    assert drafted == server.generate(PROMPT, 40, dlm={"threshold": 1.0}, **sampling)["output_ids"]
+
+
+# --- KV that several requests share ---
+
+
+@each_algorithm
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 6, 22, 23])
+def test_next_turn_is_as_uncached(server: Server, algorithm: str, max_new_tokens: int) -> None:
+    """The cache holds no token whose KV the next step would have written: at whatever point of a run an answer ended.
+
+    Log-probabilities of the next turn tell what its prefix was encoded with.
+    """
+    options = {"ignore_eos": True, **ALGORITHMS[algorithm]}
+    server.flush_cache()
+    first = server.generate(PROMPT, max_new_tokens, **options)["output_ids"]
+    turn = generate_body([*PROMPT, *first, 50, 60, 50], 6, ignore_eos=True, mode="autoregressive")
+    turn["return_logprob"] = True
+    cached, uncached = server.post("/generate", turn).json(), None
+    server.flush_cache()
+    uncached = server.post("/generate", turn).json()
+    reused = cached["meta_info"]["cached_tokens"]
+    assert len(PROMPT) - 1 <= reused <= len(PROMPT) + len(first)
+    assert uncached["meta_info"]["cached_tokens"] == 0
+    assert cached["output_ids"] == uncached["output_ids"]
+    ours, theirs = ([entry[0] for entry in turn["meta_info"]["output_token_logprobs"]] for turn in (cached, uncached))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@each_algorithm
+def test_answers_are_reused(server: Server, algorithm: str) -> None:
+    """All of an answer but its last run comes from the cache."""
+    server.flush_cache()
+    first = server.generate(PROMPT, 24, ignore_eos=True, **ALGORITHMS[algorithm])["output_ids"]
+    again = server.generate(PROMPT + first, 1, mode="autoregressive")
+    assert again["meta_info"]["cached_tokens"] >= len(PROMPT) + len(first) - 1 - 8
+
+
+# --- Refusals ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"mode": "self_speculation"}, ["dlm.mode", "self_speculation", "autoregressive", "self_speculative"]),
+        ({"dlm": {"block_length": 9}}, ["dlm.block_length", "9", "at most 8", "twice", "block_size"]),
+        ({"dlm": {"threshold": None}}, ["dlm.threshold", "None", "schedule", "number"]),
+        ({"dlm": {"steps": 2}}, ["dlm.steps", "2", "one forward", "leave it out"]),
+        ({"dlm": {"convergence_threshold": 0.1}}, ["dlm.convergence_threshold", "0.1", "one forward"]),
+        ({"dlm": {"algorithm": "first_hitting"}}, ["dlm.algorithm", "first_hitting", "prob_conf, entropy_conf"]),
+        (
+            {"dlm": {"algorithm": "self_speculative", "threshold": 0.9}},
+            ["dlm.threshold", "0.9", "self_speculative", "leave it out"],
+        ),
+        ({"mode": "diffusion", "regex": "[ab]+"}, ["dlm.mode", "diffusion", "regex", "autoregressive"]),
+        ({"mode": "autoregressive", "dlm": {"algorithm": "prob_conf"}}, ["dlm.algorithm", "autoregressive"]),
+    ],
+    ids=str,
+)
+def test_refusals(server: Server, asked: dict[str, Any], words: list[str]) -> None:
+    response = server.post("/generate", generate_body(PROMPT, 4, **asked))
+    assert response.status_code == 400
+    assert all(word in response.text for word in words), response.text
+
+
+def test_a_grammar_is_honoured_by_one_token_at_a_time(server: Server) -> None:
+    answer = server.generate(PROMPT, 8, regex="[ab]+")
+    assert answer["meta_info"]["dlm"]["mode"] == "autoregressive"
+    assert set(answer["text"]) <= {"a", "b"}
+
+
+def test_a_server_file_that_cannot_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("generation: {steps: 2}")
+    flags = ("--dllm-algorithm-config", str(tmp_path / "config.yaml"))
+    with pytest.raises(RuntimeError) as ended, Server.launch(WINDOWS_OF_4, *flags, log=tmp_path / "log"):
+        pass
+    assert "generation.steps = 2" in str(ended.value)
