@@ -109,6 +109,12 @@ SEAMS = (
         f"{_SRT}.layers.logits_processor.LogitsProcessor._copy_logits_to_buffer",
         ("logits", "logits_metadata", "use_buffer", "softcap"),
     ),
+    Seam(
+        f"{_SRT}.layers.logits_processor.LogitsProcessor._compute_lm_head",
+        ("hidden_states", "lm_head", "embedding_bias", "out"),
+    ),
+    Seam(f"{_SRT}.layers.rotary_embedding.base.RotaryEmbedding._ensure_cos_sin_cache_length"),
+    Seam(f"{_SRT}.managers.schedule_batch.FINISH_MATCHED_TOKEN", ("matched",)),
     Seam(f"{_SRT}.models.ministral3.Ministral3ForCausalLM"),
     Seam(f"{_SRT}.models.ministral3._get_llama_4_attn_scale", ("positions_ids", "beta", "max_position_embeddings")),
 )

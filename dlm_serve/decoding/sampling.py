@@ -113,24 +113,29 @@ def _chunks(num_rows: int) -> list[slice]:
 
 def sample(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:
     """One token id [N] for each row of `logits` [N, V], to stand at `positions` [N]; never the mask."""
-    greedy = _without_mask(logits, mask_token_id).argmax(-1)
+    allowed = _without_mask(logits, mask_token_id)
+    greedy = allowed.argmax(-1)
     if sampling.all_greedy:
         return greedy
-    scores = scores_of(logits, sampling, mask_token_id)
+    scores = _scaled(allowed, sampling)
     noisy = (scores + gumbel_noise(sampling.seed, positions, scores.shape[1])).argmax(-1)
     return torch.where(sampling.top_k <= 1, greedy, noisy)
 
 
 def scores_of(logits: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:
     """Log-probabilities [N, V] float32, up to a constant per row, of what `sample` draws from if it is not greedy."""
-    scores = _without_mask(logits, mask_token_id) / sampling.temperature[:, None]
-    return _filter(scores, sampling) if sampling.needs_filter else scores
+    return _scaled(_without_mask(logits, mask_token_id), sampling)
 
 
 def _without_mask(logits: torch.Tensor, mask_token_id: int) -> torch.Tensor:
     scores = logits.float().clone()
     scores[:, mask_token_id] = float("-inf")
     return scores
+
+
+def _scaled(allowed: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    scores = allowed / sampling.temperature[:, None]
+    return _filter(scores, sampling) if sampling.needs_filter else scores
 
 
 def random_confidence(seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

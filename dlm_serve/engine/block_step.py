@@ -71,9 +71,9 @@ class BlockStep:
         runner, width = self._model_runner, rows.width
         slot_table = runner.req_to_token_pool.req_to_token
         slots = write_slots(slot_table, indices, starts, step.kept_len, width)
+        committed = read_slots(slot_table, indices, starts, runner.model.attention_window)
         if on_slots_read is not None:
             on_slots_read()
-        committed = read_slots(slot_table, indices, starts, runner.model.attention_window)
         columns = torch.arange(width, device=indices.device)
         batch = ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,

@@ -48,12 +48,12 @@ def _end_by_upstream_rule(req: Any) -> bool:
     eos, num_prompt = current().checkpoint.eos_token_ids[0], len(req.origin_input_ids)
     tokens = [*req.origin_input_ids, *req.output_ids]
     length = None if len(tokens) % plan.block_length else ended_length(tokens, eos)
-    if length is None:
+    if length is None or length > num_prompt + req.sampling_params.max_new_tokens:
         return False
     from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN
 
     # A prompt is never cut: the answer is empty then.
-    req.finished_len = min(max(length - num_prompt, 0), req.sampling_params.max_new_tokens)
+    req.finished_len = max(length - num_prompt, 0)
     req.finished_reason = FINISH_MATCHED_TOKEN(eos if req.output_ids_through_stop[-1:].tolist() == [eos] else None)
     return True
 
