@@ -68,6 +68,7 @@ def contract_error(error: str | None, body: Any) -> str | None:
     try:
         for ids in _as_list(body.get("input_ids"), of=list):
             _check_input_ids(ids)
+            _check_prompt_length(len(ids))
         for params in _as_list(body.get("sampling_params") or {}):
             _check_num_samples(params)
             _make_plan({**single, **params})
@@ -178,7 +179,7 @@ def _check_prompt_length(num_input: int) -> None:
     most = get_schedule().max_prefill_tokens
     if current().policy.prefill is Prefill.BIDIRECTIONAL and num_input > most:
         raise OptionError(
-            "input_ids",
+            "prompt",
             f"{num_input} tokens",
             f"at most {most}, --max-prefill-tokens: prompts of {current().checkpoint.family.name} are encoded at once",
             "shorten the prompt or start the server with more",

@@ -86,7 +86,7 @@ class Server:
         """Whether the server takes requests."""
         try:
             return requests.get(f"{self.url}/health", timeout=5).status_code == 200
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def post(self, path: str, body: Mapping[str, Any]) -> requests.Response:

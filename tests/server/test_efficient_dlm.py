@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from golden import DATA, Case
-from serving import Server, generate_body
+from serving import ANSWER_SECONDS, Server, generate_body
 
 FOLDER = DATA / "efficient_dlm"
 BLOCKS_OF_8, BLOCKS_OF_32 = FOLDER / "edlm-b8", FOLDER / "edlm-b32"
 CONCURRENCY = 16
 PROMPT = [106, 132, 199, 50, 7, 9, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42]
 MAX_PREFILL = 600
+CONTEXT = 187
 
 
 def cases(model: Path) -> list[Case]:
@@ -58,6 +60,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def blocks_of_32(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Blocks of 32, in steps that do not overlap, and a context that leaves no slack in rounded-up buffers."""
+    flags = ("--context-length", str(CONTEXT), "--page-size", "8", "--disable-overlap-schedule")
+    with Server.launch(BLOCKS_OF_32, *flags, log=tmp_path_factory.mktemp("blocks_of_32") / "log") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def block_causal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same with prompts encoded as it was trained, in chunks, and audited as the crowded server of the others."""
     folder = tmp_path_factory.mktemp("block_causal")
@@ -76,7 +86,7 @@ RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23",
 def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test nothing is lost of the servers it used."""
     yield
-    for name in {"server", "block_causal"} & set(request.fixturenames):
+    for name in {"server", "blocks_of_32", "block_causal"} & set(request.fixturenames):
         request.getfixturevalue(name).assert_nothing_leaked()
 
 
@@ -88,10 +98,8 @@ def test_blocks_of_8(server: Server) -> None:
     assert differences(server, cases(BLOCKS_OF_8)) == []
 
 
-def test_blocks_of_32(tmp_path: Path) -> None:
-    with Server.launch(BLOCKS_OF_32, "--page-size", "8", "--disable-overlap-schedule", log=tmp_path / "log") as other:
-        assert differences(other, cases(BLOCKS_OF_32)) == []
-        other.assert_nothing_leaked()
+def test_blocks_of_32(blocks_of_32: Server) -> None:
+    assert differences(blocks_of_32, cases(BLOCKS_OF_32)) == []
 
 
 @pytest.mark.parametrize("prefill", ["bidirectional", "block_causal"])
@@ -139,6 +147,40 @@ def test_stop_token(server: Server, position: int) -> None:
     stop = whole[position]
     answer = server.generate(PROMPT, 24, stop_token_ids=[stop], dlm={"threshold": None, "steps": 1})
     assert answer["output_ids"] == whole[: whole.index(stop) + 1]
+
+
+@pytest.mark.parametrize("block_length", [1, 8, 32])
+def test_largest_request_beside_neighbours(blocks_of_32: Server, block_length: int) -> None:
+    """The last block reaches past the context, in rows that lie beside each other."""
+    most = CONTEXT - 2
+    bodies = [
+        generate_body(PROMPT[:num], most - num, ignore_eos=True, dlm={"block_length": block_length})
+        for num in (1, 2, len(PROMPT))
+    ]
+    alone = [answer["output_ids"] for answer in blocks_of_32.generate_all(bodies, 1)]
+    assert [len(ids) for ids in alone] == [most - 1, most - 2, most - len(PROMPT)]
+    assert [answer["output_ids"] for answer in blocks_of_32.generate_all(bodies, len(bodies))] == alone
+
+
+def test_stream(server: Server) -> None:
+    """Chunks carry tokens, and together the answer."""
+    whole = server.generate(PROMPT, 30, ignore_eos=True)
+    body = generate_body(PROMPT, 30, ignore_eos=True, request={"stream": True})
+    with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=ANSWER_SECONDS) as response:
+        lines = [line.removeprefix(b"data: ") for line in response.iter_lines() if line.startswith(b"data: {")]
+    lengths = [len(json.loads(line)["output_ids"]) for line in lines]
+    assert lengths == sorted(set(lengths)), "a chunk without a token"
+    last = json.loads(lines[-1])
+    assert (last["output_ids"], last["meta_info"]["dlm"]) == (whole["output_ids"], whole["meta_info"]["dlm"])
+
+
+def test_abort_inside_a_block(server: Server) -> None:
+    """A client that goes away leaves nothing behind (the leak check after each test) and harms nobody."""
+    expected = server.generate(PROMPT, 20)["output_ids"]
+    body = generate_body(PROMPT, 4000, ignore_eos=True, request={"stream": True})
+    with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=ANSWER_SECONDS) as response:
+        next(response.iter_lines())
+    assert server.generate(PROMPT, 20)["output_ids"] == expected
 
 
 def test_mixed_batch_is_as_alone(server: Server) -> None:
@@ -225,8 +267,9 @@ def test_shift_logits_as_on_the_card(server: Server) -> None:
 def test_a_prompt_for_more_than_one_forward_is_refused(server: Server, block_causal: Server) -> None:
     longest = [5] * MAX_PREFILL
     assert len(server.generate(longest, 9, ignore_eos=True)["output_ids"]) == 9
-    response = server.post("/generate", generate_body([*longest, 5], 9))
-    assert response.status_code == 400
-    words = ["input_ids", f"{MAX_PREFILL + 1} tokens", f"at most {MAX_PREFILL}", "--max-prefill-tokens"]
-    assert all(word in response.text for word in words), response.text
+    words = ["prompt", f"{MAX_PREFILL + 1} tokens", f"at most {MAX_PREFILL}", "--max-prefill-tokens"]
+    for stream in (False, True):
+        response = server.post("/generate", generate_body([*longest, 5], 9, request={"stream": stream}))
+        assert response.status_code == 400
+        assert all(word in response.text for word in words), response.text
     assert len(block_causal.generate([*longest, 5], 9, ignore_eos=True)["output_ids"]) == 9

@@ -68,4 +68,16 @@ def test_a_step_takes_the_smallest_shape_that_holds_it(num_rows: int, width: int
 def test_rows_take_the_cheaper_way(
     plans: list[DecodePlan], decode_rows: tuple[int, ...], block_rows: tuple[int, ...], width: int
 ) -> None:
+<<<<<<< HEAD
     assert Split.of(plans, NEMOTRON_LABS_DIFFUSION.policy) == Split(decode_rows, block_rows, width)
+=======
+    assert Split.of(plans) == Split(decode_rows, block_rows, width)
+
+
+def test_rows_whose_rest_is_decided_take_no_forward() -> None:
+    """The others split as they would without them."""
+    plans = [BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8]
+    split = Split.of(plans, decided=[0, 3])
+    assert (split.decided_rows, split.block_rows, split.decode_rows, split.width) == ((0, 3), (1, 2), (), 8)
+    assert Split.of([BLOCK_8], decided=[0]) == Split((), (), 1, (0,))
+>>>>>>> families
