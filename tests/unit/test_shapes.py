@@ -7,7 +7,7 @@ import pytest
 from dlm_serve.config import DecodePlan, RequestOptions, ServerConfig
 from dlm_serve.engine.shapes import Shape, Shapes
 from dlm_serve.engine.split import Split
-from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION, SDLM
 
 AUTOREGRESSIVE, BLOCK_8, BLOCK_32 = (
     DecodePlan.resolve(RequestOptions.parse(options), ServerConfig(), NEMOTRON_LABS_DIFFUSION, 32, ())
@@ -68,16 +68,19 @@ def test_a_step_takes_the_smallest_shape_that_holds_it(num_rows: int, width: int
 def test_rows_take_the_cheaper_way(
     plans: list[DecodePlan], decode_rows: tuple[int, ...], block_rows: tuple[int, ...], width: int
 ) -> None:
-<<<<<<< HEAD
     assert Split.of(plans, NEMOTRON_LABS_DIFFUSION.policy) == Split(decode_rows, block_rows, width)
-=======
-    assert Split.of(plans) == Split(decode_rows, block_rows, width)
 
 
 def test_rows_whose_rest_is_decided_take_no_forward() -> None:
-    """The others split as they would without them."""
-    plans = [BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8]
-    split = Split.of(plans, decided=[0, 3])
-    assert (split.decided_rows, split.block_rows, split.decode_rows, split.width) == ((0, 3), (1, 2), (), 8)
-    assert Split.of([BLOCK_8], decided=[0]) == Split((), (), 1, (0,))
->>>>>>> families
+    """Beside them no row is padded into another's forward: a step of several forwards samples in the decode forward."""
+    policy = NEMOTRON_LABS_DIFFUSION.policy
+    split = Split.of([BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8], policy, decided=[0, 3])
+    assert split == Split((2,), (1,), 8, decided_rows=(0, 3))
+    assert Split.of([BLOCK_8], policy, decided=[0]) == Split((), (), 1, decided_rows=(0,))
+
+
+def test_drafts_that_windows_verify_take_a_forward_of_their_own() -> None:
+    options = [{"algorithm": "self_speculative"}, {"block_length": 8}, {"mode": "autoregressive"}, {}]
+    plans = [DecodePlan.resolve(RequestOptions.parse(asked), ServerConfig(), SDLM, 4, ()) for asked in options]
+    assert Split.of(plans, SDLM.policy) == Split((2,), (1, 3), 16, draft_rows=(0,))
+    assert Split.of(plans[:1], SDLM.policy) == Split((), (), 1, draft_rows=(0,))
