@@ -61,15 +61,10 @@ def layout(rows: Rows) -> Layout:
 
 def advance(rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Rows, Emission]:
     """The rows after a forward with these predictions, and what they emit."""
-    decoded, decoded_emission = causal.advance(rows, prediction, mask_token_id)
-    is_decode = rows.phase == Phase.DECODE
     num_accepted = _num_accepted(rows, prediction)
-    after = _next_window(rows, prediction.ids, num_accepted, mask_token_id)
-    emission = _decided(rows, prediction.ids, num_accepted)
-    return decoded.where(is_decode, after), Emission(
-        torch.where(is_decode[:, None], decoded_emission.tokens, emission.tokens),
-        torch.where(is_decode, decoded_emission.lens, emission.lens),
-    )
+    decoded = rows.start_block(prediction.ids[:, 0], mask_token_id)
+    window = _next_window(rows, prediction.ids, num_accepted, mask_token_id)
+    return decoded.where(rows.phase == Phase.DECODE, window), _decided(rows, prediction.ids, num_accepted)
 
 
 def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:

@@ -121,7 +121,8 @@ def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
         return None
     if policy.commit is Commit.FUSED:
         anchor = record.first_run.start
-        is_partial = len(tokens) - 1 in record.first_run[1:]
+        # What windows behind a draft agree on is the same wherever the draft began.
+        is_partial = len(tokens) - 1 in record.first_run[1:] and not plan.verifies_windows
         return FirstBlock(anchor, [tokens[anchor]], len(tokens) - anchor) if is_partial else last_window_of(req)
     if not policy.is_seeded:
         origin = 0 if policy.is_anchored else num_prompt

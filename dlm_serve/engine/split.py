@@ -34,7 +34,8 @@ class Split:
     def of(cls, plans: Sequence[DecodePlan], policy: Policy, decided: Sequence[int] = ()) -> Split:
         """The cheaper way: autoregressive rows padded into the block forward, or in a second forward.
 
-        The rows `decided` take neither.
+        The rows `decided` take neither. Beside them, and beside drafts, nothing is padded: a step of several forwards
+        samples autoregressive rows in the decode forward alone.
         """
         live = [i for i in range(len(plans)) if i not in decided]
         drafts = tuple(i for i in live if plans[i].verifies_windows)

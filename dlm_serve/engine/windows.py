@@ -29,8 +29,9 @@ class Draw(Protocol):
 class Windows:
     """Forwards over windows that are no block step: eager, in shapes of their own."""
 
-    def __init__(self, step: BlockStep, policy: Policy, draw: Draw) -> None:
+    def __init__(self, step: BlockStep, model_runner: Any, policy: Policy, draw: Draw) -> None:
         self._step = step
+        self._model_runner = model_runner
         self._table = step.table
         self._mask_token_id = step.mask_token_id
         self._policy = policy
@@ -106,6 +107,8 @@ class Windows:
             record.is_extended = not kept
             record.extend_forwards += not kept
         rows = self._table.gather(indices)
+        # No graph says when the slot table is read: the scheduler waits for the whole forward.
+        self._model_runner.shared_read_done_event = None
         each = torch.arange(len(reqs), device=indices.device).repeat_interleave(number)
         starts = rows.starts(committed)[each]
         tried = hypotheses(rows, number, width, self._mask_token_id)

@@ -91,7 +91,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         slot_table = self.model_runner.req_to_token_pool.req_to_token
         self.table = Rows.table(slot_table.shape[0], self.max_width, self.mask_token_id, self.device)
         eager = BlockStep(self.model_runner, self.table, self.mask_token_id, self.policy)
-        self.windows = Windows(eager, self.policy, self._draw)
+        self.windows = Windows(eager, self.model_runner, self.policy, self._draw)
         self.step: Step = eager
         if self.model_runner.decode_cuda_graph_capture_bs:
             from dlm_serve.engine.block_graphs import BlockGraphs

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from golden import DATA, Case
-from serving import Server, generate_body
+from serving import ANSWER_SECONDS, Server, generate_body
 
 FOLDER = DATA / "sdlm"
 WINDOWS_OF_4, WINDOWS_OF_8 = FOLDER / "sdlm-d4-tied", FOLDER / "sdlm-d8-untied"
 CONCURRENCY = 16
 CONFIDENCE = ("prob_conf", "prob_conf_first_only", "entropy_conf")
 PROMPT = [83, 233, 106, 184, 65, 182, 152, 41, 149, 159, 25, 193, 55, 60, 57, 7, 236, 23]
-MASK = 291
+CONTEXT = 603
 AUDITS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
 RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23", **AUDITS}
 
@@ -75,8 +76,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Windows of 8, pages of 8, steps one after the other."""
-    flags = ("--page-size", "8", "--disable-overlap-schedule")
+    """Windows of 8, pages of 8, steps one after the other, and a context that leaves no slack in rounded-up buffers."""
+    flags = ("--page-size", "8", "--disable-overlap-schedule", "--context-length", str(CONTEXT))
     with Server.launch(WINDOWS_OF_8, *flags, log=tmp_path_factory.mktemp("wide") / "log", env=AUDITS) as started:
         yield started
 
@@ -168,6 +169,31 @@ def test_stop_token(server: Server, algorithm: str, position: int) -> None:
     stop = whole[position]
     answer = server.generate(PROMPT, 24, ignore_eos=False, stop_token_ids=[stop], **options)
     assert answer["output_ids"] == whole[: whole.index(stop) + 1]
+
+
+@each_algorithm
+def test_abort(server: Server, algorithm: str) -> None:
+    """A client that goes away leaves nothing behind (the leak check after each test) and harms nobody."""
+    options = ALGORITHMS[algorithm]
+    expected = server.generate(PROMPT, 20, **options)["output_ids"]
+    body = generate_body(PROMPT, 4000, ignore_eos=True, request={"stream": True}, **options)
+    with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=ANSWER_SECONDS) as response:
+        next(response.iter_lines())
+    assert server.generate(PROMPT, 20, **options)["output_ids"] == expected
+
+
+@pytest.mark.parametrize("algorithm", ["prob_conf", "self_speculative"])
+def test_the_whole_context_is_usable(wide: Server, algorithm: str) -> None:
+    """The last rows reach past the context, of requests whose slots lie beside each other."""
+    options = {"algorithm": algorithm, "block_length": 16, **({"threshold": 0.0} if algorithm == "prob_conf" else {})}
+    bodies = [
+        generate_body([*PROMPT * 33][: CONTEXT - 2 - num], num, ignore_eos=True, mode="diffusion", dlm=options)
+        for num in (9, 17, 25, 33)
+    ]
+    alone = [answer["output_ids"] for answer in wide.generate_all(bodies, 1)]
+    wide.flush_cache()
+    assert [answer["output_ids"] for answer in wide.generate_all(bodies, len(bodies))] == alone
+    assert [len(ids) for ids in alone] == [9, 17, 25, 33]
 
 
 def test_mixed_batch_is_as_alone(server: Server) -> None:

@@ -7,7 +7,7 @@ import pytest
 from dlm_serve.config import ServerConfig
 from dlm_serve.engine.shapes import Shape, Shapes
 from dlm_serve.engine.split import Split
-from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION, SDLM
 from dlm_serve.plan import DecodePlan, RequestOptions
 
 AUTOREGRESSIVE, BLOCK_8, BLOCK_32 = (
@@ -73,8 +73,15 @@ def test_rows_take_the_cheaper_way(
 
 
 def test_rows_whose_rest_is_decided_take_no_forward() -> None:
-    """The others split as they would without them."""
-    plans = [BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8]
-    split = Split.of(plans, NEMOTRON_LABS_DIFFUSION.policy, decided=[0, 3])
-    assert (split.decided_rows, split.block_rows, split.decode_rows, split.width) == ((0, 3), (1, 2), (), 8)
-    assert Split.of([BLOCK_8], NEMOTRON_LABS_DIFFUSION.policy, decided=[0]) == Split((), (), 1, (0,))
+    """Beside them no row is padded into another's forward: a step of several forwards samples in the decode forward."""
+    policy = NEMOTRON_LABS_DIFFUSION.policy
+    split = Split.of([BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8], policy, decided=[0, 3])
+    assert split == Split((2,), (1,), 8, decided_rows=(0, 3))
+    assert Split.of([BLOCK_8], policy, decided=[0]) == Split((), (), 1, decided_rows=(0,))
+
+
+def test_drafts_that_windows_verify_take_a_forward_of_their_own() -> None:
+    options = [{"algorithm": "self_speculative"}, {"block_length": 8}, {"mode": "autoregressive"}, {}]
+    plans = [DecodePlan.resolve(RequestOptions.parse(asked), ServerConfig(), SDLM, 4, ()) for asked in options]
+    assert Split.of(plans, SDLM.policy) == Split((2,), (1, 3), 16, draft_rows=(0,))
+    assert Split.of(plans[:1], SDLM.policy) == Split((), (), 1, draft_rows=(0,))
