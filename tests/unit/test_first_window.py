@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from dlm_serve.config import DecodePlan
 from dlm_serve.decoding import Mode
 from dlm_serve.engine.requests import FirstBlock, RequestRecord, first_block_of, shareable_len
 from dlm_serve.families import SDLM
+from dlm_serve.plan import DecodePlan
 
 NUM_PROMPT = 5
 
