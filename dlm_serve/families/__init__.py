@@ -6,9 +6,10 @@ from dlm_serve.families.bd3lm import BD3LM
 from dlm_serve.families.efficient_dlm import EFFICIENT_DLM
 from dlm_serve.families.family import Config, Family
 from dlm_serve.families.nemotron_labs_diffusion import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.families.sdar import SDAR
 from dlm_serve.families.sdlm import SDLM
 
-FAMILIES: tuple[Family, ...] = (NEMOTRON_LABS_DIFFUSION, EFFICIENT_DLM, SDLM, BD3LM)
+FAMILIES: tuple[Family, ...] = (NEMOTRON_LABS_DIFFUSION, EFFICIENT_DLM, SDLM, BD3LM, SDAR)
 
 
 def family_of(config: Config) -> Family | None:
@@ -16,4 +17,14 @@ def family_of(config: Config) -> Family | None:
     return next((family for family in FAMILIES if family.matches(config)), None)
 
 
-__all__ = ["BD3LM", "EFFICIENT_DLM", "FAMILIES", "NEMOTRON_LABS_DIFFUSION", "SDLM", "Config", "Family", "family_of"]
+__all__ = [
+    "BD3LM",
+    "EFFICIENT_DLM",
+    "FAMILIES",
+    "NEMOTRON_LABS_DIFFUSION",
+    "SDAR",
+    "SDLM",
+    "Config",
+    "Family",
+    "family_of",
+]

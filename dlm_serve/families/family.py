@@ -86,6 +86,10 @@ class Family:
     """The architecture that its checkpoints name, where that is another's."""
     marks: tuple[str, ...] = ()
     """Fields of `config.json` that tell it from others of that architecture."""
+    model_type: str | None = None
+    """The `model_type` of its `config.json`, where transformers does not know it,"""
+    configured_as: str | None = None
+    """and the one that transformers knows, whose configuration it shares."""
     normalise: Callable[[Config], dict[str, Any]] = as_it_is
     """`config.json` with the names of the fields of `models.checkpoint.Checkpoint`. What is missing stays so."""
     other_policies: tuple[Policy, ...] = ()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.ministral3.configuration_ministral3 import Ministral3Config
 
-from dlm_serve.families import BD3LM
+from dlm_serve.families import BD3LM, FAMILIES
 
 
 class NemotronLabsDiffusionConfig(Ministral3Config):  # type: ignore[misc]  # the base is untyped
@@ -50,7 +50,22 @@ class BD3LMConfig(PreTrainedConfig):  # type: ignore[misc]  # the base is untype
         self.bos_token_id = self.eos_token_id
 
 
+def _shared_config(model_type: str, configured_as: str) -> Any:
+    """A configuration class like that of `configured_as`, under a name in this module, where unpickling finds it."""
+    name = f"{model_type.capitalize()}Config"
+    config = type(name, (CONFIG_MAPPING[configured_as],), {"model_type": model_type, "__module__": __name__})
+    globals()[name] = config
+    return config
+
+
+_SHARED: list[Any] = [
+    _shared_config(family.model_type, family.configured_as)
+    for family in FAMILIES
+    if family.model_type and family.configured_as
+]
+
+
 def register_configs() -> None:
     """Make `AutoConfig` know the families without their remote code."""
-    for config in (NemotronLabsDiffusionConfig, BD3LMConfig):
+    for config in (NemotronLabsDiffusionConfig, BD3LMConfig, *_SHARED):
         AutoConfig.register(config.model_type, config, exist_ok=True)

@@ -1,0 +1,102 @@
+"""SDAR against its decoding written out over Transformers' Qwen3: the family that is one description and no more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import DATA
+from safetensors.torch import load_file, save_file
+from serving import Server, generate_body
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+TRAINED = DATA / "efficient_dlm" / "edlm-b8"
+BLOCK, NUM_TOKENS = 8, 40
+PROMPTS = [[106, 132, 199, 50, 7, 9, 30, 31, 32, 33, 34, 35][:length] for length in (1, 5, 8, 11, 12)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a small Efficient-DLM, which are Qwen3's too, as SDAR's releases name them."""
+    folder = tmp_path_factory.mktemp("sdar")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(TRAINED / name, folder)
+    renamed = {"encoder.": "model.", "diffusion_head.": "lm_head."}
+    tensors = load_file(TRAINED / "model.safetensors")
+    for theirs, ours in renamed.items():
+        tensors = {ours + n.removeprefix(theirs) if n.startswith(theirs) else n: t for n, t in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((TRAINED / "config.json").read_text())
+    config |= {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "eos_token_id": 1}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "auto_map"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server.launch(checkpoint, log=tmp_path_factory.mktemp("log") / "log") as started:
+        yield started
+
+
+class Reference:
+    """Blocks on a grid from position 0, without a cache: every forward runs over all tokens so far."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        config = json.loads((checkpoint / "config.json").read_text())
+        self.mask_token_id: int = config["mask_token_id"]
+        fields = {name: value for name, value in config.items() if name not in ("model_type", "architectures")}
+        self.model = Qwen3ForCausalLM(Qwen3Config(**fields)).float().eval()
+        self.model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+
+    @torch.no_grad()
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """Of all positions [L, V], each of which sees its own block and those before it."""
+        block = torch.arange(len(ids)) // BLOCK
+        hidden = torch.zeros(len(ids), len(ids)).masked_fill(block[None, :] > block[:, None], float("-inf"))
+        output = self.model(torch.tensor([ids]), attention_mask=hidden[None, None], use_cache=False)
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
+
+    def answer(self, prompt: list[int], threshold: float) -> tuple[list[int], int]:
+        """The tokens, and the forward passes: those that refine, and a commit of each block but the last."""
+        ids, num_refining, num_blocks = list(prompt), 0, 0
+        while len(ids) < len(prompt) + NUM_TOKENS:
+            start = len(ids) // BLOCK * BLOCK
+            given = len(ids) - start
+            row = torch.tensor([*ids[start:], *[self.mask_token_id] * (BLOCK - given)])
+            masked = torch.arange(BLOCK) >= given
+            while masked.any():
+                probs = self.logits([*ids[:start], *row.tolist()])[start:].softmax(-1)
+                probs[:, self.mask_token_id] = -1
+                confidence, choice = probs.max(-1)
+                confidence = confidence.masked_fill(~masked, -1)
+                fixed = masked & ((confidence >= threshold) | (torch.arange(BLOCK) == confidence.argmax()))
+                row, masked = torch.where(fixed, choice, row), masked & ~fixed
+                num_refining += 1
+            ids[start:] = row.tolist()
+            num_blocks += 1
+        return ids[len(prompt) : len(prompt) + NUM_TOKENS], num_refining + num_blocks - 1
+
+
+def request(prompt: list[int], threshold: float) -> dict[str, Any]:
+    return generate_body(prompt, NUM_TOKENS, dlm={"threshold": threshold}, ignore_eos=True)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_answers_are_the_references(server: Server, checkpoint: Path, threshold: float) -> None:
+    """For prompts that end on the grid and between its lines, all in one batch."""
+    reference = Reference(checkpoint)
+    answers = server.generate_all([request(prompt, threshold) for prompt in PROMPTS], len(PROMPTS))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert (answer["output_ids"], answer["meta_info"]["dlm"]["nfe"]) == reference.answer(prompt, threshold)
+
+
+def test_what_it_has_not_is_refused(server: Server) -> None:
+    response = server.post("/generate", generate_body(PROMPTS[0], 8, mode="autoregressive"))
+    assert response.status_code == 400
+    assert "SDAR's tokens see the whole of their block" in response.text
