@@ -28,16 +28,16 @@ from dlm_serve.decoding import (
     Prediction,
     Rows,
     Sampling,
-    carry,
     hand_out,
     layout,
     random_confidence,
     resample,
 )
 from dlm_serve.engine.block_step import BlockStep, Step
+from dlm_serve.engine.first_block import FirstBlocks
 from dlm_serve.engine.inputs import StepState
 from dlm_serve.engine.prefill import StretchBackend, stretches_of
-from dlm_serve.engine.requests import FirstBlock, first_block_of, is_private, record_of, settings_of
+from dlm_serve.engine.requests import first_block_of, is_private, record_of, settings_of
 from dlm_serve.engine.sampler import DlmSampler, sampling_of
 from dlm_serve.engine.serving import load_serving
 from dlm_serve.engine.split import Split
@@ -97,6 +97,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             from dlm_serve.engine.block_graphs import BlockGraphs
 
             self.step = BlockGraphs.capture(eager, self.model_runner, self._routing)
+        self.first_blocks = FirstBlocks(self.step, self.table, self.mask_token_id, self.policy, self._predict)
 
     def forward_batch_generation(self, batch: Any, on_publish: Publish | None = None, **_: Any) -> Any:
         """Run one EXTEND or one decode step of SGLang's `batch`."""
@@ -121,8 +122,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         if blocks:
             at = self._to_device(tuple(blocks))
             reqs = [batch.reqs[i] for i in blocks]
-            start = self.windows.start if self.policy.commit is Commit.FUSED else self._refine_first
-            pending[at] = start(reqs, indices[at], list(blocks.values()), sampling.select(at))
+            starts = self.windows if self.policy.commit is Commit.FUSED else self.first_blocks
+            pending[at] = starts.start(reqs, indices[at], list(blocks.values()), sampling.select(at))
         result.next_token_ids = pending
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = StepState(pending, batch.seq_lens)
@@ -134,39 +135,6 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         if backend is None:
             return nullcontext()
         return backend.cut_into(stretches_of(batch, self.policy, self.block_size))
-
-    def _refine_first(
-        self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
-    ) -> torch.Tensor:
-        """Refine the first block of each of `reqs`; returns the next token of each [N].
-
-        What is then left to emit of the block stays in the table. Refining writes no KV.
-        """
-        rows = self.table.gather(indices)
-        tokens = torch.full(rows.tokens.shape, self.mask_token_id)
-        for row, block in enumerate(blocks):
-            tokens[row, : len(block.given)] = torch.tensor(block.given)
-        num_given = self._to_device(tuple(len(block.given) for block in blocks)).to(torch.int32)
-        self.table.scatter_(indices, rows.with_block(tokens.to(self.device), num_given))
-        committed = self._to_device(tuple(block.start + len(block.given) - 1 for block in blocks))
-        live = tuple(range(len(reqs)))
-        while live:
-            at, refined = self._to_device(live), [reqs[i] for i in live]
-            width = max(record_of(req).plan.block_length for req in refined)
-            _, prediction = self._predict(refined, indices[at], committed[at], width, sampling.select(at))
-            self.step.advance(indices[at], prediction)
-            for req in refined:
-                record_of(req).extend_forwards += 1
-            phases = self.table.phase[indices].tolist()
-            live = tuple(i for i in live if phases[i] == Phase.DENOISE)
-        num_emitted = self._to_device(tuple(block.num_emitted for block in blocks))
-        rows, pending = carry(self.table.gather(indices), num_emitted, self.mask_token_id, self.policy)
-        self.table.scatter_(indices, rows)
-        _, rest = hand_out(rows, self.policy)
-        left = zip(pending.tolist(), rest.tokens.tolist(), rest.lens.tolist(), strict=True)
-        for req, (first, tokens, length) in zip(reqs, left, strict=True):
-            record_of(req).end_extend(req, [first, *tokens[:length]])
-        return pending
 
     def _decode(self, batch: Any) -> Any:
         """One step of rows in any mix of modes: a block forward, a decode forward, or both."""

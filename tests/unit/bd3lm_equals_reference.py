@@ -1,4 +1,4 @@
-"""Run by test_bd3lm_reference.py in a process of its own: BD3-LM's model, attention and decoding against the reference's records.
+"""Run by test_bd3lm_reference.py: BD3-LM's model, attention and decoding against the reference's records.
 
 The model is loaded by SGLang's own runner; blocks are run and advanced by the same functions as in the server.
 """
