@@ -91,6 +91,8 @@ class ServerConfig(Frozen):
         if mode not in (Mode.AUTO, *family.modes):
             raise ConfigError("generation.mode", str(mode), family.refusals[mode], use_one_of(family))
         self._check_grid(family, block_size)
+        if Mode.SELF_SPECULATION not in family.modes:
+            self._check_no_drafts(family)
         self.policy_of(family)
         if not family.policy.refines:
             self._check_runs(family, block_size)
@@ -118,6 +120,14 @@ class ServerConfig(Frozen):
                 f"must reach the checkpoint's block size, {block_size}",
                 "add its width",
             )
+
+    def _check_no_drafts(self, family: Family) -> None:
+        """Raises ConfigError for what only self-speculation reads."""
+        why = f"{family.name} has no self-speculation"
+        if self.lora.draft_adapter not in ("auto", "none"):
+            raise ConfigError("lora.draft_adapter", self.lora.draft_adapter, why, "leave it out")
+        if self.generation.draft_threshold:
+            raise ConfigError("generation.draft_threshold", self.generation.draft_threshold, why, "leave it out")
 
     def _check_runs(self, family: Family, block_size: int) -> None:
         """Raises ConfigError for what only families have that refine their blocks."""

@@ -46,8 +46,9 @@ def _end_by_upstream_rule(req: Any) -> bool:
     if req.finished() or plan.stop_rule is not StopRule.UPSTREAM:
         return False
     eos, num_prompt = current().checkpoint.eos_token_ids[0], len(req.origin_input_ids)
-    tokens = [*req.origin_input_ids, *req.output_ids]
-    length = None if len(tokens) % plan.block_length else ended_length(tokens, eos)
+    if (num_prompt + len(req.output_ids)) % plan.block_length:
+        return False
+    length = ended_length([*req.origin_input_ids, *req.output_ids], eos)
     if length is None or length > num_prompt + req.sampling_params.max_new_tokens:
         return False
     from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dlm_serve.config import ServerConfig
@@ -18,7 +19,7 @@ class Serving:
     checkpoint: Checkpoint
     config: ServerConfig
 
-    @property
+    @cached_property
     def policy(self) -> Policy:
         """How its family decodes, as the configuration chooses."""
         return self.config.policy_of(self.checkpoint.family)

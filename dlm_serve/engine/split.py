@@ -37,10 +37,11 @@ class Split:
         The rows `decided` take neither. Beside them, and beside drafts, nothing is padded: a step of several forwards
         samples autoregressive rows in the decode forward alone.
         """
-        live = [i for i in range(len(plans)) if i not in decided]
+        skipped = set(decided)
+        live = [i for i in range(len(plans)) if i not in skipped]
         drafts = tuple(i for i in live if plans[i].verifies_windows)
         alone = tuple(i for i in live if plans[i].mode is Mode.AUTOREGRESSIVE)
-        rest = tuple(i for i in live if plans[i].mode is not Mode.AUTOREGRESSIVE and i not in drafts)
+        rest = tuple(i for i in live if not (plans[i].verifies_windows or plans[i].mode is Mode.AUTOREGRESSIVE))
         width = max((policy.row_width(plans[i].block_length) for i in rest), default=1)
         together = _cost(len(live) * width)
         apart = _cost(len(alone)) + _cost(len(rest) * width)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from dlm_serve.decoding import Mode
 from dlm_serve.errors import CheckpointError
 from dlm_serve.families import Config, Family, family_of
 from dlm_serve.models.shape import ModelShape
@@ -137,8 +138,11 @@ class Checkpoint(ModelShape):
                 )
 
     def draft_adapter(self, choice: str) -> Path | None:
-        """The folder of the draft adapter for `choice`: `auto`, `none` or a folder. Raises CheckpointError."""
-        if choice == "none":
+        """The folder of the draft adapter for `choice`: `auto`, `none` or a folder; None where nothing drafts.
+
+        Raises CheckpointError.
+        """
+        if choice == "none" or Mode.SELF_SPECULATION not in self.family.modes:
             return None
         folder = self.folder / DRAFT_ADAPTER_FOLDER if choice == "auto" else Path(choice)
         if (folder / "adapter_config.json").is_file():

@@ -56,12 +56,14 @@ def body_of(case: Case) -> dict[str, Any]:
 def differences(reference: list[Case], answers: list[dict[str, Any]]) -> list[str]:
     """The cases whose ids or forward passes are not the reference's, which leaves commits out.
 
-    A retracted request refines its block once more.
+    A retracted request refines its block once more, so its count may be higher.
     """
     found = []
     for case, answer in zip(reference, answers, strict=True):
         meta, expected_nfe = answer["meta_info"], case["nfe"] + case["commits"] - 1
-        nfe = expected_nfe if meta["num_retractions"] else meta["dlm"]["nfe"]
+        nfe = meta["dlm"]["nfe"]
+        if meta["num_retractions"]:
+            nfe = min(nfe, expected_nfe)
         ours, theirs = (answer["output_ids"], nfe), (case["output_ids"], expected_nfe)
         if ours != theirs:
             found.append(f"{case['id']}: {ours} instead of {theirs}")

@@ -130,14 +130,27 @@ def test_what_needs_autoregression_is_refused_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "field"),
-    [({"mode": "autoregressive"}, "generation.mode"), ({"prefill": "causal"}, "generation.prefill")],
+    ("file", "field"),
+    [
+        ({"generation": {"mode": "autoregressive"}}, "generation.mode"),
+        ({"generation": {"prefill": "causal"}}, "generation.prefill"),
+        ({"generation": {"draft_threshold": 0.5}}, "generation.draft_threshold"),
+        ({"lora": {"draft_adapter": "adapter"}}, "lora.draft_adapter"),
+    ],
     ids=str,
 )
-def test_a_server_file_for_another_family_is_refused(generation: dict[str, Any], field: str) -> None:
+def test_a_server_file_for_another_family_is_refused(file: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        ServerConfig(generation=GenerationConfig.model_validate(generation)).check(EFFICIENT_DLM, 8)
+        ServerConfig.model_validate(file).check(EFFICIENT_DLM, 8)
     assert refusal.value.field == field
+
+
+def test_an_adapter_that_nothing_drafts_with_is_not_looked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "linear_spec_lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    for family, found in ((NEMOTRON_LABS_DIFFUSION, folder), (EFFICIENT_DLM, None)):
+        assert Checkpoint.model_construct(family=family, folder=tmp_path).draft_adapter("auto") == found
 
 
 @pytest.mark.parametrize(

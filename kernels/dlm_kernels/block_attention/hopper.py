@@ -75,6 +75,7 @@ def _load(
         _load_tile(p_k + o_key[:, None] * stride_k + o_d[None, :], mask_own, k_ring, k_full, k_empty, 0, STAGES)
         _load_tile(p_v + o_key[:, None] * stride_v + o_d[None, :], mask_own, v_ring, v_full, v_empty, 0, STAGES)
         i_tile = 1
+    # Part -1 is what is left behind the whole tiles; it comes first, where the attending groups still mask.
     first = gl.where(num_left > 0, -1, 0)
     start = gl.where(num_left > 0, num_whole * N, 0)
     mask = start + o_key < num_keys
