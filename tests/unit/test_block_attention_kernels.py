@@ -9,7 +9,7 @@ import pytest
 import torch
 from dlm_kernels.block_attention import launch, reference
 
-from tests.unit.conftest import ON_GPU
+from tests.conftest import ON_GPU
 
 
 @dataclass(frozen=True)

@@ -93,3 +93,12 @@ def test_block_attention() -> None:
     for shape, row in json.loads((RESULTS / "block_attention.json").read_text())["batch x prefix x width"].items():
         share, other = f"{row['share']:.0%}", f"{row['flash_attention_3_us']:.1f} us"
         assert f"| {shape} | {row['us']:.1f} us | {share} | {other} |" in page
+
+
+def test_prefill_agreement() -> None:
+    measured = json.loads((RESULTS / "prefill_agreement.json").read_text())
+    same, longer = measured["same to longer prompts"], measured["answers to longer prompts"]
+    page = (ROOT / "README.md").read_text()
+    assert f"{same} of the {longer} answers to prompts longer than a block stay the same" in page
+    changed_shorter = measured["answers"] - longer - (measured["same"] - same)
+    assert changed_shorter == 0, "the README says: those to shorter ones do not change"

@@ -1,4 +1,4 @@
-"""What all unit tests share."""
+"""What all tests share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-# Kernels run in Triton's interpreter, which it decides when it is first imported, unless a GPU is asked for.
+# Kernels run in Triton's interpreter unless a GPU is asked for. Triton reads this when it is first imported,
+# and any test file may be the first to import it: so it stands here, above all of them.
 ON_GPU = os.environ.get("DLM_TEST_DEVICE") == "cuda"
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")

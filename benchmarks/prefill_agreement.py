@@ -1,0 +1,48 @@
+"""How often Efficient-DLM answers the same when prompts are encoded block by block in place of as a whole.
+
+    python benchmarks/prefill_agreement.py     # prints a summary, writes benchmarks/results/prefill_agreement.json
+
+On a CPU, over the recorded answers of its reference to the prompts of the tests' checkpoints.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "server")]
+
+import report  # noqa: E402
+from serving import Server  # noqa: E402
+from test_efficient_dlm import BLOCKS_OF_8, BLOCKS_OF_32, body_of, cases  # noqa: E402
+
+
+def measure(model: Path, block_size: int) -> dict[str, int]:
+    """Answers, and those that stay the same: of all prompts, and of prompts longer than a block."""
+    reference = cases(model)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "server.yaml")
+        file.write_text("generation: {prefill: block_causal}\n")
+        with Server.launch(model, "--dllm-algorithm-config", str(file), log=Path(folder, "log")) as server:
+            answers = server.generate_all([body_of(case) for case in reference], 16)
+    same = [answer["output_ids"] == case["output_ids"] for case, answer in zip(reference, answers, strict=True)]
+    is_long = [len(case["prompt_ids"]) > block_size for case in reference]
+    return {
+        "answers": len(same),
+        "same": sum(same),
+        "answers to longer prompts": sum(is_long),
+        "same to longer prompts": sum(s and long for s, long in zip(same, is_long, strict=True)),
+    }
+
+
+def main() -> None:
+    parts = [measure(BLOCKS_OF_8, 8), measure(BLOCKS_OF_32, 32)]
+    total = {name: sum(part[name] for part in parts) for name in parts[0]}
+    print(total)
+    report.write("prefill_agreement", total, "sglang", "torch")
+
+
+if __name__ == "__main__":
+    main()
