@@ -45,8 +45,10 @@ def fold_modulation(tensors: Tensors) -> dict[str, torch.Tensor]:
 
 def _embedded_zero(tensors: Tensors) -> torch.Tensor:
     """The embedding [cond_dim] of noise level zero, whose sinusoids are ones (cosines) and zeros (sines)."""
-    num_frequencies = tensors[f"{_EMBEDDING}.0.weight"].shape[1] // 2
-    sinusoids = torch.cat([torch.ones(num_frequencies), torch.zeros(num_frequencies)])
+    weight = tensors[f"{_EMBEDDING}.0.weight"].float()
+    # Made from a weight: while SGLang loads, the default type is the model's.
+    sinusoids = weight.new_zeros(weight.shape[1])
+    sinusoids[: weight.shape[1] // 2] = 1
     return _linear(tensors, f"{_EMBEDDING}.2", silu(_linear(tensors, f"{_EMBEDDING}.0", sinusoids)))
 
 

@@ -98,10 +98,26 @@ def test_offline_the_tokenizer_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert "--tokenizer-path" in refusal.value.remedy
 
 
+def tensors_of_source() -> dict[str, torch.Tensor]:
+    loaded = load_file(SOURCE / "model.safetensors")
+    return {name.removeprefix("backbone."): tensor for name, tensor in loaded.items()}
+
+
+def test_folding_does_not_depend_on_the_type_served() -> None:
+    """Which is PyTorch's default while SGLang loads, and bfloat16 on a GPU."""
+    expected = fold_modulation(tensors_of_source())
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        folded = fold_modulation(tensors_of_source())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert folded.keys() == expected.keys()
+    assert all(torch.equal(folded[name], expected[name]) for name in folded)
+
+
 def test_folded_modulation_is_the_modulation() -> None:
     """The first half of a layer as the reference computes it, against folded weights."""
-    loaded = load_file(SOURCE / "model.safetensors")
-    tensors = {name.removeprefix("backbone."): tensor for name, tensor in loaded.items()}
+    tensors = tensors_of_source()
     folded = fold_modulation(tensors)
     assert not [name for name in folded if "adaLN" in name or "sigma_map" in name]
 
