@@ -28,7 +28,7 @@ from typing import Any
 import requests
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "server"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import report  # noqa: E402
 import step_profile  # noqa: E402

@@ -12,21 +12,21 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "server")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import report  # noqa: E402
+from golden import DATA, EFFICIENT_DLM  # noqa: E402
 from serving import Server  # noqa: E402
-from test_efficient_dlm import BLOCKS_OF_8, BLOCKS_OF_32, body_of, cases  # noqa: E402
 
 
 def measure(model: Path, block_size: int) -> dict[str, int]:
     """Answers, and those that stay the same: of all prompts, and of prompts longer than a block."""
-    reference = cases(model)
+    reference = EFFICIENT_DLM.cases(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "server.yaml")
         file.write_text("generation: {prefill: block_causal}\n")
         with Server.launch(model, "--dllm-algorithm-config", str(file), log=Path(folder, "log")) as server:
-            answers = server.generate_all([body_of(case) for case in reference], 16)
+            answers = EFFICIENT_DLM.ask(server, reference)
     same = [answer["output_ids"] == case["output_ids"] for case, answer in zip(reference, answers, strict=True)]
     is_long = [len(case["prompt_ids"]) > block_size for case in reference]
     return {
@@ -38,7 +38,8 @@ def measure(model: Path, block_size: int) -> dict[str, int]:
 
 
 def main() -> None:
-    parts = [measure(BLOCKS_OF_8, 8), measure(BLOCKS_OF_32, 32)]
+    folder = DATA / "efficient_dlm"
+    parts = [measure(folder / "edlm-b8", 8), measure(folder / "edlm-b32", 32)]
     total = {name: sum(part[name] for part in parts) for name in parts[0]}
     print(total)
     report.write("prefill_agreement", total, "sglang", "torch")

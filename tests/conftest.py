@@ -12,9 +12,11 @@ ON_GPU = os.environ.get("DLM_TEST_DEVICE") == "cuda"
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import torch  # noqa: E402
+# On few cores, with tiny tensors, threads would only wait for each other: here and in the servers that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
+import torch  # noqa: E402
 
 
 @pytest.fixture(scope="session")

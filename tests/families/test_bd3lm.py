@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import DATA, Case
+from golden import BD3LM as GOLDEN
+from golden import DATA
 from serving import Server, generate_body
 
 from dlm_serve.decoding.endings import WINDOW, ended_length
 
-BD3LM = DATA / "bd3lm"
-BLOCKS_OF_4, BLOCKS_OF_8 = BD3LM / "bd3lm-b4", BD3LM / "bd3lm-b8"
+BLOCKS_OF_4, BLOCKS_OF_8 = DATA / "bd3lm" / "bd3lm-b4", DATA / "bd3lm" / "bd3lm-b8"
 EOS, MASK = 256, 257
-CONCURRENCY = 16
 
 
 @pytest.fixture(scope="module")
@@ -42,48 +39,21 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         running.assert_nothing_leaked()
 
 
-def cases(model: Path) -> list[Case]:
-    return [case for case in json.loads((BD3LM / "cases.json").read_text()) if case["variant"] == model.name]
-
-
-def body_of(case: Case) -> dict[str, Any]:
-    params = case["params"]
-    options = {name: params[name] for name in ("algorithm", "threshold", "block_length") if name in params}
-    ignore: dict[str, Any] = {"ignore_eos": True} if params["ignore_eos"] else {}
-    return generate_body(case["prompt_ids"], params["max_new_tokens"], dlm=options, **ignore)
-
-
-def differences(reference: list[Case], answers: list[dict[str, Any]]) -> list[str]:
-    """The cases whose ids or forward passes are not the reference's, whose count leaves commits out.
-
-    Each retraction saves a commit, when the prefill that follows writes that block, or repeats the forward
-    passes of one block, which are no more than its tokens.
-    """
-    found = []
-    for case, answer in zip(reference, answers, strict=True):
-        nfe, retractions = answer["meta_info"]["dlm"]["nfe"], answer["meta_info"]["num_retractions"]
-        expected_nfe = case["nfe"] + case["commits"] - 1
-        repeated = retractions * answer["meta_info"]["dlm"]["block_length"]
-        if answer["output_ids"] != case["output_ids"] or not -retractions <= nfe - expected_nfe <= repeated:
-            found.append(f"{case['id']}: {nfe} forwards for {answer['output_ids']}, {retractions} retractions")
-    return found
-
-
 def test_reference_cases(server: Server) -> None:
     """Many at a time over a shared prefix cache, which the reference has not."""
-    reference = cases(BLOCKS_OF_4)
-    answers = server.generate_all([body_of(case) for case in reference], CONCURRENCY)
-    assert differences(reference, answers) == []
-    answers = server.generate_all([body_of(case) for case in reference], CONCURRENCY)
-    assert differences(reference, answers) == []
+    reference = GOLDEN.cases(BLOCKS_OF_4)
+    answers = GOLDEN.ask(server, reference)
+    assert GOLDEN.differences(reference, answers) == []
+    answers = GOLDEN.ask(server, reference)
+    assert GOLDEN.differences(reference, answers) == []
     assert sum(answer["meta_info"]["cached_tokens"] for answer in answers) > 0
     assert all(answer["meta_info"]["cached_tokens"] % 4 == 0 for answer in answers), "a block was cut"
 
 
 def test_reference_cases_retracted_and_in_chunks(crowded: Server) -> None:
-    reference = cases(BLOCKS_OF_8)
-    answers = crowded.generate_all([body_of(case) for case in reference], 40)
-    assert differences(reference, answers) == []
+    reference = GOLDEN.cases(BLOCKS_OF_8)
+    answers = GOLDEN.ask(crowded, reference, 40)
+    assert GOLDEN.differences(reference, answers) == []
     assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
 
 

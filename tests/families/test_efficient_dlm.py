@@ -10,45 +10,14 @@ from typing import Any
 
 import pytest
 import requests
-from golden import DATA, Case
+from golden import DATA
+from golden import EFFICIENT_DLM as GOLDEN
 from serving import ANSWER_SECONDS, Server, generate_body
 
-FOLDER = DATA / "efficient_dlm"
-BLOCKS_OF_8, BLOCKS_OF_32 = FOLDER / "edlm-b8", FOLDER / "edlm-b32"
-CONCURRENCY = 16
+BLOCKS_OF_8, BLOCKS_OF_32 = DATA / "efficient_dlm" / "edlm-b8", DATA / "efficient_dlm" / "edlm-b32"
 PROMPT = [106, 132, 199, 50, 7, 9, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42]
 MAX_PREFILL = 600
 CONTEXT = 187
-
-
-def cases(model: Path) -> list[Case]:
-    """The reference's cases of one checkpoint."""
-    return [case for case in json.loads((FOLDER / "cases.json").read_text()) if case["variant"] == model.name]
-
-
-def body_of(case: Case) -> dict[str, Any]:
-    """The request that a case stands for. The reference's `steps` are those of all blocks together."""
-    params = case["params"]
-    options = {name: params[name] for name in ("block_length", "threshold")}
-    if params["threshold"] is None:
-        options["steps"] = params["steps"] // (params["max_new_tokens"] // params["block_length"])
-    ends: dict[str, Any] = {"ignore_eos": True} if params["eos_token_id"] is None else {}
-    return generate_body(case["prompt_ids"], params["max_new_tokens"], dlm=options, **ends)
-
-
-def differences(server: Server, reference: list[Case]) -> list[str]:
-    """The cases whose ids are not the reference's, or whose forward passes are not one less.
-
-    The reference runs the commit of the block that ends a request, too.
-    """
-    answers = server.generate_all([body_of(case) for case in reference], CONCURRENCY)
-    found = []
-    for case, answer in zip(reference, answers, strict=True):
-        ours = (answer["output_ids"], answer["meta_info"]["dlm"]["nfe"])
-        theirs = (case["output_ids"], case["nfe"] - 1)
-        if ours != theirs:
-            found.append(f"{case['id']}: {ours} instead of {theirs}")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +64,21 @@ def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def test_blocks_of_8(server: Server) -> None:
     """Many at a time, of all lengths: so a batch answers as its requests would alone."""
-    assert differences(server, cases(BLOCKS_OF_8)) == []
+    reference = GOLDEN.cases(BLOCKS_OF_8)
+    assert GOLDEN.differences(reference, GOLDEN.ask(server, reference)) == []
 
 
 def test_blocks_of_32(blocks_of_32: Server) -> None:
-    assert differences(blocks_of_32, cases(BLOCKS_OF_32)) == []
+    reference = GOLDEN.cases(BLOCKS_OF_32)
+    assert GOLDEN.differences(reference, GOLDEN.ask(blocks_of_32, reference)) == []
 
 
 @pytest.mark.parametrize("prefill", ["bidirectional", "block_causal"])
 def test_retracted_and_resumed(tmp_path: Path, prefill: str, request: pytest.FixtureRequest) -> None:
     """In a pool too small for the load; the interrupted block starts over, and the prompt is encoded as before."""
     (tmp_path / "config.yaml").write_text(f"generation: {{prefill: {prefill}}}\n")
-    reference = [case for case in cases(BLOCKS_OF_8) if len(case["output_ids"]) > 20] * 2
-    bodies = [body_of(case) for case in reference]
+    reference = [case for case in GOLDEN.cases(BLOCKS_OF_8) if len(case["output_ids"]) > 20] * 2
+    bodies = [GOLDEN.body_of(case) for case in reference]
     expected = [case["output_ids"] for case in reference]
     if prefill == "block_causal":
         calm = request.getfixturevalue("block_causal")
@@ -220,10 +191,10 @@ def test_block_causal_shares_whole_blocks(block_causal: Server) -> None:
 
 def test_block_causal_equals_the_reference_within_a_block(block_causal: Server) -> None:
     """A prompt of at most one block sees itself as a whole either way; longer ones need not answer the same."""
-    reference = cases(BLOCKS_OF_8)
+    reference = GOLDEN.cases(BLOCKS_OF_8)
     short = [case for case in reference if len(case["prompt_ids"]) <= 8]
-    assert differences(block_causal, short) == []
-    assert differences(block_causal, reference) != []
+    assert GOLDEN.differences(short, GOLDEN.ask(block_causal, short)) == []
+    assert GOLDEN.differences(reference, GOLDEN.ask(block_causal, reference)) != []
 
 
 def test_block_causal_chunks(block_causal: Server) -> None:

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from golden import DATA
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from sdar import write_checkpoint
 from serving import Server, generate_body
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-TRAINED = DATA / "efficient_dlm" / "edlm-b8"
 BLOCK, NUM_TOKENS = 8, 40
 PROMPTS = [[106, 132, 199, 50, 7, 9, 30, 31, 32, 33, 34, 35][:length] for length in (1, 5, 8, 11, 12)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of a small Efficient-DLM, which are Qwen3's too, as SDAR's releases name them."""
     folder = tmp_path_factory.mktemp("sdar")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(TRAINED / name, folder)
-    renamed = {"encoder.": "model.", "diffusion_head.": "lm_head."}
-    tensors = load_file(TRAINED / "model.safetensors")
-    for theirs, ours in renamed.items():
-        tensors = {ours + n.removeprefix(theirs) if n.startswith(theirs) else n: t for n, t in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((TRAINED / "config.json").read_text())
-    config |= {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "eos_token_id": 1}
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "auto_map"}))
+    write_checkpoint(folder)
     return folder
 
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import requests
-from golden import DATA, Case
+from golden import DATA
+from golden import SDLM as GOLDEN
 from serving import ANSWER_SECONDS, Server, generate_body
 
-FOLDER = DATA / "sdlm"
-WINDOWS_OF_4, WINDOWS_OF_8 = FOLDER / "sdlm-d4-tied", FOLDER / "sdlm-d8-untied"
-CONCURRENCY = 16
+WINDOWS_OF_4, WINDOWS_OF_8 = DATA / "sdlm" / "sdlm-d4-tied", DATA / "sdlm" / "sdlm-d8-untied"
 CONFIDENCE = ("prob_conf", "prob_conf_first_only", "entropy_conf")
 PROMPT = [83, 233, 106, 184, 65, 182, 152, 41, 149, 159, 25, 193, 55, 60, 57, 7, 236, 23]
 CONTEXT = 603
@@ -31,40 +30,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "one by one": {"mode": "autoregressive"},
 }
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
-
-
-def cases(model: Path, *modes: str) -> list[Case]:
-    """The reference's cases of one checkpoint."""
-    found = json.loads((FOLDER / "cases.json").read_text())
-    return [case for case in found if case["variant"] == model.name and case["mode"] in modes]
-
-
-def body_of(case: Case) -> dict[str, Any]:
-    """The request that a case stands for: one token of each window is what a threshold of 1 takes."""
-    params = case["params"]
-    options = {"algorithm": params["alg"], "block_length": params["n_future_tokens"]}
-    if "threshold" in params:
-        options["threshold"] = 1.0 if params.get("only_first_token_keep") else params["threshold"]
-    return generate_body(case["prompt_ids"], params["max_gen_len"], mode="diffusion", dlm=options)
-
-
-def expected_ids(case: Case) -> list[int]:
-    """The reference's tokens with the one that stopped it; its last window may go past the limit."""
-    stop = [] if case["stop_token"] is None else [case["stop_token"]]
-    ids: list[int] = case["output_ids"] + stop
-    return ids[: case["params"]["max_gen_len"]]
-
-
-def differences(server: Server, reference: list[Case]) -> list[str]:
-    """The cases whose ids or forward passes are not the reference's."""
-    answers = server.generate_all([body_of(case) for case in reference], CONCURRENCY)
-    found = []
-    for case, answer in zip(reference, answers, strict=True):
-        ours = (answer["output_ids"], answer["meta_info"]["dlm"]["nfe"])
-        theirs = (expected_ids(case), case["nfe"])
-        if ours != theirs:
-            found.append(f"{case['id']}: {ours} instead of {theirs}")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -95,30 +60,34 @@ def _no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def test_windows_of_4(server: Server) -> None:
     """And of 8, twice of what it was trained with; many at a time, of all lengths and thresholds."""
-    assert differences(server, cases(WINDOWS_OF_4, *CONFIDENCE)) == []
+    reference = GOLDEN.cases(WINDOWS_OF_4, *CONFIDENCE)
+    assert GOLDEN.differences(reference, GOLDEN.ask(server, reference)) == []
 
 
 def test_verified_drafts_of_4(server: Server) -> None:
-    assert differences(server, cases(WINDOWS_OF_4, "self_speculative")) == []
+    reference = GOLDEN.cases(WINDOWS_OF_4, "self_speculative")
+    assert GOLDEN.differences(reference, GOLDEN.ask(server, reference)) == []
 
 
 def test_windows_of_8(wide: Server) -> None:
-    assert differences(wide, cases(WINDOWS_OF_8, *CONFIDENCE)) == []
+    reference = GOLDEN.cases(WINDOWS_OF_8, *CONFIDENCE)
+    assert GOLDEN.differences(reference, GOLDEN.ask(wide, reference)) == []
 
 
 def test_verified_drafts_of_8(wide: Server) -> None:
-    assert differences(wide, cases(WINDOWS_OF_8, "self_speculative")) == []
+    reference = GOLDEN.cases(WINDOWS_OF_8, "self_speculative")
+    assert GOLDEN.differences(reference, GOLDEN.ask(wide, reference)) == []
 
 
 @pytest.mark.parametrize("modes", [CONFIDENCE, ("self_speculative",)], ids=["windows", "drafts"])
 def test_retracted_and_resumed(tmp_path: Path, modes: tuple[str, ...]) -> None:
     """In a pool too small for the load: a run that was emitted in part starts over, and ends the same."""
-    reference = [case for case in cases(WINDOWS_OF_4, *modes) if len(case["output_ids"]) > 20]
+    reference = [case for case in GOLDEN.cases(WINDOWS_OF_4, *modes) if len(case["output_ids"]) > 20]
     flags = ("--max-total-tokens", "1600", "--schedule-conservativeness", "0.05", "--chunked-prefill-size", "64")
     with Server.launch(WINDOWS_OF_4, *flags, log=tmp_path / "log", env=RETRACTIONS) as crowded:
-        answers = crowded.generate_all([body_of(case) for case in reference], 40)
+        answers = GOLDEN.ask(crowded, reference, 40)
         crowded.assert_nothing_leaked()
-    assert [answer["output_ids"] for answer in answers] == [expected_ids(case) for case in reference]
+    assert [answer["output_ids"] for answer in answers] == [GOLDEN.expected_ids(case) for case in reference]
     assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,10 +10,6 @@ from pathlib import Path
 import pytest
 from golden import RANDOM, TRAINED, WITH_ADAPTER
 from serving import Server, free_port
-
-# Several servers may run at once on few cores, and their tensors are tiny: threads would only wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

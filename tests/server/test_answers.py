@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import requests
-from golden import TRAINED, cases
+from golden import NEMOTRON_LABS_DIFFUSION, TRAINED
 from serving import ANSWER_SECONDS, Server, generate_body
 
 MODES = ["autoregressive", "diffusion", "self_speculation"]
@@ -242,7 +242,9 @@ def test_what_only_autoregression_honours(trained: Server) -> None:
     assert len(letters) == 6
     assert set(letters) <= {"a", "b"}
     assert set(ids(trained, PROMPT, 6, logit_bias={"65": 100.0})) == {65}
-    short = next(c for c in cases(TRAINED, modes=["ar"]) if c["finish"] == "eos" and len(c["output_ids"]) < 40)
+    short = next(
+        c for c in NEMOTRON_LABS_DIFFUSION.cases(TRAINED, "ar") if c["finish"] == "eos" and len(c["output_ids"]) < 40
+    )
     longer = ids(trained, short["prompt_ids"], 50, min_new_tokens=len(short["output_ids"]) + 5)
     assert longer[: len(short["output_ids"]) - 1] == short["output_ids"][:-1]
     assert len(longer) > len(short["output_ids"])

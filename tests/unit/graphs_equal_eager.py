@@ -14,24 +14,31 @@ from unittest import mock
 
 import torch
 
-from dlm_serve.decoding import Emission, Mode, Prediction, Rows, RowSettings, advance_, predict
+from dlm_serve.decoding import Emission, Mode, Policy, Prediction, Rows, RowSettings, advance_, predict
 from dlm_serve.engine import block_graphs
 from dlm_serve.engine.block_graphs import BlockGraphs
 from dlm_serve.engine.shapes import Shapes
-from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.families import FAMILIES, Family
 
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_REQUESTS = 3, 11, 8, 12
-MODES = (Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION)
+
+
+def settings_of(family: Family, number: int) -> RowSettings:
+    """The requests of a family in turn: its modes and algorithms, each with short and long blocks."""
+    mode = family.modes[number % len(family.modes)]
+    turn = number // len(family.modes)
+    longest = family.policy.longest_block(MAX_WIDTH, MAX_WIDTH)
+    block_length = 1 if mode is Mode.AUTOREGRESSIVE else (longest // 2, longest - 1, longest)[turn % 3]
+    algorithm = turn % max(1, len(family.algorithms))
+    return RowSettings(mode, block_length, 0.5, 4, None, number, (), family.policy.is_seeded, algorithm)
 
 
 class Step:
     """A step whose logits are a function of token, column and committed length."""
 
-    def __init__(self) -> None:
-        settings = [
-            RowSettings(MODES[i % 3], 1 if i % 3 == 0 else (3, 5, 8)[i // 3 % 3], 0.5, 4, None, i, ())
-            for i in range(NUM_REQUESTS)
-        ]
+    def __init__(self, family: Family) -> None:
+        self.policy: Policy = family.policy
+        settings = [settings_of(family, i) for i in range(NUM_REQUESTS)]
         rows = Rows.of(settings, MAX_WIDTH).start_block(torch.arange(NUM_REQUESTS) % 7 + 4, MASK)
         self.table = Rows.table(NUM_REQUESTS + 1, MAX_WIDTH, MASK, "cpu")
         self.table.scatter_(torch.arange(1, NUM_REQUESTS + 1), rows)
@@ -42,10 +49,10 @@ class Step:
         tokens = self.table.gather(indices, width).tokens
         columns, ids = torch.arange(width)[None, :, None], torch.arange(VOCAB_SIZE)
         logits = (tokens[..., None] * 7 + columns * 3 + committed_lens[:, None, None] * 5 + ids * 13) % 17
-        return logits.float(), predict(logits.float(), MASK)
+        return logits.float(), predict(logits.float(), MASK, mask_in_denominator=self.policy.mask_in_denominator)
 
     def advance(self, indices: torch.Tensor, prediction: Prediction) -> Emission:
-        return advance_(self.table, indices, prediction, MASK, NEMOTRON_LABS_DIFFUSION.policy)
+        return advance_(self.table, indices, prediction, MASK, self.policy)
 
 
 class Replaying:
@@ -79,8 +86,8 @@ def graphs_of(step: Step) -> BlockGraphs:
         return BlockGraphs(step, runner, shapes, VOCAB_SIZE, torch.float32)  # type: ignore[arg-type]
 
 
-def main() -> None:
-    eager, captured = Step(), Step()
+def check(family: Family) -> None:
+    eager, captured = Step(family), Step(family)
     graphs = graphs_of(captured)
     torch.manual_seed(0)
     committed_lens = torch.arange(NUM_REQUESTS + 1)
@@ -88,7 +95,7 @@ def main() -> None:
     ways = set()
     for number in range(300):
         indices = torch.randperm(NUM_REQUESTS)[: int(torch.randint(1, NUM_REQUESTS + 1, ()))] + 1
-        width = int(eager.table.block_length[indices].max())
+        width = family.policy.row_width(int(eager.table.block_length[indices].max()))
         ways.add(graphs.is_captured(len(indices), width))
         logits, prediction = graphs.forward(indices, committed_lens[indices], width)
         expected_logits, expected = eager.forward(indices, committed_lens[indices], logits.shape[1])
@@ -113,4 +120,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for family in FAMILIES:
+        check(family)
