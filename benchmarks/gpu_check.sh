@@ -11,4 +11,5 @@ export DLM_TEST_DEVICE=cuda
 "$PYTHON" benchmarks/block_attention.py
 "$PYTHON" benchmarks/token_confidence.py
 "$PYTHON" benchmarks/agreement.py
+"$PYTHON" benchmarks/bf16_agreement.py
 "$PYTHON" benchmarks/decode_speed.py

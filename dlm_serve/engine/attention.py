@@ -70,6 +70,10 @@ class DlmAttentionBackend(HybridAttnBackend):  # type: ignore[misc]  # the base 
         super().__init__(model_runner, prefill_backend=self.stretches or chosen, decode_backend=chosen)
         self.block_backend = BlockAttentionBackend(model_runner)
 
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Prepare the backend that SGLang's decode graphs run; the base would prepare that of prompts as well."""
+        self.decode_backend.init_cuda_graph_state(max_bs, max_num_tokens)
+
     def _select_backend(self, forward_mode: Any) -> AttentionBackend:
         return self.block_backend if forward_mode.is_target_verify() else super()._select_backend(forward_mode)
 

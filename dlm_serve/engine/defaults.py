@@ -19,8 +19,11 @@ CPU_MAX_TOTAL_TOKENS = 1 << 16
 CPU_MAX_RUNNING_REQUESTS = 64
 """Requests that decode together there."""
 
-CPU_MEM_FRACTION = 0.8
-"""The part of the memory that weights and KV may take there, where prompts are not cut into chunks."""
+UNCHUNKED_MEM_FRACTION = 0.8
+"""The part of the memory that weights and KV may take where prompts are not cut into chunks.
+
+SGLang would set 1.5 MB aside for each token of the longest prefill: 25 GB, which smaller GPUs have not.
+"""
 
 # field, the value that is fine, why others are not
 _UNSUPPORTED = (
@@ -63,21 +66,28 @@ def prepare_server_args(server_args: Any) -> bool:
         tokenizer = serving.checkpoint.tokenizer()
         server_args.tokenizer_path = None if tokenizer is None else str(tokenizer)
     server_args.speculative_algorithm = algorithm.NAME
-    _set_page_size(server_args, serving)
+    _set_prefill(server_args, serving)
     if serving.checkpoint.family.released_as is not None:
         server_args.json_model_override_args = _named_as_ours(server_args, serving)
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
-    if serving.policy.prefill is not Prefill.CAUSAL:
-        server_args.disable_prefill_cuda_graph = True  # stretches of a prompt are not planned ahead
-    if serving.policy.sharing is Sharing.NONE:
-        server_args.disable_radix_cache = True
-        server_args.chunked_prefill_size = -1
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args)
     if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
         # SGLang would take float16, whose range these models were not trained for.
         server_args.dtype = "float32" if server_args.device == "cpu" else "bfloat16"
     return True
+
+
+def _set_prefill(server_args: Any, serving: Serving) -> None:
+    """How prompts are cut and shared, and the memory that takes."""
+    if serving.policy.prefill is not Prefill.CAUSAL:
+        server_args.disable_prefill_cuda_graph = True  # stretches of a prompt are not planned ahead
+    if serving.policy.sharing is Sharing.NONE:
+        server_args.disable_radix_cache = True
+        server_args.chunked_prefill_size = -1
+    if server_args.chunked_prefill_size == -1 and server_args.mem_fraction_static is None:
+        server_args.mem_fraction_static = UNCHUNKED_MEM_FRACTION
+    _set_page_size(server_args, serving)
 
 
 def _set_page_size(server_args: Any, serving: Serving) -> None:
@@ -95,9 +105,6 @@ def _set_page_size(server_args: Any, serving: Serving) -> None:
 
 def _set_cpu_defaults(server_args: Any) -> None:
     server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
-    if server_args.chunked_prefill_size == -1 and server_args.mem_fraction_static is None:
-        # SGLang would set 1.5 MB aside for each token of the longest prefill.
-        server_args.mem_fraction_static = CPU_MEM_FRACTION
     if server_args.max_total_tokens is None:
         server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS
     if server_args.max_running_requests is None:

@@ -16,7 +16,9 @@ import torch
 
 from dlm_serve.decoding import Emission, Mode, Policy, Prediction, Rows, RowSettings, advance_, predict
 from dlm_serve.engine import block_graphs
+from dlm_serve.engine.attention import DlmAttentionBackend
 from dlm_serve.engine.block_graphs import BlockGraphs
+from dlm_serve.engine.prefill import StretchBackend
 from dlm_serve.engine.shapes import Shapes
 from dlm_serve.families import FAMILIES, Family
 
@@ -119,6 +121,16 @@ def check(family: Family) -> None:
     assert runner.shared_read_done_event is None, "an eager step must be waited for as a whole"
 
 
+def check_decode_graphs() -> None:
+    """SGLang's own graphs are of single-token decode: how prompts attend takes no part in them."""
+    backend = object.__new__(DlmAttentionBackend)
+    backend.decode_backend = mock.Mock()
+    backend.prefill_backend = object.__new__(StretchBackend)
+    backend.init_cuda_graph_state(4, 4)
+    backend.decode_backend.init_cuda_graph_state.assert_called_once_with(4, 4)
+
+
 if __name__ == "__main__":
+    check_decode_graphs()
     for family in FAMILIES:
         check(family)

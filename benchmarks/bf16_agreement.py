@@ -1,0 +1,65 @@
+"""How many of the families' recorded answers stay the same in bfloat16, the type that GPUs serve.
+
+    python benchmarks/bf16_agreement.py     # prints a table, writes benchmarks/results/bf16_agreement_{cpu,gpu}.json
+
+The references ran in float32, where all answers are the same. In bfloat16 a token or its confidence may fall on the
+other side of a close call, and what follows differs. A GPU should keep about as many answers as a CPU does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+import report  # noqa: E402
+import torch  # noqa: E402
+from golden import BD3LM, DATA, EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, SDLM, Golden, by_adapter  # noqa: E402
+from serving import Server  # noqa: E402
+
+CHECKPOINTS: dict[str, Golden] = {
+    "nld-trained-b8": NEMOTRON_LABS_DIFFUSION,
+    "nld-trained-b32-lora": NEMOTRON_LABS_DIFFUSION,
+    "efficient_dlm/edlm-b8": EFFICIENT_DLM,
+    "efficient_dlm/edlm-b32": EFFICIENT_DLM,
+    "sdlm/sdlm-d4-tied": SDLM,
+    "sdlm/sdlm-d8-untied": SDLM,
+    "bd3lm/bd3lm-b4": BD3LM,
+    "bd3lm/bd3lm-b8": BD3LM,
+}
+FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tokens", "65536")
+
+
+def measure(name: str, golden: Golden, logs: Path) -> dict[str, float]:
+    """Answers of one checkpoint, those that stay the same, and the part of all tokens before the first difference."""
+    model = DATA / name
+    cases = by_adapter(golden.cases(model), adapter="lora" in name)
+    with Server.launch(model, *FLAGS, log=logs / f"{model.name}.log") as server:
+        answers = golden.ask(server, cases)
+        server.assert_nothing_leaked()
+    pairs = [(golden.expected_ids(case), answer["output_ids"]) for case, answer in zip(cases, answers, strict=True)]
+    kept = sum(next((i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), len(pair[0])) for pair in pairs)
+    return {
+        "answers": len(pairs),
+        "same": sum(theirs == ours for theirs, ours in pairs),
+        "tokens": sum(len(theirs) for theirs, _ in pairs),
+        "tokens before the first difference": kept,
+    }
+
+
+def main() -> None:
+    results = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, golden in CHECKPOINTS.items():
+            results[name] = measure(name, golden, Path(os.environ.get("OUT", temporary)))
+            print(f"{name:24} {' '.join(f'{key}: {value}' for key, value in results[name].items())}", flush=True)
+    machine = "gpu" if torch.cuda.is_available() else "cpu"
+    report.write(f"bf16_agreement_{machine}", {"checkpoints": results}, "sglang", "torch")
+
+
+if __name__ == "__main__":
+    main()
