@@ -102,3 +102,9 @@ def test_prefill_agreement() -> None:
     assert f"{same} of the {longer} answers to prompts longer than a block stay the same" in page
     changed_shorter = measured["answers"] - longer - (measured["same"] - same)
     assert changed_shorter == 0, "the README says: those to shorter ones do not change"
+
+
+def test_bf16_agreement() -> None:
+    parts = json.loads((RESULTS / "bf16_agreement_cpu.json").read_text())["checkpoints"].values()
+    same, answers = (sum(part[name] for part in parts) for name in ("same", "answers"))
+    assert f"{same:,} of the {answers:,} recorded answers" in (ROOT / "README.md").read_text()
