@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +29,12 @@ def recorded(golden: Golden, model: str) -> Example:
 
 
 def sdar(folder: Path) -> Example:
+    """Prompts without the mask, which the first block would fill."""
     write_checkpoint(folder)
+    mask_token_id = json.loads((folder / "config.json").read_text())["mask_token_id"]
     prompts = [case["prompt_ids"] for case in EFFICIENT_DLM.cases(DATA / "efficient_dlm" / "edlm-b8")]
-    thresholds = (0.5, 0.7, 0.9)
-    return Example(
-        folder, [generate_body(ids, 40, dlm={"threshold": thresholds[i % 3]}) for i, ids in enumerate(prompts)]
-    )
+    allowed = zip(itertools.cycle((0.5, 0.7, 0.9)), [ids for ids in prompts if mask_token_id not in ids], strict=False)
+    return Example(folder, [generate_body(ids, 40, dlm={"threshold": threshold}) for threshold, ids in allowed])
 
 
 EXAMPLES: dict[str, Callable[[Path], Example]] = {
