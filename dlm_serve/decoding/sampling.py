@@ -95,31 +95,27 @@ def resample(
     `sampling` has one row for each of the B rows. Confidences are those of the sampled tokens.
     """
     flat, best = logits.flatten(0, 1), prediction.ids.flatten()
-    per_position = sampling.repeat(logits.shape[1])
-    ids = torch.cat(
-        [
-            sample(flat[chunk], positions.flatten()[chunk], per_position.select(chunk), mask_token_id)
-            for chunk in _chunks(flat.shape[0])
-        ]
-    )
+    ids = sample(flat, positions.flatten(), sampling.repeat(logits.shape[1]), mask_token_id)
     below_best = flat.gather(1, ids[:, None]).float() - flat.gather(1, best[:, None]).float()
     confidence = prediction.confidence * below_best.view_as(prediction.ids).exp()
     return replace(prediction, ids=ids.view_as(prediction.ids), confidence=confidence)
 
 
-def _chunks(num_rows: int) -> list[slice]:
-    return [slice(start, start + _ROWS_AT_ONCE) for start in range(0, num_rows, _ROWS_AT_ONCE)]
-
-
 def sample(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:
     """One token id [N] for each row of `logits` [N, V], to stand at `positions` [N]; never the mask."""
-    allowed = _without_mask(logits, mask_token_id)
-    greedy = allowed.argmax(-1)
     if sampling.all_greedy:
-        return greedy
+        return _without_mask(logits, mask_token_id).argmax(-1)
+    chunks = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, logits.shape[0], _ROWS_AT_ONCE)]
+    return torch.cat(
+        [_sample(logits[chunk], positions[chunk], sampling.select(chunk), mask_token_id) for chunk in chunks]
+    )
+
+
+def _sample(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:
+    allowed = _without_mask(logits, mask_token_id)
     scores = _scaled(allowed, sampling)
     noisy = (scores + gumbel_noise(sampling.seed, positions, scores.shape[1])).argmax(-1)
-    return torch.where(sampling.top_k <= 1, greedy, noisy)
+    return torch.where(sampling.top_k <= 1, allowed.argmax(-1), noisy)
 
 
 def scores_of(logits: torch.Tensor, sampling: Sampling, mask_token_id: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from dlm_serve import bundled
 from dlm_serve.decoding import Prefill, Sharing
 from dlm_serve.engine import algorithm
 from dlm_serve.engine.serving import Serving, find_serving
+from dlm_serve.engine.shapes import BATCH_SIZES
 from dlm_serve.errors import ConfigError
 from dlm_serve.platform import is_active
 
@@ -72,7 +73,9 @@ def prepare_server_args(server_args: Any) -> bool:
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args)
-    if server_args.dtype == "auto" and serving.checkpoint.dtype == "float32":
+    elif server_args.max_running_requests is None:
+        server_args.max_running_requests = BATCH_SIZES[-1]
+    if server_args.dtype == "auto" and serving.checkpoint.dtype in ("float32", None):
         # SGLang would take float16, whose range these models were not trained for.
         server_args.dtype = "float32" if server_args.device == "cpu" else "bfloat16"
     return True
@@ -101,6 +104,9 @@ def _set_page_size(server_args: Any, serving: Serving) -> None:
         raise ConfigError(
             "--page-size", server_args.page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
         )
+    if server_args.device != "cpu" and server_args.page_size.bit_count() != 1:
+        limit = "SGLang's kernels need a power of two"
+        raise ConfigError("--page-size", server_args.page_size, limit, "serve it on a CPU, with --device cpu")
 
 
 def _set_cpu_defaults(server_args: Any) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import triton
 from dlm_kernels.block_attention import block_attention
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
@@ -17,6 +18,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from dlm_serve.decoding import Policy, stretch_ends
 from dlm_serve.engine.requests import record_of
 from dlm_serve.kv.slots import read_slots
+
+MAX_ROW = 64
+"""Tokens of the longest stretch that is a row. Longer ones are whole prompts, with nothing before them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class _Rows:
     @classmethod
     def of(cls, stretches: Sequence[Stretch], device: Any) -> _Rows:
         lengths = torch.tensor([stretch.length for stretch in stretches])
-        columns = torch.arange(int(lengths.max()))
+        # A power of two: each width is a kernel of its own, compiled when it is first met.
+        columns = torch.arange(triton.next_power_of_2(int(lengths.max())))
         real = columns < lengths[:, None]
         tokens = torch.tensor([stretch.first_token for stretch in stretches])[:, None] + columns
         tokens = torch.where(real, tokens, 0)
@@ -76,7 +81,7 @@ class _Rows:
 
 
 class StretchBackend(AttentionBackend):  # type: ignore[misc]  # the base is untyped
-    """Attention of an EXTEND in stretches: one at the start of its request is dense, the others are rows."""
+    """Attention of an EXTEND in stretches: long ones, which begin their request, are dense, the others are rows."""
 
     needs_cpu_seq_lens = False
 
@@ -92,8 +97,8 @@ class StretchBackend(AttentionBackend):  # type: ignore[misc]  # the base is unt
     @contextmanager
     def cut_into(self, stretches: Sequence[Stretch]) -> Iterator[None]:
         """Within this context an EXTEND's tokens lie in `stretches`."""
-        dense = [s for s in stretches if s.start == 0]
-        rest = [s for s in stretches if s.start > 0]
+        dense = [s for s in stretches if s.length > MAX_ROW]
+        rest = [s for s in stretches if s.length <= MAX_ROW]
         self._dense = [slice(s.first_token, s.first_token + s.length) for s in dense]
         self._rows = _Rows.of(rest, self._device) if rest else None
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,3 +162,16 @@ def test_refused_prompts_and_streams(server: Server) -> None:
     body = generate_body([EOS], 8, dlm={"stop_rule": "upstream"})
     streamed = server.post("/generate", {**body, "stream": True})
     assert (streamed.status_code, "stream" in streamed.text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--page-size", "6"), "--page-size = 6: must be a multiple of the block size, 4"),
+        (("--device", "cuda", "--page-size", "12"), "--page-size = 12: SGLang's kernels need a power of two"),
+    ],
+)
+def test_pages_that_cannot_be(tmp_path: Path, flags: tuple[str, ...], says: str) -> None:
+    with pytest.raises(RuntimeError) as ended, Server.launch(BLOCKS_OF_4, *flags, log=tmp_path / "log"):
+        pass
+    assert says in str(ended.value)

@@ -99,9 +99,10 @@ def test_rows_of_one_batch_are_as_alone(device: torch.device) -> None:
         assert torch.equal(launch.block_attention(**one)[0, :length], together[i, :length])
 
 
-def test_tokens_may_lie_apart(device: torch.device) -> None:
-    """As they do when queries, keys and values are slices of one projection."""
-    args = arguments(SHAPES[4], torch.float32, device)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[4]], ids=str)
+def test_tokens_may_lie_apart(shape: Shape, device: torch.device) -> None:
+    """As they do when queries, keys and values are slices of one projection; also in rows of one token."""
+    args = arguments(shape, torch.float32, device)
     batch, width, num_heads, head_dim = args["q"].shape
     num_kv_heads = args["k"].shape[2]
     joint = torch.cat([args[name].flatten(2) for name in ("q", "k", "v")], dim=2).view(batch * width, -1)

@@ -78,9 +78,9 @@ def block_attention(
         partial,
         log_sum,
         scale,
-        q.stride(1),
-        k.stride(1),
-        v.stride(1),
+        _token_stride(q),
+        _token_stride(k),
+        _token_stride(v),
         slot_table.stride(0),
         k_cache.stride(0),
         **shapes,
@@ -109,13 +109,19 @@ def _check(
         raise ValueError(f"num_heads = {q.shape[2]}: must be a multiple of the {num_kv_heads} KV heads")
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         strides = tensor.stride()
-        if strides[2:] != (head_dim, 1) or (tensor.shape[0] > 1 and strides[0] != tensor.shape[1] * strides[1]):
+        follow = tensor.shape[0] == 1 or strides[0] == tensor.shape[1] * _token_stride(tensor)
+        if strides[2:] != (head_dim, 1) or not follow:
             raise ValueError(f"{name}: heads and rows of tokens must be contiguous, but strides are {strides}")
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache.stride() != k_cache.stride() or cache.stride()[1:] != (head_dim, 1):
             raise ValueError(f"{name}: must be [slots, {num_kv_heads}, {head_dim}] with contiguous heads")
     if slot_table.stride(1) != 1:
         raise ValueError("slot_table: its rows must be contiguous")
+
+
+def _token_stride(tensor: torch.Tensor) -> int:
+    """From one token to the next; rows of one token lie as far apart as their tokens."""
+    return tensor.stride(0) if tensor.shape[1] == 1 else tensor.stride(1)
 
 
 def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
