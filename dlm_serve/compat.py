@@ -56,6 +56,7 @@ SEAMS = (
     Seam(f"{_SRT}.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments"),
     Seam(f"{_SRT}.entrypoints.api_contract.generate_contract_error", ("body",)),
     Seam(f"{_SRT}.configs.model_config.ModelConfig.get_default_sampling_params"),
+    Seam(f"{_SRT}.entrypoints.openai.serving_completions.OpenAIServingCompletion._build_sampling_params", ("request",)),
     Seam(f"{_SRT}.speculative.base_spec_worker.BaseSpecWorker"),
     Seam(f"{_SRT}.speculative.spec_info.SpecInputType.DFLASH_DRAFT"),
     Seam(f"{_SRT}.speculative.spec_info.SpecInputType.DFLASH_VERIFY"),

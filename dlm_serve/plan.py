@@ -254,8 +254,8 @@ def _resolve_stop_rule(options: RequestOptions, family: Family) -> StopRule:
 
 def _refuse_block_options(options: RequestOptions, autoregressive_only: Sequence[str]) -> None:
     """Raises OptionError where a request that decodes without blocks says how its blocks should be."""
-    for name in sorted(options.model_fields_set - {"mode", "shift_logits"}):
-        because = f", which {', '.join(autoregressive_only)} needs" if autoregressive_only else ""
+    for name in sorted(options.model_fields_set - {"mode", "shift_logits", "stop_rule"}):
+        because = f", which {', '.join(autoregressive_only)} needs," if autoregressive_only else ""
         raise OptionError(
             f"{OPTIONS_FIELD}.{name}",
             getattr(options, name),

@@ -99,6 +99,15 @@ HOOKS = (
         until="the checkpoints' generation_config.json says temperature 0",
     ),
     Hook(
+        f"{_SRT}.entrypoints.openai.serving_completions.OpenAIServingCompletion._build_sampling_params",
+        "after",
+        f"{_ENGINE}.admission:as_the_model_says",
+        Role.MAIN,
+        "/v1/completions draws at temperature 1.0 where nothing is said, whatever the checkpoint says",
+        since="0.5.23",
+        until="SGLang gives completions the checkpoint's defaults, as it does chats",
+    ),
+    Hook(
         f"{_SRT}.managers.scheduler.Scheduler._reqs_finishing_inflight",
         "after",
         f"{_ENGINE}.results:only_certain_to_emit",

@@ -24,7 +24,11 @@ from dlm_serve.plan import DecodePlan, RequestOptions
 RESERVED_CONTEXT = 2
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: distinct seeds for the samples of one request
+_INT64 = 1 << 63
 _TOP_K_ALL = 1 << 30  # SGLang's "whole vocabulary"; larger ones overflow its int32
+
+# How tokens are drawn: SGLang's own defaults for these stand only where neither request nor checkpoint says.
+_DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 # What depends on one token following another, with the values that ask for nothing.
 _AUTOREGRESSIVE_ONLY: dict[str, tuple[object, ...]] = {
@@ -75,6 +79,8 @@ def contract_error(error: str | None, body: Any) -> str | None:
         return error
     single = {name: value for name, value in body.items() if not isinstance(value, list)}
     try:
+        if body.get("custom_params") is not None:
+            raise OptionError("custom_params", body["custom_params"], "belongs into sampling_params", "move it there")
         for ids in _as_list(body.get("input_ids"), of=list):
             _check_input_ids(ids)
             _check_prompt_length(len(ids))
@@ -102,7 +108,7 @@ def admit(tokenized: Any, manager: Any, request: Any, *_: Any, **__: Any) -> Any
         "top_logprobs_num",
         "logprob_start_len",
     ]
-    values = {name: getattr(request, name, None) or getattr(params, name, None) for name in names}
+    values = {name: _asked(name, request, params) for name in names}
     plan = _make_plan(values)
     if request.text is not None:
         tokenized.input_ids = _begun(tokenized.input_ids)
@@ -116,6 +122,12 @@ def admit(tokenized: Any, manager: Any, request: Any, *_: Any, **__: Any) -> Any
     if params.sampling_seed is None:
         params.sampling_seed = secrets.randbits(63)
     return tokenized
+
+
+def _asked(name: str, request: Any, params: Any) -> Any:
+    """The request's field or, where it has none, the parameter of that name."""
+    value = getattr(request, name, None)
+    return getattr(params, name, None) if value is None else value
 
 
 def give_samples_seeds(manager: Any, tokenized: Any) -> None:
@@ -137,9 +149,18 @@ def newest_statistics(result: None, manager: Any, meta_info: dict[str, Any], sta
         meta_info[PLAN_KEY] = collected[-1]
 
 
+def as_the_model_says(params: dict[str, Any], serving: Any, request: Any) -> dict[str, Any]:
+    """After `OpenAIServingCompletion._build_sampling_params`: what a request leaves out is the model's to say."""
+    return {name: value for name, value in params.items() if name not in _DRAWING or name in request.model_fields_set}
+
+
 def greedy_by_default(given: dict[str, Any], model_config: Any) -> dict[str, Any]:
-    """After `ModelConfig.get_default_sampling_params`: as the model cards, which are greedy or say so."""
-    return {"temperature": current().checkpoint.family.temperature, **given}
+    """After `ModelConfig.get_default_sampling_params`: as the model cards, which are greedy or say so.
+
+    See `Checkpoint.generation_defaults` about penalties.
+    """
+    defaults = {"temperature": current().checkpoint.family.temperature, **given}
+    return {name: value for name, value in defaults.items() if name != "repetition_penalty"}
 
 
 def _make_plan(values: Mapping[str, Any]) -> DecodePlan:
@@ -174,12 +195,14 @@ def _check_upstream_stops(values: Mapping[str, Any]) -> None:
 
 
 def _check_num_samples(params: Mapping[str, object]) -> None:
-    n = params.get("n")
-    if n is not None and (not isinstance(n, int) or n < 1):
+    n = params.get("n", 1)
+    if not isinstance(n, int) or n < 1:
         raise OptionError("n", n, "must be an integer of at least 1", "ask for one sample or more")
 
 
 def _check_input_ids(input_ids: Sequence[int]) -> None:
+    if not len(input_ids):
+        raise OptionError("prompt", "", "has no tokens", "give at least one")
     vocab_size = current().checkpoint.vocab_size
     outside = next((token_id for token_id in input_ids if not 0 <= token_id < vocab_size), None)
     if outside is not None:
@@ -215,6 +238,9 @@ def _check_transport(params: Any) -> None:
         raise OptionError(
             "sampling_params", "<as sent>", f"cannot be passed on ({error})", "use plain values, nested at most once"
         ) from error
+    for token_id in params.stop_token_ids or ():
+        if not -_INT64 <= token_id < _INT64:
+            raise OptionError("stop_token_ids", token_id, "must fit into 64 bits", "give ids of the vocabulary")
 
 
 def _check_prompt_length(num_input: int) -> None:

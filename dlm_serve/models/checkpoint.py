@@ -70,12 +70,15 @@ class Checkpoint(ModelShape):
         return checkpoint
 
     def generation_defaults(self) -> dict[str, float]:
-        """Sampling defaults of `generation_config.json`; the family's where it does not say. Raises CheckpointError."""
+        """Sampling defaults of `generation_config.json`; the family's where it does not say. Raises CheckpointError.
+
+        A penalty is left out, since it asks for one token at a time: that is for a request to say.
+        """
         path = self.folder / "generation_config.json"
         content = _read_json(path) if path.is_file() else {}
         if content is None:
             raise CheckpointError("generation_config.json", str(path), "is no JSON object", "correct or remove it")
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        names = ("temperature", "top_p", "top_k", "min_p")
         return {
             "temperature": self.family.temperature,
             **{name: content[name] for name in names if content.get(name) is not None},

@@ -110,6 +110,14 @@ def test_default_temperature(server: Server) -> None:
     assert ids() == ids(temperature=0.5)
     assert ids() != ids(temperature=0.0)
 
+    def text(**sampling: Any) -> str:
+        request = {"model": "default", "prompt": [EOS], "max_tokens": 24, "seed": 5, **sampling}
+        found: str = server.post("/v1/completions", request).json()["choices"][0]["text"]
+        return found
+
+    assert text() == text(temperature=0.5)
+    assert text() != text(temperature=1.0)
+
 
 def test_upstream_stop_rule(server: Server) -> None:
     """The answer ends where the rule ends the sequence that is generated without it, after one of its blocks."""

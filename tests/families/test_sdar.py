@@ -22,6 +22,8 @@ PROMPTS = [[106, 132, 199, 50, 7, 9, 30, 31, 32, 33, 34, 35][:length] for length
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdar")
     write_checkpoint(folder)
+    # As Qwen's releases have it; it is no wish to decode one token at a time, which SDAR cannot.
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
     return folder
 
 

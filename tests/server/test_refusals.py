@@ -109,6 +109,33 @@ def test_token_outside_the_vocabulary(trained: Server, token_id: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {**generate_body(PROMPT, 4), "input_ids": [[]]}),
+        ("/generate", {**generate_body(PROMPT, 4), "input_ids": [PROMPT, []]}),
+        ("/v1/completions", {**COMPLETION, "prompt": ["a", ""]}),
+    ],
+    ids=["ids", "among-others", "completion"],
+)
+def test_prompts_without_tokens(trained: Server, path: str, body: dict[str, Any]) -> None:
+    assert "has no tokens" in refused(trained, path, body)
+
+
+def test_a_text_without_tokens(trained: Server) -> None:
+    """Which only the tokenizer tells: a stream has begun by then, and ends with the refusal."""
+    for stream in (False, True):
+        response = trained.post("/generate", {**generate_body("", 4), "stream": stream})
+        assert (response.status_code == 400) is not stream
+        assert "has no tokens" in response.text
+    assert len(trained.generate(PROMPT, 4)["output_ids"]) == 4
+
+
+def test_options_in_the_wrong_place(trained: Server) -> None:
+    asked = {"custom_params": {"dlm": {"mode": "diffusion"}}}
+    assert "belongs into sampling_params" in refused(trained, "/generate", generate_body(PROMPT, 4, request=asked))
+
+
+@pytest.mark.parametrize(
     ("asked", "word"),
     [
         pytest.param({"custom_params": {"x": [[1]]}}, "sampling_params", id="deep-list"),
@@ -119,7 +146,10 @@ def test_token_outside_the_vocabulary(trained: Server, token_id: int) -> None:
         pytest.param({"request": {"return_logprob": True, "logprob_start_len": -5}}, "logprob_start_len", id="start"),
         pytest.param({"request": {"return_sampling_mask": True}}, "return_sampling_mask", id="sampling-mask"),
         pytest.param({"request": {"return_hidden_states": True}}, "return_hidden_states", id="hidden-states"),
+        pytest.param({"request": {"return_hidden_states": []}}, "return_hidden_states", id="hidden-states-of-none"),
         pytest.param({"beam_width": 2}, "beam_width", id="beam"),
+        pytest.param({"n": None}, "n = None", id="n"),
+        pytest.param({"stop_token_ids": [1 << 63]}, "stop_token_ids", id="stop-id"),
         pytest.param({"sampling_seed": 1 << 64}, "i64", id="seed"),
     ],
 )

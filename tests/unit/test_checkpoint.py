@@ -247,8 +247,9 @@ def test_names_of_quantised_tensors_are_not_checked(tmp_path: Path, weights: dic
         ({"temperature": None, "eos_token_id": 11}, {"temperature": 0.0}),
         ({"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.7, "top_p": 0.9}),
         ({"top_k": 20, "min_p": 0.1}, {"temperature": 0.0, "top_k": 20, "min_p": 0.1}),
+        ({"repetition_penalty": 1.05}, {"temperature": 0.0}),
     ],
-    ids=["no-file", "empty", "null", "sampled", "filters"],
+    ids=["no-file", "empty", "null", "sampled", "filters", "penalty"],
 )
 def test_decoding_is_greedy_unless_the_checkpoint_says_otherwise(
     tmp_path: Path, content: dict[str, Any] | None, defaults: dict[str, float]
