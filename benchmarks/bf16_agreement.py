@@ -34,20 +34,25 @@ CHECKPOINTS: dict[str, Golden] = {
 FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tokens", "65536")
 
 
-def measure(name: str, golden: Golden, logs: Path) -> dict[str, float]:
-    """Answers of one checkpoint, those that stay the same, and the part of all tokens before the first difference."""
+def num_agreeing(theirs: list[int], ours: list[int]) -> int:
+    """Tokens before the first difference."""
+    parted = (i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1])
+    return next(parted, min(len(theirs), len(ours)))
+
+
+def measure(name: str, golden: Golden, logs: Path) -> dict[str, int]:
+    """Answers of one checkpoint and those that stay the same, all tokens and those before the first difference."""
     model = DATA / name
     cases = by_adapter(golden.cases(model), adapter="lora" in name)
     with Server.launch(model, *FLAGS, log=logs / f"{model.name}.log") as server:
         answers = golden.ask(server, cases)
         server.assert_nothing_leaked()
     pairs = [(golden.expected_ids(case), answer["output_ids"]) for case, answer in zip(cases, answers, strict=True)]
-    kept = sum(next((i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), len(pair[0])) for pair in pairs)
     return {
         "answers": len(pairs),
         "same": sum(theirs == ours for theirs, ours in pairs),
         "tokens": sum(len(theirs) for theirs, _ in pairs),
-        "tokens before the first difference": kept,
+        "tokens before the first difference": sum(num_agreeing(*pair) for pair in pairs),
     }
 
 

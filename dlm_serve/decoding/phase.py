@@ -21,8 +21,8 @@ ConcreteMode = Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATIO
 class Phase(IntEnum):
     """What a row does in one forward; the value is what the device stores.
 
-    `DENOISE` and `DRAFT` refine a block: bidirectional, logits predict their own position, KV not
-    kept. The others emit: causal, logits predict the next position, KV kept.
+    `DENOISE` and `DRAFT` refine a block, the others emit. Which attention, which positions and which KV that
+    takes is for the policy's way to commit to say: `step.layout`.
     """
 
     DECODE = 0

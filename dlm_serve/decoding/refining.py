@@ -31,8 +31,8 @@ def refine(
 ) -> Rows:
     """Fill the masks that this step fixes; a block with nothing left to refine goes on to its emitting phase.
 
-    `num_masks` [B] is how many masks a block starts with. Only stop ids at `first_column` (one for all or [B])
-    and behind it end the denoising.
+    `num_masks` [B] is how many masks a block has that begins with none of its tokens given. Only stop ids at
+    `first_column` (one for all or [B]) and behind it end the denoising.
     """
     masked = (rows.tokens == mask_token_id) & (columns_of(rows) < rows.new_len[:, None])
     mean_entropy = (prediction.entropy * masked).sum(1) / masked.sum(1)

@@ -20,7 +20,7 @@ from dlm_serve.engine.requests import record_of
 from dlm_serve.kv.slots import read_slots
 
 MAX_ROW = 64
-"""Tokens of the longest stretch that is a row. Longer ones are whole prompts, with nothing before them."""
+"""Tokens of the longest first stretch that is a row. Longer ones are whole prompts."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Rows:
 
 
 class StretchBackend(AttentionBackend):  # type: ignore[misc]  # the base is untyped
-    """Attention of an EXTEND in stretches: long ones, which begin their request, are dense, the others are rows."""
+    """Attention of an EXTEND in stretches: a long one at the start of its request is dense, the others are rows."""
 
     needs_cpu_seq_lens = False
 
@@ -97,8 +97,8 @@ class StretchBackend(AttentionBackend):  # type: ignore[misc]  # the base is unt
     @contextmanager
     def cut_into(self, stretches: Sequence[Stretch]) -> Iterator[None]:
         """Within this context an EXTEND's tokens lie in `stretches`."""
-        dense = [s for s in stretches if s.length > MAX_ROW]
-        rest = [s for s in stretches if s.length <= MAX_ROW]
+        dense = [s for s in stretches if s.start == 0 and s.length > MAX_ROW]
+        rest = [s for s in stretches if s.start > 0 or s.length <= MAX_ROW]
         self._dense = [slice(s.first_token, s.first_token + s.length) for s in dense]
         self._rows = _Rows.of(rest, self._device) if rest else None
         try:

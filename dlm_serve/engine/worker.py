@@ -1,9 +1,10 @@
 """The decode worker: three modes over one KV cache, inside SGLang's speculative-worker seam.
 
-Between steps each request has C tokens whose KV is committed and one pending token, emitted but not in
-the cache, which is the first of its next block. A step runs one row per request. Rows of all phases
-share a block forward; autoregressive rows take SGLang's own decode forward where padding them to a
-block would cost more. A step may emit nothing for a row.
+Between steps SGLang counts C tokens of each request, all but its newest. A step runs one row per
+request, which starts at position C + 1 - `Rows.num_emitted`: with the newest token where commits are
+causal, elsewhere with all that is emitted and has no KV yet. Rows of all phases share a block forward;
+autoregressive rows take SGLang's own decode forward where padding them to a block would cost more. A
+step may emit nothing for a row.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ Publish = Callable[[torch.Tensor], None]
 
 
 class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
-    """Runs every decode step of a diffusion language model; prefill is SGLang's own."""
+    """Runs every decode step of a diffusion language model, and its first block where the prefill predicts none.
+
+    The prefill is SGLang's own.
+    """
 
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any, **_: Any) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from processes import users_environment
 
 ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 300
@@ -30,11 +31,6 @@ def free_port() -> int:
         return port
 
 
-def _own_environment() -> dict[str, str]:
-    """The environment as the user has it, without what the unit tests set for themselves."""
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-
-
 class Server:
     """A server started by a command; use as a context manager."""
 
@@ -47,7 +43,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**_own_environment(), "HF_HUB_OFFLINE": "1", **(env or {})},
+                env={**users_environment(), "HF_HUB_OFFLINE": "1", **(env or {})},
                 start_new_session=True,
             )
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from dlm_serve.config import GenerationConfig, RoutingConfig, ServerConfig
-from dlm_serve.decoding import Mode, Prefill, Sharing
+from dlm_serve.decoding import Mode, Prefill, Sharing, StopRule
 from dlm_serve.errors import CheckpointError, ConfigError, OptionError
 from dlm_serve.families import EFFICIENT_DLM, FAMILIES, NEMOTRON_LABS_DIFFUSION, SDLM, Family, family_of
 from dlm_serve.models.checkpoint import Checkpoint
@@ -120,6 +120,11 @@ def test_what_it_has_not_is_refused(options: dict[str, Any], field: str) -> None
     with pytest.raises(OptionError) as refusal:
         resolve(options)
     assert (refusal.value.field, refusal.value.value) == (f"custom_params.dlm.{field}", options[field])
+
+
+def test_a_stop_rule_goes_with_every_mode() -> None:
+    options = RequestOptions.parse({"mode": "autoregressive", "stop_rule": "eos"})
+    assert DecodePlan.resolve(options, ServerConfig(), SDLM, 4, ()).stop_rule is StopRule.EOS
 
 
 def test_what_needs_autoregression_is_refused_by_its_name() -> None:

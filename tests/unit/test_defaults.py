@@ -1,0 +1,73 @@
+"""What `--model-path` alone comes to on a GPU and on a CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden import DATA
+from processes import output_of
+
+from dlm_serve.engine.shapes import BATCH_SIZES
+
+SCRIPT = Path(__file__).parent / "server_defaults.py"
+SGLANGS = {
+    "chunked_prefill_size": None,
+    "disable_prefill_cuda_graph": False,
+    "disable_radix_cache": False,
+    "max_total_tokens": None,
+    "mem_fraction_static": None,
+    "page_size": None,
+}
+ON_GPU = {**SGLANGS, "dtype": "auto", "max_running_requests": BATCH_SIZES[-1]}
+ON_CPU = {**SGLANGS, "dtype": "auto", "max_running_requests": 64, "max_total_tokens": 1 << 16}
+UNCUT = {
+    "chunked_prefill_size": -1,
+    "disable_prefill_cuda_graph": True,
+    "disable_radix_cache": True,
+    "mem_fraction_static": 0.8,
+}
+IN_BLOCKS = {"disable_prefill_cuda_graph": True}
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("nld-trained-b8", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
+    ("nld-trained-b8", {"device": "cpu"}, {**ON_CPU, "dtype": "float32"}),
+    ("nld-trained-b8", {"device": "cuda", "dtype": "float16"}, {**ON_GPU, "dtype": "float16"}),
+    (
+        "nld-trained-b8",
+        {"device": "cuda", "max_running_requests": 9},
+        {**ON_GPU, "dtype": "bfloat16", "max_running_requests": 9},
+    ),
+    ("efficient_dlm/edlm-b8", {"device": "cuda"}, {**ON_GPU, **UNCUT, "dtype": "bfloat16"}),
+    ("efficient_dlm/edlm-b8", {"device": "cpu"}, {**ON_CPU, **UNCUT, "dtype": "float32"}),
+    (
+        "efficient_dlm/edlm-b8",
+        {"device": "cuda", "mem_fraction_static": 0.5},
+        {**ON_GPU, **UNCUT, "dtype": "bfloat16", "mem_fraction_static": 0.5},
+    ),
+    ("sdlm/sdlm-d4-tied", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
+    ("bd3lm/bd3lm-b4", {"device": "cuda"}, {**ON_GPU, **IN_BLOCKS, "dtype": "bfloat16", "page_size": 4}),
+    ("no dtype", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What all cases come to, from one process."""
+    untyped = tmp_path_factory.mktemp("untyped")
+    source = DATA / "nld-trained-b8"
+    for file in source.iterdir():
+        (untyped / file.name).symlink_to(file)
+    config = json.loads((source / "config.json").read_text())
+    (untyped / "config.json").unlink()
+    (untyped / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "dtype" not in k}))
+    paths = {"no dtype": untyped}
+    given = [json.dumps({"model_path": str(paths.get(name, DATA / name)), **asked}) for name, asked, _ in CASES]
+    return [json.loads(line) for line in output_of(SCRIPT, *given).splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{name} {asked}" for name, asked, _ in CASES])
+def test_defaults(found: list[dict[str, Any]], number: int) -> None:
+    assert found[number] == CASES[number][2]
