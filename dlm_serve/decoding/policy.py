@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -66,6 +67,15 @@ class Policy:
     def refines(self) -> bool:
         """Whether a block is refined in several forwards, rather than cut where confidence ends."""
         return self.commit is not Commit.FUSED
+
+    @property
+    def decodes_tokens(self) -> bool:
+        """Whether steps of single tokens, as of SGLang's own decode, can occur."""
+        return self.commit is not Commit.BLOCK
+
+    def usable_widths(self, block_size: int, widths: Sequence[int]) -> list[int]:
+        """Those of the `widths` that rows can take; blocks on a grid are all of `block_size`."""
+        return [min(width for width in widths if width >= block_size)] if self.is_anchored else sorted(widths)
 
     def row_width(self, block_length: int) -> int:
         """The most tokens of a row with blocks of `block_length`: where commits are fused, a block and the next one."""

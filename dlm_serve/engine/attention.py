@@ -69,6 +69,8 @@ class DlmAttentionBackend(HybridAttnBackend):  # type: ignore[misc]  # the base 
         self.stretches = None if policy.prefill is Prefill.CAUSAL else StretchBackend(model_runner)
         super().__init__(model_runner, prefill_backend=self.stretches or chosen, decode_backend=chosen)
         self.block_backend = BlockAttentionBackend(model_runner)
+        # SGLang would wait for the device in each step to learn them.
+        self.needs_cpu_seq_lens &= policy.decodes_tokens
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Prepare the backend that SGLang's decode graphs run; the base would prepare that of prompts as well."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -54,8 +54,8 @@ class BlockGraphs:
         )
 
     @classmethod
-    def capture(cls, step: BlockStep, model_runner: Any, routing: RoutingConfig) -> BlockGraphs:
-        """Graphs of the configured widths, for as many requests as may run and as many tokens as the budget allows."""
+    def capture(cls, step: BlockStep, model_runner: Any, routing: RoutingConfig, widths: Sequence[int]) -> BlockGraphs:
+        """Graphs of `widths`, for as many requests as may run and as many tokens as the budget of `routing` allows."""
         config, logits_dtype = (
             model_runner.model_config,
             model_runner.model.logits_processor.dtype_of(model_runner.dtype),
@@ -65,7 +65,7 @@ class BlockGraphs:
             2 * config.vocab_size * logits_dtype.itemsize + 16 * config.hidden_size * model_runner.dtype.itemsize
         )
         max_tokens = int(routing.graph_memory_gb * 1e9 / num_bytes)
-        shapes = Shapes.within(routing.widths, model_runner.req_to_token_pool.size, max_tokens)
+        shapes = Shapes.within(widths, model_runner.req_to_token_pool.size, max_tokens)
         if not len(shapes):
             raise ConfigError(
                 "routing.graph_memory_gb",

@@ -73,8 +73,8 @@ def prepare_server_args(server_args: Any) -> bool:
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args)
-    elif server_args.max_running_requests is None:
-        server_args.max_running_requests = BATCH_SIZES[-1]
+    else:
+        _set_gpu_defaults(server_args, serving)
     if server_args.dtype == "auto" and serving.checkpoint.dtype in ("float32", None):
         # SGLang would take float16, whose range these models were not trained for.
         server_args.dtype = "float32" if server_args.device == "cpu" else "bfloat16"
@@ -115,6 +115,13 @@ def _set_cpu_defaults(server_args: Any) -> None:
         server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS
     if server_args.max_running_requests is None:
         server_args.max_running_requests = CPU_MAX_RUNNING_REQUESTS
+
+
+def _set_gpu_defaults(server_args: Any, serving: Serving) -> None:
+    if server_args.max_running_requests is None:
+        server_args.max_running_requests = BATCH_SIZES[-1]
+    if not serving.policy.decodes_tokens and server_args.cuda_graph_max_bs_decode is None:
+        server_args.cuda_graph_max_bs_decode = 1  # graphs of SGLang's decode, which no step takes
 
 
 def _refuse_unsupported(server_args: Any) -> None:

@@ -12,6 +12,7 @@ from dlm_serve.engine.defaults import prepare_server_args
 
 FIELDS = (
     "chunked_prefill_size",
+    "cuda_graph_max_bs_decode",
     "disable_prefill_cuda_graph",
     "disable_radix_cache",
     "dtype",

@@ -15,6 +15,7 @@ from dlm_serve.engine.shapes import BATCH_SIZES
 SCRIPT = Path(__file__).parent / "server_defaults.py"
 SGLANGS = {
     "chunked_prefill_size": None,
+    "cuda_graph_max_bs_decode": None,
     "disable_prefill_cuda_graph": False,
     "disable_radix_cache": False,
     "max_total_tokens": None,
@@ -30,6 +31,7 @@ UNCUT = {
     "mem_fraction_static": 0.8,
 }
 IN_BLOCKS = {"disable_prefill_cuda_graph": True}
+NO_TOKEN_STEPS = {"cuda_graph_max_bs_decode": 1}
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("nld-trained-b8", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
@@ -40,15 +42,24 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"device": "cuda", "max_running_requests": 9},
         {**ON_GPU, "dtype": "bfloat16", "max_running_requests": 9},
     ),
-    ("efficient_dlm/edlm-b8", {"device": "cuda"}, {**ON_GPU, **UNCUT, "dtype": "bfloat16"}),
+    ("efficient_dlm/edlm-b8", {"device": "cuda"}, {**ON_GPU, **UNCUT, **NO_TOKEN_STEPS, "dtype": "bfloat16"}),
     ("efficient_dlm/edlm-b8", {"device": "cpu"}, {**ON_CPU, **UNCUT, "dtype": "float32"}),
     (
         "efficient_dlm/edlm-b8",
         {"device": "cuda", "mem_fraction_static": 0.5},
-        {**ON_GPU, **UNCUT, "dtype": "bfloat16", "mem_fraction_static": 0.5},
+        {**ON_GPU, **UNCUT, **NO_TOKEN_STEPS, "dtype": "bfloat16", "mem_fraction_static": 0.5},
     ),
     ("sdlm/sdlm-d4-tied", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
-    ("bd3lm/bd3lm-b4", {"device": "cuda"}, {**ON_GPU, **IN_BLOCKS, "dtype": "bfloat16", "page_size": 4}),
+    (
+        "bd3lm/bd3lm-b4",
+        {"device": "cuda"},
+        {**ON_GPU, **IN_BLOCKS, **NO_TOKEN_STEPS, "dtype": "bfloat16", "page_size": 4},
+    ),
+    (
+        "bd3lm/bd3lm-b4",
+        {"device": "cuda", "cuda_graph_max_bs_decode": 8},
+        {**ON_GPU, **IN_BLOCKS, "cuda_graph_max_bs_decode": 8, "dtype": "bfloat16", "page_size": 4},
+    ),
     ("no dtype", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
 ]
 

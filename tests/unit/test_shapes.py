@@ -7,7 +7,7 @@ import pytest
 from dlm_serve.config import ServerConfig
 from dlm_serve.engine.shapes import Shape, Shapes
 from dlm_serve.engine.split import Split
-from dlm_serve.families import NEMOTRON_LABS_DIFFUSION, SDLM
+from dlm_serve.families import BD3LM, EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, SDAR, SDLM, Family
 from dlm_serve.plan import DecodePlan, RequestOptions
 
 AUTOREGRESSIVE, BLOCK_8, BLOCK_32 = (
@@ -25,6 +25,22 @@ def test_shapes_end_at_the_token_budget_and_at_the_running_requests() -> None:
 
 def test_no_shape_fits_too_small_a_budget() -> None:
     assert len(Shapes.within((8, 16), 4, 7)) == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "block_size", "expected"),
+    [
+        (NEMOTRON_LABS_DIFFUSION, 32, [4, 8, 16, 32]),
+        (EFFICIENT_DLM, 8, [4, 8, 16, 32]),
+        (SDLM, 4, [4, 8, 16, 32]),
+        (BD3LM, 4, [4]),
+        (BD3LM, 16, [16]),
+        (SDAR, 5, [8]),
+    ],
+    ids=lambda value: value.name if isinstance(value, Family) else None,
+)
+def test_widths_that_no_row_takes_are_not_captured(family: Family, block_size: int, expected: list[int]) -> None:
+    assert family.policy.usable_widths(block_size, ServerConfig().routing.widths) == expected
 
 
 @pytest.mark.parametrize(
