@@ -55,8 +55,8 @@ def write_model(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def prompt(length: int) -> list[int]:
-    """Random tokens, so that no prefix is cached."""
-    return [random.randrange(200, 100_000) for _ in range(length)]
+    """Random tokens of any of the vocabularies, so that no prefix is cached."""
+    return [random.randrange(200, 50_000) for _ in range(length)]
 
 
 def generate(server: Server, prompts: list[list[int]], num_tokens: int, dlm: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,3 +13,4 @@ export DLM_TEST_DEVICE=cuda
 "$PYTHON" benchmarks/agreement.py
 "$PYTHON" benchmarks/bf16_agreement.py
 "$PYTHON" benchmarks/decode_speed.py
+"$PYTHON" benchmarks/release_shapes.py

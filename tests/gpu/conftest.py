@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(PLUGIN)]
 from examples import EXAMPLES, Example  # noqa: E402
 from serving import Server  # noqa: E402
 
-FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--mem-fraction-static", "0.3")
+FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tokens", "65536")
 NEMOTRON_LABS_DIFFUSION = ROOT / "tests/data/nld-trained-b32-lora"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from golden import DATA
 from safetensors.torch import load_file, save_file
 
+RELEASED_AS = {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "auto_map": {}}
 TRAINED = DATA / "efficient_dlm" / "edlm-b8"
 
 
@@ -22,5 +23,4 @@ def write_checkpoint(folder: Path) -> None:
         tensors = {ours + n.removeprefix(theirs) if n.startswith(theirs) else n: t for n, t in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((TRAINED / "config.json").read_text())
-    config |= {"architectures": ["SDARForCausalLM"], "model_type": "sdar", "eos_token_id": 1}
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "auto_map"}))
+    (folder / "config.json").write_text(json.dumps({**config, **RELEASED_AS, "eos_token_id": 1}))

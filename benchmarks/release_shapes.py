@@ -1,0 +1,132 @@
+"""Step times of all families on a GPU, at the shapes of their releases.
+
+    python benchmarks/release_shapes.py     # prints a table, writes benchmarks/results/release_shapes.json
+
+Random weights and nothing on the command line but how to load them: what is measured is what a release of that shape
+starts with. Each step of these requests fixes one token of each row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import decode_speed
+import report
+from golden import DATA
+from sdar import RELEASED_AS as SDAR
+from serving import Server
+
+CONTEXT = 1024
+BATCHES = (1, 8)
+FLAGS = ("--load-format", "dummy")
+QWEN3_8B = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32}
+QWEN3 = {"num_key_value_heads": 8, "vocab_size": 151936, "mask_token_id": 151662, "block_size": 32}
+QWEN2 = {"vocab_size": 151666, "text_mask_token_id": 151665}
+
+
+@dataclass(frozen=True)
+class Release:
+    """The shape of a release."""
+
+    like: str
+    """The tests' checkpoint whose configuration and tokenizer it takes,"""
+    sizes: dict[str, Any]
+    """and what is larger in it."""
+    diffusion: dict[str, Any]
+    """Options by which each forward fixes one token."""
+    is_autoregressive: bool = False
+    """Whether there is such a mode to compare with."""
+
+    def write(self, folder: Path) -> Path:
+        """A folder without weights."""
+        source = DATA / self.like
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        config = json.loads((source / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **self.sizes, "torch_dtype": "bfloat16"}))
+        return folder
+
+
+EFFICIENT_DLM_8B = Release("efficient_dlm/edlm-b32", {**QWEN3, **QWEN3_8B}, {"threshold": None})
+RELEASES = {
+    "Efficient-DLM-8B": EFFICIENT_DLM_8B,
+    "SDLM-3B-D4": Release(
+        "sdlm/sdlm-d4-tied",
+        {
+            **QWEN2,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+        },
+        {"threshold": 1.0},
+        is_autoregressive=True,
+    ),
+    "SDLM-32B-D4": Release(
+        "sdlm/sdlm-d4-tied",
+        {
+            **QWEN2,
+            "hidden_size": 5120,
+            "intermediate_size": 27648,
+            "num_hidden_layers": 64,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": False,
+        },
+        {"threshold": 1.0},
+        is_autoregressive=True,
+    ),
+    "bd3lm-owt-block_size4": Release(
+        "bd3lm/bd3lm-b4",
+        {
+            "hidden_dim": 768,
+            "n_blocks": 12,
+            "n_heads": 12,
+            "cond_dim": 128,
+            "vocab_size": 50258,
+            "model_length": 1024,
+        },
+        {"algorithm": "first_hitting"},
+    ),
+    "SDAR-8B-Chat": Release(
+        EFFICIENT_DLM_8B.like,
+        {**EFFICIENT_DLM_8B.sizes, **SDAR, "mask_token_id": 151669, "block_size": 4, "eos_token_id": 151645},
+        {"threshold": None},
+    ),
+}
+"""Sizes as in the releases' `config.json`, SDLM's as in those of the Qwen2.5 models that it was made from."""
+
+
+def measure(name: str, model: Path, release: Release, log: Path) -> dict[str, list[float]]:
+    """Milliseconds per forward by mode and batch."""
+    modes = {"diffusion": {"mode": "diffusion", **release.diffusion}}
+    if release.is_autoregressive:
+        modes["autoregressive"] = {"mode": "autoregressive"}
+    results: dict[str, list[float]] = {}
+    with Server.launch(model, *FLAGS, log=log) as server:
+        for mode, dlm in modes.items():
+            for batch in BATCHES:
+                action = partial(decode_speed.step_ms, server, batch, CONTEXT, dlm)
+                decode_speed.measure(f"{name} {mode} step ms, batch {batch}", action, results)
+        server.assert_nothing_leaked()
+    return results
+
+
+def main() -> None:
+    results: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        logs = Path(os.environ.get("OUT", temporary))
+        for name, release in RELEASES.items():
+            results |= measure(name, release.write(Path(temporary) / name), release, logs / f"{name}.log")
+    report.write("release_shapes", {"context": CONTEXT, "measured": results}, "sglang", "torch", "triton")
+
+
+if __name__ == "__main__":
+    main()
