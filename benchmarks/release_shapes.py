@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -44,12 +45,16 @@ class Release:
     is_autoregressive: bool = False
     """Whether there is such a mode to compare with."""
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its `config.json`."""
+        config: dict[str, Any] = json.loads((DATA / self.like / "config.json").read_text())
+        return {**config, **self.sizes, "torch_dtype": "bfloat16"}
+
     def write(self, folder: Path) -> Path:
         """A folder without weights."""
-        source = DATA / self.like
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-        config = json.loads((source / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **self.sizes, "torch_dtype": "bfloat16"}))
+        shutil.copytree(DATA / self.like, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        (folder / "config.json").write_text(json.dumps(self.config))
         return folder
 
 
@@ -117,6 +122,21 @@ def measure(name: str, model: Path, release: Release, log: Path) -> dict[str, li
                 decode_speed.measure(f"{name} {mode} step ms, batch {batch}", action, results)
         server.assert_nothing_leaked()
     return results
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as the README shows them."""
+    ms = {name: f"{statistics.median(values):.1f}" for name, values in figures["measured"].items()}
+
+    def cells(name: str, mode: str) -> str:
+        return ", ".join(ms[f"{name} {mode} step ms, batch {batch}"] for batch in BATCHES)
+
+    rows = []
+    for name, release in RELEASES.items():
+        plain = cells(name, "autoregressive") if release.is_autoregressive else "none"
+        rows.append(f"| {name} | {release.config['block_size']} | {cells(name, 'diffusion')} | {plain} |")
+    head = "| shape | block | `diffusion`, ms per step at batch 1, 8 | `autoregressive` |"
+    return "\n".join([head, "|---|---|---|---|", *rows])
 
 
 def main() -> None:
