@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dlm_serve.config import GenerationConfig, ServerConfig
 from dlm_serve.decoding import ConcreteMode, Mode, StopRule, Unmasking
@@ -10,7 +11,7 @@ from dlm_serve.decoding.fused import WindowAlgorithm
 from dlm_serve.errors import OptionError
 from dlm_serve.families import Family
 from dlm_serve.limits import listed, longest_because, on_grid, use_one_of
-from dlm_serve.validation import Frozen, Nats, Probability, Width, validate
+from dlm_serve.validation import Flag, Frozen, Nats, Probability, Width, validate
 
 OPTIONS_FIELD = "custom_params.dlm"
 
@@ -27,7 +28,7 @@ class RequestOptions(Frozen):
     convergence_threshold: Nats | None = None
     stop_rule: StopRule | None = None
     """One of the family's; None is its default."""
-    shift_logits: bool | None = None
+    shift_logits: Flag | None = None
     """As on Efficient-DLM's card; only what the family does in any case."""
 
     @property
@@ -48,9 +49,9 @@ class DecodePlan(Frozen):
 
     mode: ConcreteMode
     block_length: int
-    threshold: float | None
-    steps: int
-    convergence_threshold: float | None
+    threshold: float | None = None
+    steps: int = 1
+    convergence_threshold: float | None = None
     algorithm: str | None = None
     """One of the family's, None where it has no choice."""
     stop_rule: StopRule = StopRule.EOS
@@ -80,68 +81,79 @@ class DecodePlan(Frozen):
         Raises OptionError if the options exclude each other, exceed the server's widths, or are not the family's.
         """
         _check_shift(options, family)
-        defaults = config.generation
-        mode = _resolve_mode(options, defaults.mode, family, autoregressive_only)
+        mode = _resolve_mode(options, config.generation.mode, family, autoregressive_only)
         stop_rule = _resolve_stop_rule(options, family)
         if mode is Mode.AUTOREGRESSIVE:
             _refuse_block_options(options, autoregressive_only)
-            return cls(
-                mode=mode, block_length=1, threshold=None, steps=1, convergence_threshold=None, stop_rule=stop_rule
-            )
+            return cls(mode=mode, block_length=1, stop_rule=stop_rule)
         algorithm = _resolve_algorithm(options, family, mode)
-        longest = family.policy.longest_block(block_size, config.routing.max_width)
-        block_length = options.block_length or defaults.block_length or min(block_size, longest)
-        if block_length > longest:
-            raise OptionError(
-                f"{OPTIONS_FIELD}.block_length",
-                block_length,
-                f"at most {longest}, {longest_because(family)}",
-                "lower it, or start the server with a wider one",
-            )
-        if family.policy.is_anchored and block_length != block_size:
-            raise OptionError(f"{OPTIONS_FIELD}.block_length", block_length, *on_grid(family, block_size))
-        if not family.policy.refines:
-            threshold = _threshold_of_runs(options, defaults, algorithm)
-            return cls(
-                mode=mode,
-                block_length=block_length,
-                threshold=threshold,
-                steps=1,
-                convergence_threshold=None,
-                algorithm=algorithm,
-                stop_rule=stop_rule,
-            )
-        given = options.model_fields_set
-        threshold = _resolve_threshold(options, defaults, mode, algorithm in family.scheduled)
-        if mode is Mode.SELF_SPECULATION and threshold is None:
-            name = "threshold" if "threshold" in given else "steps"
-            raise OptionError(
-                f"{OPTIONS_FIELD}.{name}",
-                getattr(options, name),
-                "self_speculation drafts by confidence and has no fixed schedule",
-                "give a threshold (0 drafts in one forward), or use mode diffusion",
-            )
-        steps = options.steps if "steps" in given else defaults.steps and min(defaults.steps, block_length)
-        if steps is not None and steps > block_length:
-            raise OptionError(
-                f"{OPTIONS_FIELD}.steps",
-                steps,
-                f"at most the block length, {block_length}",
-                "lower it, or raise block_length",
-            )
-        convergence = "convergence_threshold"
+        block_length = _resolve_block_length(options, config, family, block_size)
+        if family.policy.refines:
+            is_scheduled = algorithm in family.scheduled
+            refinement = _resolve_refinement(options, config.generation, mode, is_scheduled, block_length)
+        else:
+            refinement = _Refinement(_resolve_threshold_of_runs(options, config.generation, algorithm))
         return cls(
             mode=mode,
             block_length=block_length,
-            threshold=threshold,
-            steps=steps or block_length,
-            convergence_threshold=getattr(options if convergence in given else defaults, convergence),
             algorithm=algorithm,
             stop_rule=stop_rule,
+            **refinement._asdict(),
         )
 
 
-def _threshold_of_runs(options: RequestOptions, defaults: GenerationConfig, algorithm: str | None) -> float | None:
+class _Refinement(NamedTuple):
+    """How a block's tokens are fixed; the fields are the plan's."""
+
+    threshold: float | None
+    steps: int = 1
+    convergence_threshold: float | None = None
+
+
+def _resolve_block_length(options: RequestOptions, config: ServerConfig, family: Family, block_size: int) -> int:
+    longest = family.policy.longest_block(block_size, config.routing.max_width)
+    block_length = options.block_length or config.generation.block_length or min(block_size, longest)
+    if block_length > longest:
+        raise OptionError(
+            f"{OPTIONS_FIELD}.block_length",
+            block_length,
+            f"at most {longest}, {longest_because(family)}",
+            "lower it, or start the server with a wider one",
+        )
+    if family.policy.is_anchored and block_length != block_size:
+        raise OptionError(f"{OPTIONS_FIELD}.block_length", block_length, *on_grid(family, block_size))
+    return block_length
+
+
+def _resolve_refinement(
+    options: RequestOptions, defaults: GenerationConfig, mode: Mode, is_scheduled: bool, block_length: int
+) -> _Refinement:
+    """That of a family whose blocks take several forwards."""
+    given = options.model_fields_set
+    threshold = _resolve_threshold(options, defaults, mode, is_scheduled)
+    if mode is Mode.SELF_SPECULATION and threshold is None:
+        name = "threshold" if "threshold" in given else "steps"
+        raise OptionError(
+            f"{OPTIONS_FIELD}.{name}",
+            getattr(options, name),
+            "self_speculation drafts by confidence and has no fixed schedule",
+            "give a threshold (0 drafts in one forward), or use mode diffusion",
+        )
+    steps = options.steps if "steps" in given else defaults.steps and min(defaults.steps, block_length)
+    if steps is not None and steps > block_length:
+        raise OptionError(
+            f"{OPTIONS_FIELD}.steps",
+            steps,
+            f"at most the block length, {block_length}",
+            "lower it, or raise block_length",
+        )
+    converges = options if "convergence_threshold" in given else defaults
+    return _Refinement(threshold, steps or block_length, converges.convergence_threshold)
+
+
+def _resolve_threshold_of_runs(
+    options: RequestOptions, defaults: GenerationConfig, algorithm: str | None
+) -> float | None:
     """The threshold of a family whose blocks are not refined. Raises OptionError for what only refining has."""
     for name in ("steps", "convergence_threshold"):
         if getattr(options, name) is not None:
@@ -181,7 +193,7 @@ def _resolve_threshold(
         )
     if "threshold" in options.model_fields_set:
         return options.threshold
-    if is_scheduled or options.steps is not None:
+    if is_scheduled or (options.steps is not None and options.algorithm is None):
         return None
     return defaults.draft_threshold if mode is Mode.SELF_SPECULATION else defaults.threshold
 

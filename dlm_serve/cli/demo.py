@@ -15,8 +15,6 @@ from dlm_serve.cli import positive
 from dlm_serve.client import DEFAULT_URL, MODES, Answer, Client, printable
 from dlm_serve.training.tasks import TASKS
 
-REFERENCE = MODES[0]
-
 _TASKS = ("arithmetic", "sorting", "json", "python")
 """Those whose first held-out question is asked where no other is given."""
 
@@ -26,6 +24,7 @@ _STYLES = ("bold cyan", "yellow")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="to compare with the first (all)")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a question of yours; may be repeated")
     parser.add_argument("--max-new-tokens", type=positive, default=160, metavar="N", help="per answer (%(default)s)")
 
@@ -35,15 +34,17 @@ def run(args: argparse.Namespace) -> None:
     client.about()
     console.print("Tokens of one colour came together. Modes run one after the other.\n")
     prompts = args.prompt or [next(TASKS[name].examples("heldout", 1, seed=0)).prompt for name in _TASKS]
-    answers = [ask(console, client, prompt, args.max_new_tokens) for prompt in prompts]
-    console.print(verdict(answers), soft_wrap=True)
+    modes = list(dict.fromkeys(args.modes))
+    answers = [ask(console, client, prompt, modes, args.max_new_tokens) for prompt in prompts]
+    if len(modes) > 1:
+        console.print(verdict(answers), soft_wrap=True)
 
 
-def ask(console: Console, client: Client, prompt: str, max_new_tokens: int) -> dict[str, Answer]:
+def ask(console: Console, client: Client, prompt: str, modes: Sequence[str], max_new_tokens: int) -> dict[str, Answer]:
     """The answers to `prompt` by mode, shown while they grow."""
     prompt_ids = client.tokenize([{"role": "user", "content": prompt}])
-    client.generate(prompt_ids, {"mode": REFERENCE}, 1)  # now the prefix cache holds the prompt, for all modes alike
-    growing: dict[str, list[Answer]] = {mode: [] for mode in MODES}
+    client.generate(prompt_ids, {"mode": modes[0]}, 1)  # now the prefix cache holds the prompt, for all modes alike
+    growing: dict[str, list[Answer]] = {mode: [] for mode in modes}
 
     def table() -> Table:
         return _table(prompt, growing)
@@ -56,13 +57,14 @@ def ask(console: Console, client: Client, prompt: str, max_new_tokens: int) -> d
 
 
 def verdict(answers: Sequence[Mapping[str, Answer]]) -> str:
-    """What was seen, in one line. `answers` are those to each prompt, by mode."""
-    forwards = {mode: sum(by_mode[mode].statistics.nfe for by_mode in answers) for mode in MODES}
+    """What was seen, in one line. `answers` are those to each prompt, by mode; the first mode's are compared with."""
+    reference, *others = answers[0]
+    forwards = {mode: sum(by_mode[mode].statistics.nfe for by_mode in answers) for mode in answers[0]}
     seen = []
-    for mode in MODES[1:]:
-        equal = sum(by_mode[mode].token_ids == by_mode[REFERENCE].token_ids for by_mode in answers)
-        seen.append(f"{mode}: {equal} of {len(answers)} the same, {_compare(forwards[mode], forwards[REFERENCE])}")
-    return f"Against the answers of {REFERENCE}, {'; '.join(seen)}."
+    for mode in others:
+        equal = sum(by_mode[mode].token_ids == by_mode[reference].token_ids for by_mode in answers)
+        seen.append(f"{mode}: {equal} of {len(answers)} the same, {_compare(forwards[mode], forwards[reference])}")
+    return f"Against the answers of {reference}, {'; '.join(seen)}."
 
 
 def _compare(forwards: int, reference: int) -> str:

@@ -472,7 +472,8 @@ def test_autoregression_has_no_blocks(options: dict[str, Any]) -> None:
         ({"algorithm": "confidence"}, Unmasking.CONFIDENCE, None, 8),
         ({"algorithm": "threshold"}, Unmasking.THRESHOLD, 0.9, 8),
         ({"algorithm": "threshold", "threshold": 0.5, "steps": 3}, Unmasking.THRESHOLD, 0.5, 3),
-        ({"algorithm": "threshold", "steps": 3}, Unmasking.THRESHOLD, None, 3),
+        ({"algorithm": "threshold", "steps": 3}, Unmasking.THRESHOLD, 0.9, 3),
+        ({"algorithm": "threshold", "threshold": None, "steps": 3}, Unmasking.THRESHOLD, None, 3),
     ],
 )
 def test_algorithms_of_bd3lm(options: dict[str, Any], algorithm: str, threshold: float | None, steps: int) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dlm_serve import cli
 from dlm_serve.cli import demo
-from dlm_serve.client import Client
+from dlm_serve.client import MODES, Client
 from dlm_serve.training.tasks import TASKS
 
 WHOLE = "seventeen and four is twenty-one."
@@ -52,6 +52,26 @@ def test_the_answers_stand_side_by_side(capsys: pytest.CaptureFixture[str]) -> N
     assert rows(capsys.readouterr().out, "answer") == [["I am auto", "I am diff", "I am self"]]
 
 
+def test_fewer_modes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a family that lacks some: the first is what the others are compared with, and one alone with none."""
+    with FakeServer(answers) as server:
+        asked = ["demo", "--url", server.url, "--prompt", "one?", "--modes", "diffusion"]
+        assert cli.main([*asked, "autoregressive"]) == 0
+        two = capsys.readouterr().out
+        assert cli.main(asked) == 0
+        one = capsys.readouterr().out
+        assert {body["sampling_params"]["custom_params"]["dlm"]["mode"] for body in server.requests} == {
+            "diffusion",
+            "autoregressive",
+        }
+    assert rows(two, "forward passes") == [["12", "32"]]
+    assert two.splitlines()[-1] == (
+        "Against the answers of diffusion, autoregressive: 1 of 1 the same, 2.7 times more forward passes."
+    )
+    assert rows(one, "forward passes") == [["12"]]
+    assert "Against" not in one
+
+
 def test_its_own_questions_are_held_out(capsys: pytest.CaptureFixture[str]) -> None:
     with FakeServer(answers) as server:
         assert cli.main(["demo", "--url", server.url]) == 0
@@ -64,7 +84,7 @@ def test_its_own_questions_are_held_out(capsys: pytest.CaptureFixture[str]) -> N
 def test_no_mode_pays_for_the_prompt_alone() -> None:
     """The prompt is in the prefix cache before the first mode is timed."""
     with FakeServer(answers) as server:
-        demo.ask(Console(file=io.StringIO()), Client(server.url), "one?", 40)
+        demo.ask(Console(file=io.StringIO()), Client(server.url), "one?", MODES, 40)
     sent = [(body["sampling_params"]["max_new_tokens"], body.get("stream", False)) for body in server.requests]
     assert sent == [(1, False), (40, True), (40, True), (40, True)]
 
@@ -74,7 +94,7 @@ def test_blocks_fill_in_live() -> None:
     terminal, whole = io.StringIO(), "0123456789abcdefg"
     with FakeServer(lambda question, options: whole if options["mode"] == "diffusion" else "", delay=0.2) as server:
         console = Console(file=terminal, force_terminal=True, color_system="standard", width=200)
-        demo.ask(console, Client(server.url), "one?", 100)
+        demo.ask(console, Client(server.url), "one?", MODES, 100)
     frames = re.split(r"one\?", terminal.getvalue())
     shown = [max((n for n in range(len(whole) + 1) if whole[:n] in plain(frame)), default=0) for frame in frames]
     assert set(shown) == {0, 1, 1 + BLOCK_LENGTH, 1 + 2 * BLOCK_LENGTH}

@@ -112,6 +112,7 @@ def test_auto_is_what_the_family_has() -> None:
         ({"mode": "autoregressive"}, "mode"),
         ({"mode": "self_speculation"}, "mode"),
         ({"shift_logits": True}, "shift_logits"),
+        ({"shift_logits": "false"}, "shift_logits"),
         ({"algorithm": "threshold"}, "algorithm"),
     ],
     ids=str,
