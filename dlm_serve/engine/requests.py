@@ -54,10 +54,11 @@ def record_of(req: Any) -> RequestRecord:
 def shareable_len(req: Any, policy: Policy) -> int:
     """How many of the first tokens of SGLang's `req` have KV that another request with the same tokens may use."""
     num_prompt, num_tokens = len(req.origin_input_ids), len(req.origin_input_ids) + len(req.output_ids)
-    if policy.commit is Commit.FUSED and record_of(req).plan.threshold is not None:
-        # What a step accepts gets its KV from the next one.
+    record = record_of(req)
+    if policy.commit is Commit.FUSED and (record.plan.threshold is not None or record.is_decided):
+        # What a step accepts gets its KV from the next one; what an EXTEND call decided, to the end, gets none.
         num_encoded: int = req.extend_end
-        return max(num_encoded, num_tokens - 1 - record_of(req).last_emitted)
+        return max(num_encoded, num_tokens - 1 - record.last_emitted)
     if policy.sharing is not Sharing.BLOCKS:
         return num_tokens
     # The block of the last token of an answer need not be committed. Where blocks are not anchored, those of an

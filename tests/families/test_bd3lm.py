@@ -79,7 +79,7 @@ def test_first_hitting_takes_one_forward_per_token(server: Server) -> None:
 
 def test_next_turn_reuses_whole_blocks(server: Server) -> None:
     """A second turn over the first's answer: the same as without a cache."""
-    server.flush_cache()
+    server.forget()
     first = server.generate([EOS, 11, 200], 31, ignore_eos=True, dlm={"algorithm": "confidence"})
     turn = [EOS, 11, 200, *first["output_ids"], 7, 8]
     cached = server.generate(turn, 20, ignore_eos=True, dlm={"algorithm": "confidence"})

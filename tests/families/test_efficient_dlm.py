@@ -180,6 +180,7 @@ def test_nothing_is_shared(server: Server) -> None:
 
 def test_block_causal_shares_whole_blocks(block_causal: Server) -> None:
     """Of prompts alone: blocks of an answer do not lie where they would in a prompt."""
+    block_causal.forget()
     first = block_causal.generate(PROMPT, 24)["output_ids"]
     for prompt in (PROMPT, PROMPT + first + [50, 60], PROMPT[:16] + [3] * 30):
         cached = block_causal.generate(prompt, 24)

@@ -196,7 +196,7 @@ def test_next_turn_is_as_uncached(server: Server, algorithm: str, max_new_tokens
     Log-probabilities of the next turn tell what its prefix was encoded with.
     """
     options = {"ignore_eos": True, **ALGORITHMS[algorithm]}
-    server.flush_cache()
+    server.forget()
     first = server.generate(PROMPT, max_new_tokens, **options)["output_ids"]
     turn = generate_body([*PROMPT, *first, 50, 60, 50], 6, ignore_eos=True, mode="autoregressive")
     turn["return_logprob"] = True

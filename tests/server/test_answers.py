@@ -112,6 +112,7 @@ def test_many_autoregressive_beside_one_block(with_adapter: Server) -> None:
 def test_second_turn_after_a_stop_is_as_uncached(trained: Server) -> None:
     """What a finished diffusion request leaves in the cache is the KV of its tokens, as autoregression computes it."""
     for mode in MODES:
+        trained.forget()
         first = ids(trained, PROMPT, 24, mode=mode)
         prompt = PROMPT + first + [50, 60]
         cached = trained.generate(prompt, 24, mode=mode)

@@ -115,6 +115,12 @@ class Server:
             assert time.monotonic() < deadline, self.tail()
             time.sleep(0.05)
 
+    def forget(self) -> None:
+        """Empty the prefix cache, and leave the KV of other tokens in the slots that are taken next."""
+        self.flush_cache()
+        self.generate([9] * 256, 8)
+        self.flush_cache()
+
     def assert_nothing_leaked(self) -> None:
         """No KV slot is lost: SGLang's own audit, which runs whenever it idles, is content, with a cache and without.
 

@@ -53,17 +53,22 @@ def test_no_window_for_one_token_at_a_time_nor_before_the_last_chunk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "num_output", "last_emitted", "length"),
+    ("algorithm", "num_output", "last_emitted", "is_decided", "length"),
     [
-        ("prob_conf", 1, 0, 5),
-        ("prob_conf", 3, 2, 5),
-        ("prob_conf", 7, 4, 7),
-        ("prob_conf", 7, 1, 10),
-        ("self_speculative", 7, 4, 12),
-        ("", 7, 1, 12),
+        ("prob_conf", 1, 0, False, 5),
+        ("prob_conf", 3, 2, False, 5),
+        ("prob_conf", 7, 4, False, 7),
+        ("prob_conf", 7, 1, False, 10),
+        ("self_speculative", 7, 4, False, 12),
+        ("self_speculative", 4, 3, True, 5),
+        ("", 7, 1, False, 12),
     ],
 )
-def test_what_has_kv(algorithm: str, num_output: int, last_emitted: int, length: int) -> None:
-    """Of a window's run all but the last token and what was accepted last; otherwise SGLang counts right by itself."""
+def test_what_has_kv(algorithm: str, num_output: int, last_emitted: int, is_decided: bool, length: int) -> None:
+    """Of a window's run all but the last token and what was accepted last, and nothing that an EXTEND call decided.
+
+    Otherwise SGLang counts right by itself.
+    """
     req = request(num_output, range(0), algorithm, extend_end=NUM_PROMPT, last_emitted=last_emitted)
+    req.dlm_record.steps_before_rest = 0 if is_decided else None
     assert min(NUM_PROMPT + num_output, shareable_len(req, SDLM.policy)) == length
