@@ -47,7 +47,7 @@ def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Ro
     shifted = rows.tokens.gather(1, columns.clamp(max=rows.width - 1))
     new_len = rows.new_len - num_emitted.to(rows.new_len.dtype)
     tokens = torch.where(columns_of(rows) < new_len[:, None], shifted, mask_token_id)
-    return rows.replace(tokens=tokens, new_len=new_len), tokens[:, 0]
+    return rows.replace(tokens=tokens, new_len=new_len, num_emitted=torch.ones_like(rows.num_emitted)), tokens[:, 0]
 
 
 def hand_out(rows: Rows) -> tuple[Rows, Emission]:

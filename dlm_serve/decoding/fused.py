@@ -69,8 +69,7 @@ def advance(rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Row
 
 def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
     """See `step.carry`: what is emitted has KV, so the row goes on with the first token that is not."""
-    rest, first = causal.carry(rows, num_emitted, mask_token_id)
-    return rest.replace(num_emitted=torch.ones_like(rows.num_emitted)), first
+    return causal.carry(rows, num_emitted, mask_token_id)
 
 
 def hand_out(rows: Rows) -> tuple[Rows, Emission]:

@@ -35,7 +35,8 @@ class FirstBlocks:
     ) -> torch.Tensor:
         """Refine the first block of each of `reqs`; returns the next token of each [N].
 
-        What is then left to emit of the block stays in the table. Refining writes no KV.
+        What is then left to emit of the block stays in the table. Refining writes no KV. A block that starts over
+        and differs from what it had emitted is refined behind that.
         """
         mask_token_id, device = self._mask_token_id, indices.device
         rows = self._table.gather(indices)
@@ -46,13 +47,17 @@ class FirstBlocks:
         self._table.scatter_(indices, rows.with_block(tokens.to(device), num_given))
         committed = torch.tensor([block.start + len(block.given) - 1 for block in blocks], device=device)
         self._refine(reqs, indices, committed, sampling)
-        num_emitted = torch.tensor([block.num_emitted for block in blocks], device=device)
-        rows, pending = carry(self._table.gather(indices), num_emitted, mask_token_id, self._policy)
+        refined = self._table.gather(indices)
+        num_emitted = torch.tensor([len(block.emitted) for block in blocks], device=device)
+        rows, pending = carry(refined, num_emitted, mask_token_id, self._policy)
         self._table.scatter_(indices, rows)
-        _, rest = hand_out(rows, self._policy)
-        left = zip(pending.tolist(), rest.tokens.tolist(), rest.lens.tolist(), strict=True)
-        for req, (first, others, length) in zip(reqs, left, strict=True):
-            record_of(req).end_extend(req, [first, *others[:length]])
+        note_rest(reqs, rows, pending, self._policy)
+        found = zip(blocks, refined.tokens.tolist(), strict=True)
+        changed = [i for i, (block, tokens) in enumerate(found) if not block.goes_on_as(tokens)]
+        if changed:
+            at = torch.tensor(changed, device=device)
+            again, as_emitted = [reqs[i] for i in changed], [blocks[i].all_given() for i in changed]
+            pending[at] = self.start(again, indices[at], as_emitted, sampling.select(at))
         return pending
 
     def _refine(self, reqs: Sequence[Any], indices: torch.Tensor, committed: torch.Tensor, sampling: Sampling) -> None:
@@ -67,3 +72,11 @@ class FirstBlocks:
                 record_of(req).extend_forwards += 1
             phases = self._table.phase[indices].tolist()
             live = [i for i in live if phases[i] == Phase.DENOISE]
+
+
+def note_rest(reqs: Sequence[Any], rows: Rows, pending: torch.Tensor, policy: Policy) -> None:
+    """Note of each of `reqs` what an EXTEND call left to emit: its next token `pending` [N] and the rest of its row."""
+    _, rest = hand_out(rows, policy)
+    left = zip(pending.tolist(), rest.tokens.tolist(), rest.lens.tolist(), strict=True)
+    for req, (first, tokens, length) in zip(reqs, left, strict=True):
+        record_of(req).end_extend(req, [first, *tokens[:length]])

@@ -101,17 +101,30 @@ class FirstBlock:
 
     start: int
     """Its first position."""
-    given: list[int]
-    """Its first tokens, where they are not to be found: the end of a prompt, or a pending token."""
-    num_emitted: int
-    """Tokens of it that the client has already, the given ones included."""
+    emitted: list[int]
+    """Its first tokens, which the client has already."""
+    num_given: int
+    """How many of these are not to be found again: the end of a prompt, or a pending token."""
+
+    @property
+    def given(self) -> list[int]:
+        """The tokens that are not to be found."""
+        return self.emitted[: self.num_given]
+
+    def all_given(self) -> FirstBlock:
+        """The same block with nothing to be found again."""
+        return FirstBlock(self.start, self.emitted, len(self.emitted))
+
+    def goes_on_as(self, tokens: Sequence[int]) -> bool:
+        """Whether `tokens`, those found for the block, are the emitted ones and more."""
+        return len(tokens) > len(self.emitted) and list(tokens[: len(self.emitted)]) == self.emitted
 
 
 def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
     """The block that the EXTEND call of SGLang's `req` refines; None if there is none or more prompt is to come.
 
     Nothing but its tokens survives the retraction of a request. A block that was emitted in part starts over, as
-    it started before, and so ends the same.
+    it started before, and so ends the same, unless arithmetic depends on what shares a forward.
     """
     tokens = [*req.origin_input_ids, *req.output_ids]
     if req.extend_end != len(tokens):
@@ -124,17 +137,17 @@ def first_block_of(req: Any, policy: Policy) -> FirstBlock | None:
         anchor = record.first_run.start
         # What windows behind a draft agree on is the same wherever the draft began.
         is_partial = len(tokens) - 1 in record.first_run[1:] and not plan.verifies_windows
-        return FirstBlock(anchor, [tokens[anchor]], len(tokens) - anchor) if is_partial else last_window_of(req)
+        return FirstBlock(anchor, tokens[anchor:], 1) if is_partial else last_window_of(req)
     if not policy.is_seeded:
         origin = 0 if policy.is_anchored else num_prompt
         start = len(tokens) - (len(tokens) - origin) % plan.block_length
-        return FirstBlock(start, tokens[start:num_prompt], len(tokens) - start)
+        return FirstBlock(start, tokens[start:], max(0, num_prompt - start))
     if plan.mode is not Mode.DIFFUSION or not req.output_ids:
         return None
     num_emitted = (len(req.output_ids) - 1) % plan.block_length + 1
     start = len(tokens) - num_emitted
     # Behind a whole block comes the first token of the next, which the prefill predicts.
-    return None if num_emitted == plan.block_length else FirstBlock(start, [tokens[start]], num_emitted)
+    return None if num_emitted == plan.block_length else FirstBlock(start, tokens[start:], 1)
 
 
 def last_window_of(req: Any) -> FirstBlock:

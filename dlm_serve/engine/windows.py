@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
-from dlm_serve.decoding import Emission, Policy, Prediction, Rows, Sampling, advance, carry, hand_out, layout
+from dlm_serve.decoding import Emission, Policy, Prediction, Rows, Sampling, advance, carry, layout
 from dlm_serve.decoding.hypotheses import hypotheses, keeping_last, start_draft, verify
 from dlm_serve.engine.block_step import BlockStep
+from dlm_serve.engine.first_block import note_rest
 from dlm_serve.engine.requests import FirstBlock, last_window_of, record_of
 
 
@@ -44,28 +45,26 @@ class Windows:
 
         The other tokens of the runs stay in the table.
         """
-        pending, num_taken = self._first_runs(reqs, indices, blocks, sampling)
-        _, rest = hand_out(self._table.gather(indices), self._policy)
-        left = zip(pending.tolist(), rest.tokens.tolist(), rest.lens.tolist(), strict=True)
-        for req, block, number, (first, tokens, length) in zip(reqs, blocks, num_taken.tolist(), left, strict=True):
-            record = record_of(req)
-            record.first_run = range(block.start, block.start + number)
-            record.end_extend(req, [first, *tokens[:length]])
-        # A run that starts over may end before what it had emitted, where arithmetic depends on what shares a forward.
-        short = [i for i, block in enumerate(blocks) if len(record_of(reqs[i]).first_run) < block.num_emitted]
-        if short:
-            at = torch.tensor(short, device=indices.device)
-            again = [reqs[i] for i in short]
+        pending, runs = self._first_runs(reqs, indices, blocks, sampling)
+        note_rest(reqs, self._table.gather(indices), pending, self._policy)
+        for req, block, run in zip(reqs, blocks, runs, strict=True):
+            record_of(req).first_run = range(block.start, block.start + len(run))
+        # What was accepted before has KV: a run that starts over and differs from it gives way to the next one.
+        found = enumerate(zip(blocks, runs, strict=True))
+        changed = [i for i, (block, run) in found if not block.goes_on_as([*block.given, *run])]
+        if changed:
+            at = torch.tensor(changed, device=indices.device)
+            again = [reqs[i] for i in changed]
             pending[at] = self.start(again, indices[at], [last_window_of(req) for req in again], sampling.select(at))
         return pending
 
     def _first_runs(
         self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next token of each of `reqs` [N], and how many tokens its first run has [N]."""
+    ) -> tuple[torch.Tensor, list[list[int]]]:
+        """The next token of each of `reqs` [N], and the tokens that its first run accepts."""
         anchors, starts, num_had = (
             torch.tensor(numbers, device=indices.device)
-            for numbers in zip(*((block.given[0], block.start, block.num_emitted) for block in blocks), strict=True)
+            for numbers in zip(*((block.emitted[0], block.start, len(block.emitted)) for block in blocks), strict=True)
         )
         width = self._policy.row_width(max(record_of(req).plan.block_length for req in reqs))
         rows = self._table.gather(indices, width).start_block(anchors, self._mask_token_id)
@@ -76,7 +75,7 @@ class Windows:
         after, emission = advance(rows, prediction, self._mask_token_id, self._policy)
         after, pending = carry(after, num_had, self._mask_token_id, self._policy)
         self._table.scatter_(indices, after)
-        num_taken = emission.lens
+        runs = _tokens_of(emission)
         drafting = [i for i, req in enumerate(reqs) if record_of(req).plan.verifies_windows]
         if drafting:
             at = torch.tensor(drafting, device=indices.device)
@@ -85,8 +84,10 @@ class Windows:
                 [reqs[i] for i in drafting], indices[at], starts[at], sampling.select(at), kept=False
             )
             self._table.num_emitted[indices[at]] = 1
-            pending[at], num_taken[at] = verified.tokens[:, 0], verified.lens
-        return pending, num_taken
+            pending[at] = verified.tokens[:, 0]
+            for i, run in zip(drafting, _tokens_of(verified), strict=True):
+                runs[i] = run
+        return pending, runs
 
     def verify(
         self,
@@ -120,3 +121,8 @@ class Windows:
         after, emission = verify(rows, ids.view(-1, number, width), self._mask_token_id, kept=kept)
         self._table.scatter_(indices, after)
         return emission
+
+
+def _tokens_of(emission: Emission) -> list[list[int]]:
+    """What each row emits, on the host."""
+    return [tokens[:length] for tokens, length in zip(emission.tokens.tolist(), emission.lens.tolist(), strict=True)]

@@ -44,7 +44,21 @@ def request(num_output: int, first_run: range, algorithm: str = "prob_conf", **m
 )
 def test_the_first_window(num_output: int, first_run: range, algorithm: str, anchor: int) -> None:
     found = first_block_of(request(num_output, first_run, algorithm), SDLM.policy)
-    assert found == FirstBlock(anchor, [anchor], NUM_PROMPT + num_output - anchor)
+    assert found == FirstBlock(anchor, list(range(anchor, NUM_PROMPT + num_output)), 1)
+
+
+@pytest.mark.parametrize(
+    ("emitted", "found", "expected"),
+    [
+        ([4], [4, 5], True),
+        ([4, 5], [4, 5, 6], True),
+        ([4, 5], [4, 5], False),
+        ([4, 5], [4], False),
+        ([4, 5], [4, 6, 7], False),
+    ],
+)
+def test_what_a_run_that_starts_over_has_to_repeat(emitted: list[int], found: list[int], expected: bool) -> None:
+    assert FirstBlock(4, emitted, 1).goes_on_as(found) is expected
 
 
 def test_no_window_for_one_token_at_a_time_nor_before_the_last_chunk() -> None:
