@@ -65,6 +65,7 @@ SEAMS = (
         ("accept_lens", "new_seq_lens", "next_draft_input", "num_non_draft_tokens_per_req"),
     ),
     Seam(f"{_SRT}.managers.tp_worker.TpModelWorker.forward_batch_generation", ("batch", "forward_batch", "is_verify")),
+    Seam(f"{_SRT}.managers.tp_worker.TpModelWorker.get_worker_info"),
     Seam(f"{_SRT}.managers.overlap_utils.FutureMap"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler._reqs_finishing_inflight", ("batch",)),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.get_output_streamer_class"),

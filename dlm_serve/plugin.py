@@ -171,6 +171,15 @@ HOOKS = (
         until="SGLang sizes rows by the reserve at every page size",
     ),
     Hook(
+        f"{_SRT}.managers.tp_worker.TpModelWorker.get_worker_info",
+        "after",
+        f"{_ENGINE}.results:longest_that_fits",
+        Role.SCHEDULER,
+        "a request that fills the pool but for the reserve of its steps would be ended by an error, its answer lost",
+        since="0.5.23",
+        until="SGLang counts the reserve when it says how long requests may be",
+    ),
+    Hook(
         f"{_SRT}.model_executor.model_runner_components.attention_backend_setup._build_resolved_backend",
         "after",
         f"{_ENGINE}.attention:add_block_attention",

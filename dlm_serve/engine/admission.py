@@ -22,6 +22,8 @@ from dlm_serve.plan import DecodePlan, RequestOptions
 # SGLang keeps this many positions of the context for itself (`TpModelWorker.get_worker_info`,
 # `Scheduler.init_req_max_new_tokens`) and would drop that many tokens from an answer without a word.
 RESERVED_CONTEXT = 2
+# A request may be this much longer than a prompt (in the same places).
+BEYOND_PROMPT = 4
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: distinct seeds for the samples of one request
 _INT64 = 1 << 63
@@ -115,7 +117,7 @@ def admit(tokenized: Any, manager: Any, request: Any, *_: Any, **__: Any) -> Any
     _check_input_ids(tokenized.input_ids)
     _check_prompt_length(len(tokenized.input_ids))
     _check_transport(params)
-    params.max_new_tokens = _check_length(request, params, len(tokenized.input_ids), manager.context_len)
+    params.max_new_tokens = _check_length(request, params, len(tokenized.input_ids), manager)
     params.top_k = min(params.top_k, _TOP_K_ALL)
     params.custom_params = {**(params.custom_params or {}), PLAN_KEY: plan.model_dump(mode="json")}
     params.ignore_eos = params.ignore_eos or plan.stop_rule is StopRule.UPSTREAM
@@ -257,17 +259,21 @@ def _check_prompt_length(num_input: int) -> None:
         )
 
 
-def _check_length(request: Any, params: Any, num_input: int, context_len: int) -> int | None:
+def _check_length(request: Any, params: Any, num_input: int, manager: Any) -> int | None:
     """The request's `max_new_tokens`, which must fit behind its prompt; where none was asked for, what fits."""
-    most = context_len - RESERVED_CONTEXT - num_input
-    if params.max_new_tokens is None or params.max_new_tokens <= most:
-        return params.max_new_tokens  # type: ignore[no-any-return]  # SGLang's field is an int
+    longest: int = manager.max_req_input_len + BEYOND_PROMPT
+    asked: int | None = params.max_new_tokens
+    most = longest - num_input
+    if asked is None or asked <= most:
+        return asked
     if request.sampling_params.get("max_new_tokens") is None and most > 0:
         return most
+    is_whole = longest >= manager.context_len - RESERVED_CONTEXT
+    limit = f"context length {manager.context_len}" if is_whole else f"the KV cache holds requests of {longest} tokens"
     raise OptionError(
         "max_new_tokens",
-        params.max_new_tokens,
-        f"with {num_input} input tokens at most {most} (context length {context_len})",
+        asked,
+        f"with {num_input} input tokens at most {most} ({limit})",
         "ask for fewer tokens or shorten the prompt",
     )
 

@@ -12,6 +12,7 @@ from dlm_serve.decoding import Mode, StopRule
 from dlm_serve.decoding.endings import ended_length
 from dlm_serve.engine.requests import PLAN_KEY, record_of, shareable_len, statistics_of
 from dlm_serve.engine.serving import current
+from dlm_serve.errors import ConfigError
 
 
 def report_statistics(streamer_class: type, scheduler: Any) -> type:
@@ -78,6 +79,23 @@ def own_what_is_shareable(owned_len: int, req: Any) -> int:
 
 def room_for_reserve(extra_len: int) -> int:
     """After `get_req_to_token_extra_context_len`: a row holds all slots that a step may reserve."""
+    return max(extra_len, _reserve())
+
+
+def longest_that_fits(info: tuple[Any, ...], worker: Any) -> tuple[Any, ...]:
+    """After `TpModelWorker.get_worker_info`: alone in the pool, a request of the greatest length can take every step.
+
+    Raises ConfigError where the pool has no room for any.
+    """
+    total, max_req_len, max_req_input_len = info[0], info[4], info[5]
+    longest = min(max_req_len, total - _reserve())
+    if longest - (max_req_len - max_req_input_len) < 1:
+        raise ConfigError("--max-total-tokens", total, f"a step alone reserves {_reserve()} of them", "raise it")
+    return (*info[:4], longest, longest - (max_req_len - max_req_input_len), *info[6:])
+
+
+def _reserve() -> int:
+    """Slots that a step may reserve behind what a request has committed."""
     from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size, get_alloc_reserve_per_decode
 
-    return int(max(extra_len, get_alloc_reserve_per_decode() + get_alloc_page_size() - 1))
+    return int(get_alloc_reserve_per_decode() + get_alloc_page_size() - 1)
