@@ -11,7 +11,7 @@ from pydantic import Field
 from dlm_serve.decoding import Mode, Policy, Prefill
 from dlm_serve.errors import ConfigError
 from dlm_serve.families import Family
-from dlm_serve.limits import listed, longest_because, on_grid, use_one_of
+from dlm_serve.limits import NO_SCHEDULE, ONE_FORWARD, REFINING_ONLY, listed, longest_because, on_grid, use_one_of
 from dlm_serve.validation import Frozen, Nats, Probability, Width, validate
 
 CONFIG_VARIABLE = "DLM_SERVE_CONFIG"
@@ -143,8 +143,8 @@ class ServerConfig(Frozen):
                 "lower it or add a wider width",
             )
         if self.generation.threshold is None:
-            raise ConfigError("generation.threshold", None, "there is no fixed schedule", "give a number")
-        for name in ("steps", "convergence_threshold"):
-            if getattr(self.generation, name) is not None:
-                value = getattr(self.generation, name)
-                raise ConfigError(f"generation.{name}", value, "each block takes one forward", "leave it out")
+            raise ConfigError("generation.threshold", None, NO_SCHEDULE, "give a number")
+        for name in REFINING_ONLY:
+            value = getattr(self.generation, name)
+            if value is not None:
+                raise ConfigError(f"generation.{name}", value, ONE_FORWARD, "leave it out")

@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from dlm_serve.decoding import Mode
 from dlm_serve.families import Family
 
+REFINING_ONLY = ("steps", "convergence_threshold")
+"""Options of families whose blocks take several forwards."""
+
+ONE_FORWARD = "each block takes one forward"
+NO_SCHEDULE = "there is no fixed schedule: a block is cut where its confidence ends"
+"""Why the others have none of these, nor a threshold of None."""
+
 
 def longest_because(family: Family) -> str:
     """Why blocks may not be longer."""

@@ -10,7 +10,7 @@ from dlm_serve.decoding import ConcreteMode, Mode, StopRule, Unmasking
 from dlm_serve.decoding.fused import WindowAlgorithm
 from dlm_serve.errors import OptionError
 from dlm_serve.families import Family
-from dlm_serve.limits import listed, longest_because, on_grid, use_one_of
+from dlm_serve.limits import NO_SCHEDULE, ONE_FORWARD, REFINING_ONLY, listed, longest_because, on_grid, use_one_of
 from dlm_serve.validation import Flag, Frozen, Nats, Probability, Width, validate
 
 OPTIONS_FIELD = "custom_params.dlm"
@@ -155,11 +155,10 @@ def _resolve_threshold_of_runs(
     options: RequestOptions, defaults: GenerationConfig, algorithm: str | None
 ) -> float | None:
     """The threshold of a family whose blocks are not refined. Raises OptionError for what only refining has."""
-    for name in ("steps", "convergence_threshold"):
-        if getattr(options, name) is not None:
-            raise OptionError(
-                f"{OPTIONS_FIELD}.{name}", getattr(options, name), "each block takes one forward", "leave it out"
-            )
+    for name in REFINING_ONLY:
+        value = getattr(options, name)
+        if value is not None:
+            raise OptionError(f"{OPTIONS_FIELD}.{name}", value, ONE_FORWARD, "leave it out")
     is_given = "threshold" in options.model_fields_set
     if algorithm == WindowAlgorithm.SELF_SPECULATIVE:
         if is_given:
@@ -174,7 +173,7 @@ def _resolve_threshold_of_runs(
         raise OptionError(
             f"{OPTIONS_FIELD}.threshold",
             None,
-            "there is no fixed schedule: a block is cut where its confidence ends",
+            NO_SCHEDULE,
             "give a number (1 takes one token at a time)",
         )
     return options.threshold if is_given else defaults.threshold

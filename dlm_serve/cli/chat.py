@@ -16,12 +16,14 @@ _MODES = ("auto", *MODES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be given on the command line."""
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
     parser.add_argument("--mode", choices=_MODES, default="auto", help="to begin with (%(default)s)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="per answer (as many as fit)")
 
 
 def run(args: argparse.Namespace) -> None:
+    """Talk until the input ends."""
     with suppress(ImportError):
         import readline  # noqa: F401  # lines can then be edited, where the platform has it
     client = Client(args.url)

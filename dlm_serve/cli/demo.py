@@ -23,6 +23,7 @@ _STYLES = ("bold cyan", "yellow")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be given on the command line."""
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="to compare with the first (all)")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a question of yours; may be repeated")
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Ask, and show the answers."""
     console, client = Console(), Client(args.url)
     client.about()
     console.print("Tokens of one colour came together. Modes run one after the other.\n")

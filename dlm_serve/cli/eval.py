@@ -21,6 +21,7 @@ from dlm_serve.training.tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be given on the command line."""
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(all)")
     parser.add_argument(
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Measure, write the report and show its figures."""
     plan = Plan(
         modes=tuple(args.modes),
         thresholds=tuple(args.thresholds),

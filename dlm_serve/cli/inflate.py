@@ -13,12 +13,14 @@ from dlm_serve.bundled import FOLDER as BUNDLED_MODEL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be given on the command line."""
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder to write to, new or empty")
     parser.add_argument("--like", required=True, help="3b, 8b or the path of a config.json")
     parser.add_argument("--model", default=str(BUNDLED_MODEL), metavar="PATH", help="the small model's folder")
 
 
 def run(args: argparse.Namespace) -> None:
+    """Write the large checkpoint."""
     from dlm_serve.inflation import inflate  # it loads torch
 
     num_bytes = inflate(args.model, args.like, args.out)

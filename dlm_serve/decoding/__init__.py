@@ -1,6 +1,6 @@
 """What a decode step means: pure tensor functions of token ids, confidences and entropies.
 
-Imports torch only, so that it can be read, tested and reused without SGLang.
+Imports torch and the kernels only, so that it can be read, tested and reused without SGLang.
 """
 
 from dlm_serve.decoding.endings import StopRule

@@ -21,8 +21,8 @@ ConcreteMode = Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATIO
 class Phase(IntEnum):
     """What a row does in one forward; the value is what the device stores.
 
-    `DENOISE` and `DRAFT` refine a block, the others emit. Which attention, which positions and which KV that
-    takes is for the policy's way to commit to say: `step.layout`.
+    `DENOISE` and `DRAFT` fill the masks of a block, the others stand where there are none left to fill. What each sees,
+    which KV it keeps and what it emits is for the policy's way to commit to say: `step`.
     """
 
     DECODE = 0
@@ -33,7 +33,7 @@ class Phase(IntEnum):
 
     @property
     def after_refining(self) -> Phase:
-        """The phase that emits the block which this phase refines."""
+        """The phase behind the full block that this phase refines."""
         return {Phase.DENOISE: Phase.COMMIT, Phase.DRAFT: Phase.VERIFY}.get(self, self)
 
 

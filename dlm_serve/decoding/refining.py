@@ -29,7 +29,7 @@ def refine(
     num_masks: torch.Tensor,
     first_column: int | torch.Tensor = 0,
 ) -> Rows:
-    """Fill the masks that this step fixes; a block with nothing left to refine goes on to its emitting phase.
+    """Fill the masks that this step fixes; a block with nothing left to refine goes on to the phase behind it.
 
     `num_masks` [B] is how many masks a block has that begins with none of its tokens given. Only stop ids at
     `first_column` (one for all or [B]) and behind it end the denoising.
@@ -44,10 +44,10 @@ def refine(
     still_masked = masked & ~fixed
     denoising = rows.phase == Phase.DENOISE
     settled = ~still_masked.any(1) | (denoising & _reaches_stop(rows, tokens, still_masked, first_column))
-    emitting = torch.where(denoising, Phase.DENOISE.after_refining, Phase.DRAFT.after_refining).to(torch.int32)
+    next_phase = torch.where(denoising, Phase.DENOISE.after_refining, Phase.DRAFT.after_refining).to(torch.int32)
     return rows.replace(
         tokens=tokens,
-        phase=torch.where(settled, emitting, rows.phase),
+        phase=torch.where(settled, next_phase, rows.phase),
         step=rows.step + 1,
         mean_entropy=mean_entropy.to(torch.float32),
     )

@@ -59,7 +59,7 @@ def advance_(
 def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int, policy: Policy) -> tuple[Rows, torch.Tensor]:
     """Rows whose refined block is emitted in part: with their next token [B] emitted too, and that token.
 
-    `num_emitted` [B] counts the tokens of the block that the client has already, the block's first included.
+    `num_emitted` [B] counts the tokens of the block that the client has already.
     """
     return _OF[policy.commit].carry(rows, num_emitted, mask_token_id)
 

@@ -140,7 +140,7 @@ def give_samples_seeds(manager: Any, tokenized: Any) -> None:
     params = tokenized.sampling_params
     if getattr(params, "n", 1) > 1:
         tokenized.sampling_params = copy.copy(params)
-        params.sampling_seed = (params.sampling_seed + _SEED_STEP) % (1 << 63)
+        params.sampling_seed = (params.sampling_seed + _SEED_STEP) % _INT64
 
 
 def newest_statistics(result: None, manager: Any, meta_info: dict[str, Any], state: Any, *_: Any, **__: Any) -> None:

@@ -107,6 +107,9 @@ def _set_page_size(server_args: Any, serving: Serving) -> None:
     if server_args.device != "cpu" and server_args.page_size.bit_count() != 1:
         limit = "SGLang's kernels need a power of two"
         raise ConfigError("--page-size", server_args.page_size, limit, "serve it on a CPU, with --device cpu")
+    if (server_args.chunked_prefill_size or 0) > 0 and server_args.chunked_prefill_size % server_args.page_size:
+        limit = f"must be a multiple of the page size, {server_args.page_size}: chunks end where blocks do"
+        raise ConfigError("--chunked-prefill-size", server_args.chunked_prefill_size, limit, "leave it out")
 
 
 def _set_cpu_defaults(server_args: Any) -> None:

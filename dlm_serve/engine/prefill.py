@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dlm_serve.decoding import Policy, stretch_ends
 from dlm_serve.engine.requests import record_of
-from dlm_serve.kv.slots import read_slots
+from dlm_serve.kv.slots import ReadSlots, read_slots
 
 MAX_ROW = 64
 """Tokens of the longest first stretch that is a row. Longer ones are whole prompts."""
@@ -93,6 +93,7 @@ class StretchBackend(AttentionBackend):  # type: ignore[misc]  # the base is unt
         self._window = model_runner.model.attention_window
         self._dense: list[slice] = []
         self._rows: _Rows | None = None
+        self._committed: ReadSlots  # of the rows, looked up once for all layers
 
     @contextmanager
     def cut_into(self, stretches: Sequence[Stretch]) -> Iterator[None]:

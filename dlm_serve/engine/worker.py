@@ -50,7 +50,7 @@ Publish = Callable[[torch.Tensor], None]
 class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     """Runs every decode step of a diffusion language model, and its first block where the prefill predicts none.
 
-    The prefill is SGLang's own.
+    The prefill is SGLang's own, with the attention of `engine.prefill` where prompts are not causal.
     """
 
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any, **_: Any) -> None:

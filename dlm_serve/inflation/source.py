@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from dlm_serve.errors import CheckpointError
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.models.checkpoint import AdapterConfig, Checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -51,8 +52,11 @@ class Source:
     def load(cls, model_path: str) -> Source:
         """The model in a folder. Raises CheckpointError if it cannot be inflated."""
         checkpoint = Checkpoint.find(model_path)
-        if checkpoint is None:
-            raise CheckpointError("--model", model_path, "is no checkpoint of a family we serve", "give its folder")
+        if checkpoint is None or checkpoint.family is not NEMOTRON_LABS_DIFFUSION:
+            limit = f"is no checkpoint of {NEMOTRON_LABS_DIFFUSION.name}"
+            raise CheckpointError(
+                "--model", model_path, limit, "give the folder of one, as `dlm-serve train` writes it"
+            )
         config = json.loads((checkpoint.folder / "config.json").read_text())
         for name, fine in _PLAIN.items():
             if config.get(name, fine[0]) not in fine:

@@ -1,1 +1,1 @@
-"""Which KV slots a row may write."""
+"""Which KV slots a row reads, and which it may write."""

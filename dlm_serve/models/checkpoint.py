@@ -171,7 +171,6 @@ class AdapterConfig(BaseModel):
 
     r: int = Field(gt=0)
     lora_alpha: float = Field(gt=0)
-    target_modules: tuple[str, ...]
 
     @property
     def scale(self) -> float:

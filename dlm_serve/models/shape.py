@@ -1,4 +1,4 @@
-"""The sizes of a model, and those of the releases."""
+"""The sizes of a model, and those of Nemotron-Labs-Diffusion's releases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-ROPE_OF_8B: dict[str, Any] = {
+ROPE_PARAMETERS: dict[str, Any] = {
     "rope_type": "yarn",
     "rope_theta": 1000000.0,
     "factor": 16.0,
@@ -24,7 +24,7 @@ _COMMON = {
     "head_dim": 128,
     "vocab_size": 131072,
     "max_position_embeddings": 262144,
-    "rope_parameters": ROPE_OF_8B,
+    "rope_parameters": ROPE_PARAMETERS,
 }
 RELEASES: dict[str, dict[str, Any]] = {
     "3b": {**_COMMON, "hidden_size": 3072, "intermediate_size": 9216, "num_hidden_layers": 26},

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
-from dlm_serve.models.shape import ROPE_OF_8B
+from dlm_serve.models.shape import ROPE_PARAMETERS
 from dlm_serve.training.masking import HalfLifeMasking, Masking
 from dlm_serve.training.tokenizer import BOS_ID, EOS_ID, MASK_ID
 from dlm_serve.validation import validate
@@ -47,7 +47,7 @@ class ModelShape(_Frozen):
             rms_norm_eps=1e-5,
             tie_word_embeddings=False,
             use_cache=False,
-            rope_parameters=dict(ROPE_OF_8B),
+            rope_parameters=dict(ROPE_PARAMETERS),
         )
 
 

@@ -1,1 +1,1 @@
-"""Kernels for serving diffusion language models. Each lies beside a readable reference with the same signature."""
+"""Kernels for serving diffusion language models. Each has a readable reference that defines it."""

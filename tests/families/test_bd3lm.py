@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from golden import BD3LM as GOLDEN
 from golden import DATA
-from serving import Server, generate_body
+from serving import RETRACTIONS, Server, generate_body
 
 from dlm_serve.decoding.endings import WINDOW, ended_length
 
@@ -29,13 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A pool too small for its load, prompts in chunks of three blocks, and SGLang's own switch that retracts."""
     flags = ("--max-total-tokens", "1600", "--chunked-prefill-size", "24", "--schedule-conservativeness", "0.05")
-    switches = {
-        "SGLANG_TEST_RETRACT": "1",
-        "SGLANG_TEST_RETRACT_INTERVAL": "23",
-        "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-    }
     log = tmp_path_factory.mktemp("bd3lm_crowded") / "log"
-    with Server.launch(BLOCKS_OF_8, *flags, log=log, env=switches) as running:
+    with Server.launch(BLOCKS_OF_8, *flags, log=log, env=RETRACTIONS) as running:
         yield running
         running.assert_nothing_leaked()
 
@@ -176,6 +171,7 @@ def test_refused_prompts_and_streams(server: Server) -> None:
     ("flags", "says"),
     [
         (("--page-size", "6"), "--page-size = 6: must be a multiple of the block size, 4"),
+        (("--chunked-prefill-size", "50"), "--chunked-prefill-size = 50: must be a multiple of the page size, 4"),
         (("--device", "cuda", "--page-size", "12"), "--page-size = 12: SGLang's kernels need a power of two"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import requests
 from golden import DATA
 from golden import EFFICIENT_DLM as GOLDEN
-from serving import ANSWER_SECONDS, Server, generate_body
+from serving import ANSWER_SECONDS, AUDITS, RETRACTIONS, Server, generate_body
 
 BLOCKS_OF_8, BLOCKS_OF_32 = DATA / "efficient_dlm" / "edlm-b8", DATA / "efficient_dlm" / "edlm-b32"
 PROMPT = [106, 132, 199, 50, 7, 9, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42]
@@ -45,10 +45,6 @@ def block_causal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = ("--dllm-algorithm-config", str(config), "--chunked-prefill-size", "64")
     with Server.launch(BLOCKS_OF_8, *flags, log=folder / "log", env=AUDITS) as started:
         yield started
-
-
-AUDITS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
-RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23", **AUDITS}
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sdar import write_checkpoint
-from serving import Server, generate_body
+from serving import RETRACTIONS, Server, generate_body
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 BLOCK, NUM_TOKENS = 8, 40
@@ -84,6 +84,22 @@ def test_answers_are_the_references(server: Server, checkpoint: Path, threshold:
     answers = server.generate_all([request(prompt, threshold) for prompt in PROMPTS], len(PROMPTS))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert (answer["output_ids"], answer["meta_info"]["dlm"]["nfe"]) == reference.answer(prompt, threshold)
+
+
+def test_answers_retracted_in_chunks_and_from_the_cache(checkpoint: Path, tmp_path: Path) -> None:
+    """The same, of prompts of several chunks, twice each, in a pool too small for all."""
+    prompts = [(PROMPTS[-1] * 6)[: 23 + 9 * i] for i in range(6)]
+    reference = Reference(checkpoint)
+    expected = [reference.answer(prompt, 0.9)[0] for prompt in prompts]
+    flags = ("--max-total-tokens", "700", "--chunked-prefill-size", "24", "--schedule-conservativeness", "0.05")
+    with Server.launch(checkpoint, *flags, log=tmp_path / "log", env=RETRACTIONS) as crowded:
+        answers = crowded.generate_all([request(prompt, 0.9) for prompt in prompts * 4], 24)
+        crowded.assert_nothing_leaked()
+    assert [answer["output_ids"] for answer in answers] == expected * 4
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
+    cached = [answer["meta_info"]["cached_tokens"] for answer in answers]
+    assert any(cached)
+    assert all(length % BLOCK == 0 for length in cached)
 
 
 def test_what_it_has_not_is_refused(server: Server) -> None:

@@ -13,14 +13,12 @@ import pytest
 import requests
 from golden import DATA
 from golden import SDLM as GOLDEN
-from serving import ANSWER_SECONDS, Server, generate_body
+from serving import ANSWER_SECONDS, AUDITS, RETRACTIONS, Server, generate_body
 
 WINDOWS_OF_4, WINDOWS_OF_8 = DATA / "sdlm" / "sdlm-d4-tied", DATA / "sdlm" / "sdlm-d8-untied"
 CONFIDENCE = ("prob_conf", "prob_conf_first_only", "entropy_conf")
 PROMPT = [83, 233, 106, 184, 65, 182, 152, 41, 149, 159, 25, 193, 55, 60, 57, 7, 236, 23]
 CONTEXT = 603
-AUDITS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
-RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23", **AUDITS}
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "windows": {"mode": "diffusion", "dlm": {"threshold": 0.5}},

@@ -57,7 +57,7 @@ def test_mixed_batches_wait_for_nothing(guarded: Server) -> None:
     ]
     many_autoregressive = [generate_body(ids, 64, mode="autoregressive", ignore_eos=True) for ids in prompts() * 3]
     answers = guarded.generate_all([*mixed, *many_autoregressive], 64)
-    assert len(answers) == len(mixed) + len(many_autoregressive)
+    assert all(answer["output_ids"] for answer in answers)
     assert FIRST_GUARDED in guarded.log.read_text()
     guarded.assert_nothing_leaked()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from golden import RANDOM, TRAINED, WITH_ADAPTER
-from serving import Server, free_port
+from serving import RETRACTIONS, Server, free_port
 
 
 @pytest.fixture(scope="session")
@@ -63,13 +63,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     step: each slot is free, cached or held, and none of those twice.
     """
     flags = ("--max-total-tokens", "1400", "--chunked-prefill-size", "64", "--schedule-conservativeness", "0.05")
-    switches = {
-        "SGLANG_TEST_RETRACT": "1",
-        "SGLANG_TEST_RETRACT_INTERVAL": "23",
-        "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-        "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-    }
-    with Server.launch(TRAINED, *flags, log=tmp_path_factory.mktemp("crowded") / "log", env=switches) as server:
+    with Server.launch(TRAINED, *flags, log=tmp_path_factory.mktemp("crowded") / "log", env=RETRACTIONS) as server:
         yield server
 
 

@@ -22,6 +22,12 @@ ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 300
 ANSWER_SECONDS = 120
 
+AUDITS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
+"""SGLang's checks of its pool before every step."""
+
+RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23", **AUDITS}
+"""SGLang's switch that retracts requests at random."""
+
 
 def free_port() -> int:
     """A port that nothing listens on."""

@@ -105,6 +105,7 @@ ALLOWED = {
         "safetensors",
         "torch",
         "dlm_serve.errors",
+        "dlm_serve.families",
         "dlm_serve.inflation",
         "dlm_serve.models.checkpoint",
         "dlm_serve.models.shape",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden import DATA
 from safetensors.torch import load_file, save_file
 from transformers.models.ministral3 import Ministral3Config, Ministral3ForCausalLM
 
@@ -411,6 +412,12 @@ def test_file_that_is_no_shape(small: Path, tmp_path: Path, content: str) -> Non
 def test_unknown_names(small: Path, tmp_path: Path) -> None:
     assert "3b, 8b" in refused(small, "9b", tmp_path / "large", ConfigError).remedy
     assert refused(tmp_path, write_shape(tmp_path), tmp_path / "large", CheckpointError).field == "--model"
+
+
+def test_checkpoint_of_another_family_is_refused(tmp_path: Path) -> None:
+    model = DATA / "bd3lm" / "bd3lm-b4"
+    refusal = refused(model, write_shape(tmp_path), tmp_path / "large", CheckpointError)
+    assert (refusal.field, refusal.limit) == ("--model", "is no checkpoint of nemotron-labs-diffusion")
 
 
 def test_nothing_is_overwritten(small: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""One decode step of rows in place; defined by `dlm_serve.decoding.step`, whose tensor functions are its reference."""
+"""One decode step of rows in place. The tensor functions of `dlm_serve.decoding.causal` define it."""

@@ -1,4 +1,4 @@
-"""`decoding.step.advance` on a table of rows, in one Triton program per row.
+"""`decoding.causal.advance` on a table of rows, in one Triton program per row.
 
 As tensor functions the same takes some 140 launches, which is a twentieth of an 8B model's step. The
 reference says what each line means; phases are numbered as `decoding.phase.Phase`.
