@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import decode_speed
+import decode_speed  # puts tests/support on the path
 import report
 from golden import DATA
 from sdar import RELEASED_AS as SDAR

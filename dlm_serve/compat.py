@@ -18,7 +18,10 @@ SUPPORTED_VERSIONS = ("0.5.23",)
 
 @dataclass(frozen=True)
 class Seam:
-    """Something of SGLang's that we call, subclass or hook: a dotted name and parameters it must have."""
+    """Something of SGLang's that we call, subclass or hook, and that not all of its own models and backends stand on.
+
+    A dotted name and parameters it must have.
+    """
 
     target: str
     parameters: tuple[str, ...] = ()
@@ -75,6 +78,11 @@ SEAMS = (
     Seam(f"{_SRT}.managers.scheduler_components.output_streamer._GenerationStreamAccumulator.accept", ("req",)),
     Seam(f"{_SRT}.mem_cache.allocation_sizing.get_req_to_token_extra_context_len"),
     Seam(f"{_SRT}.mem_cache.allocation_sizing.get_alloc_reserve_per_decode"),
+    Seam(f"{_SRT}.mem_cache.allocation_sizing.get_alloc_page_size"),
+    Seam(f"{_SRT}.mem_cache.memory_pool.KVWriteLoc"),
+    Seam(f"{_SRT}.runtime_context.get_parallel"),
+    Seam(f"{_SRT}.runtime_context.get_schedule"),
+    Seam(f"{_SRT}.speculative.spec_registry.CustomSpecAlgo"),
     Seam(
         f"{_SRT}.mem_cache.allocation.assign_req_to_token_pool_func",
         ("req_pool_indices", "req_to_token", "start_offset", "end_offset", "out_cache_loc", "batch_size"),

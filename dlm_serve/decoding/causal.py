@@ -42,7 +42,7 @@ def advance(rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Row
 
 
 def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
-    """See `step.carry`: the first token that is not emitted becomes the pending one, those after it move with it."""
+    """See `step.carry`: what is emitted has KV by then. The row goes on with the first token that is not."""
     columns = columns_of(rows) + num_emitted[:, None]
     shifted = rows.tokens.gather(1, columns.clamp(max=rows.width - 1))
     new_len = rows.new_len - num_emitted.to(rows.new_len.dtype)

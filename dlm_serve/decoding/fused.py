@@ -14,7 +14,6 @@ from enum import StrEnum
 
 import torch
 
-from dlm_serve.decoding import causal
 from dlm_serve.decoding.forward import Emission, Layout
 from dlm_serve.decoding.phase import Phase
 from dlm_serve.decoding.refining import columns_of
@@ -65,11 +64,6 @@ def advance(rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Row
     decoded = rows.start_block(prediction.ids[:, 0], mask_token_id)
     window = _next_window(rows, prediction.ids, num_accepted, mask_token_id)
     return decoded.where(rows.phase == Phase.DECODE, window), _decided(rows, prediction.ids, num_accepted)
-
-
-def carry(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
-    """See `step.carry`: what is emitted has KV, so the row goes on with the first token that is not."""
-    return causal.carry(rows, num_emitted, mask_token_id)
 
 
 def hand_out(rows: Rows) -> tuple[Rows, Emission]:

@@ -28,7 +28,7 @@ class _Functions:
 _OF = {
     Commit.CAUSAL: _Functions(causal.layout, causal.advance, causal.carry, causal.hand_out),
     Commit.BLOCK: _Functions(block.layout, block.advance, block.carry, block.hand_out),
-    Commit.FUSED: _Functions(fused.layout, fused.advance, fused.carry, fused.hand_out),
+    Commit.FUSED: _Functions(fused.layout, fused.advance, causal.carry, fused.hand_out),
 }
 
 

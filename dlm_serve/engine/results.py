@@ -88,10 +88,10 @@ def longest_that_fits(info: tuple[Any, ...], worker: Any) -> tuple[Any, ...]:
     Raises ConfigError where the pool has no room for any.
     """
     total, max_req_len, max_req_input_len = info[0], info[4], info[5]
-    longest = min(max_req_len, total - _reserve())
-    if longest - (max_req_len - max_req_input_len) < 1:
+    beyond_prompt, longest = max_req_len - max_req_input_len, min(max_req_len, total - _reserve())
+    if longest <= beyond_prompt:
         raise ConfigError("--max-total-tokens", total, f"a step alone reserves {_reserve()} of them", "raise it")
-    return (*info[:4], longest, longest - (max_req_len - max_req_input_len), *info[6:])
+    return (*info[:4], longest, longest - beyond_prompt, *info[6:])
 
 
 def _reserve() -> int:

@@ -65,7 +65,6 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self.block_size = serving.checkpoint.block_size
         self._routing = serving.config.routing
         self.max_width = self._routing.max_width
-        self._widths = self.policy.usable_widths(self.block_size, self._routing.widths)
         # Read by SGLang, which sizes reserves and metrics with them.
         self.speculative_num_draft_tokens = self.max_width
         self.speculative_num_steps = 1
@@ -101,7 +100,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         if self.model_runner.decode_cuda_graph_capture_bs:
             from dlm_serve.engine.block_graphs import BlockGraphs
 
-            self.step = BlockGraphs.capture(eager, self.model_runner, self._routing, self._widths)
+            widths = self.policy.usable_widths(self.block_size, self._routing.widths)
+            self.step = BlockGraphs.capture(eager, self.model_runner, self._routing, widths)
         self.first_blocks = FirstBlocks(self.step, self.table, self.mask_token_id, self.policy, self._predict)
 
     def forward_batch_generation(self, batch: Any, on_publish: Publish | None = None, **_: Any) -> Any:
