@@ -73,7 +73,6 @@ SEAMS = (
     Seam(f"{_SRT}.managers.scheduler.Scheduler._reqs_finishing_inflight", ("batch",)),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.get_output_streamer_class"),
     Seam(f"{_SRT}.managers.schedule_batch.Req.update_finish_state", ("new_accepted_len",)),
-    Seam(f"{_SRT}.managers.schedule_batch.Req.update_spec_correct_drafts_histogram", ("num_correct_drafts",)),
     Seam(f"{_SRT}.managers.schedule_batch.Req.owned_kv_len"),
     Seam(f"{_SRT}.managers.scheduler_components.output_streamer._GenerationStreamAccumulator.accept", ("req",)),
     Seam(f"{_SRT}.mem_cache.allocation_sizing.get_req_to_token_extra_context_len"),
@@ -103,10 +102,6 @@ SEAMS = (
     Seam(f"{_SRT}.model_executor.runner_utils.pool.get_or_create_global_graph_capture_stream"),
     Seam(f"{_SRT}.model_executor.runner_utils.shared_read_event.make_external_event", ("device_module",)),
     Seam(f"{_SRT}.mem_cache.kv_index_translator.KVIndexTranslator.bind_own_plan", ("forward_batch",)),
-    Seam(
-        f"{_SRT}.model_executor.model_runner_components.attention_backend_setup._build_resolved_backend",
-        ("model_runner", "resolved"),
-    ),
     Seam(f"{_SRT}.model_executor.model_runner.ModelRunner._preprocess_logits", ("logits_output", "sampling_info")),
     Seam(f"{_SRT}.layers.attention.hybrid_attn_backend.HybridAttnBackend._select_backend", ("forward_mode",)),
     Seam(f"{_SRT}.layers.rotary_embedding.yarn.YaRNScalingRotaryEmbedding._ensure_cos_sin_cache_length"),

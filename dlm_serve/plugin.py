@@ -135,15 +135,6 @@ HOOKS = (
         until="SGLang slices by length",
     ),
     Hook(
-        f"{_SRT}.managers.schedule_batch.Req.update_spec_correct_drafts_histogram",
-        "after",
-        f"{_ENGINE}.results:remember_emitted",
-        Role.SCHEDULER,
-        "where commits are fused, what the last step emitted has no KV yet",
-        since="0.5.23",
-        until="SGLang asks the algorithm which KV may be shared",
-    ),
-    Hook(
         f"{_SRT}.managers.schedule_batch.Req.owned_kv_len",
         "after",
         f"{_ENGINE}.results:own_what_is_shareable",
@@ -178,15 +169,6 @@ HOOKS = (
         "a request that fills the pool but for the reserve of its steps would be ended by an error, its answer lost",
         since="0.5.23",
         until="SGLang counts the reserve when it says how long requests may be",
-    ),
-    Hook(
-        f"{_SRT}.model_executor.model_runner_components.attention_backend_setup._build_resolved_backend",
-        "after",
-        f"{_ENGINE}.attention:add_block_attention",
-        Role.SCHEDULER,
-        "block rows have masks of their own; all else stays on the backend SGLang chose under its real name",
-        since="0.5.23",
-        until="SGLang has a seam to wrap the chosen backend",
     ),
     Hook(
         f"{_SRT}.mem_cache.allocation.assign_req_to_token_pool_func",
@@ -255,7 +237,7 @@ def _worker_class(server_args: Any) -> type:
     _install(Role.SCHEDULER)
     if is_active():
         _install(Role.CPU_SCHEDULER)
-    from dlm_serve.engine.worker import DlmWorker
+    from dlm_serve.sglang.worker import DlmWorker
 
     return DlmWorker
 

@@ -1,53 +1,45 @@
-"""What a decode step means: pure tensor functions of token ids, confidences and entropies.
+"""What a decode step means: tensor functions of token ids, confidences and entropies, and their host half.
 
 Imports torch and the kernels only, so that it can be read, tested and reused without SGLang.
 """
 
-from dlm_serve.decoding.endings import StopRule
-from dlm_serve.decoding.forward import Emission, Layout
-from dlm_serve.decoding.phase import ConcreteMode, Mode, Phase
-from dlm_serve.decoding.policy import Commit, Policy, Prefill, Sharing
-from dlm_serve.decoding.prefill import stretch_ends
-from dlm_serve.decoding.rows import Rows, RowSettings
-from dlm_serve.decoding.sampling import (
-    Nucleus,
-    Prediction,
-    Sampling,
-    predict,
-    random_confidence,
-    resample,
-    sample,
-    scores_of,
-)
-from dlm_serve.decoding.step import advance, advance_, carry, hand_out, layout
-from dlm_serve.decoding.unmasking import Unmasking
+from dlm_serve.decoding.attention_spec import AttentionSpec
+from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
+from dlm_serve.decoding.denoise import BlockAlgorithm
+from dlm_serve.decoding.first_block import FirstBlock
+from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
+from dlm_serve.decoding.prompt_mask import PromptMask
+from dlm_serve.decoding.request_state import DecodePlan, ModeSettings, RequestState
+from dlm_serve.decoding.rows import RowOptions, Rows
+from dlm_serve.decoding.sampling import Nucleus, Sampling
+from dlm_serve.decoding.step_output import StepOutput
+from dlm_serve.decoding.stop_rules import StopRule
+from dlm_serve.decoding.token_choice import DrawnRows, Prediction, TokenChoice
 
 __all__ = [
+    "AttentionSpec",
+    "BlockAlgorithm",
+    "BlockCommit",
+    "CausalCommit",
     "Commit",
     "ConcreteMode",
-    "Emission",
-    "Layout",
+    "DecodePlan",
+    "DrawnRows",
+    "FirstBlock",
+    "Forward",
     "Mode",
+    "ModeSettings",
     "Nucleus",
     "Phase",
-    "Policy",
     "Prediction",
-    "Prefill",
-    "RowSettings",
+    "PromptMask",
+    "RequestState",
+    "RowOptions",
     "Rows",
     "Sampling",
-    "Sharing",
+    "StepOutput",
     "StopRule",
-    "Unmasking",
-    "advance",
-    "advance_",
-    "carry",
-    "hand_out",
-    "layout",
-    "predict",
-    "random_confidence",
-    "resample",
-    "sample",
-    "scores_of",
-    "stretch_ends",
+    "TokenChoice",
+    "WindowAlgorithm",
+    "WindowCommit",
 ]

@@ -7,54 +7,47 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from dlm_serve.decoding.phase import FIRST_PHASE, Mode, Phase
+from dlm_serve.decoding.modes import Phase
 
 MAX_STOP_IDS = 8
 """Stop ids a row remembers to end its denoising early. The host checks all of them in any case."""
 
 
 @dataclass(frozen=True)
-class RowSettings:
-    """What one request asked for. `threshold` None means the fixed schedule of `steps`."""
+class RowOptions:
+    """What the device must know about one request; a `Commit` makes it."""
 
-    mode: Mode
+    first_phase: Phase
+    """The phase in which each new block starts."""
     block_length: int
-    threshold: float | None
-    steps: int
-    convergence_threshold: float | None
-    seed: int
-    stop_ids: Sequence[int]
-    is_seeded: bool = True
-    """See `Policy.is_seeded`."""
-    algorithm: int = 0
-    """Which of its family's algorithms, counted from 0."""
-
-    @property
-    def first_phase(self) -> Phase:
-        """The phase in which each new block starts."""
-        phase = FIRST_PHASE[self.mode]
-        return phase.after_refining if self.block_length == 1 and self.is_seeded else phase
+    threshold: float | None = None
+    """None means the fixed schedule of `steps`."""
+    by_entropy: bool = False
+    """Whether `threshold` bounds entropies, in nats, and not confidences."""
+    steps: int = 1
+    convergence_threshold: float | None = None
+    seed: int = 0
+    stop_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Rows:
     """Decode state of B rows of at most W tokens; also, with B = pool size, the table of all requests.
 
-    Tokens at and past `new_len` are padding. The client has the first `num_emitted` tokens already, of its
-    prompt or of its answer: with C committed tokens and one pending the row starts at position
-    `C + 1 - num_emitted`. `threshold` is inf for the fixed schedule;
-    `convergence_threshold` is 0 for "never stop early"; `mean_entropy` is that of the previous
-    refining step, nan before the first.
+    Tokens at and past `new_len` are padding. The client has the first `num_emitted` tokens already, of its prompt or
+    of its answer: with C committed tokens and one pending the row starts at position `C + 1 - num_emitted`.
+    `threshold` is inf for the fixed schedule; `convergence_threshold` is 0 for "never stop early"; `mean_entropy` is
+    that of the previous denoising step, nan before the first.
     """
 
     tokens: torch.Tensor  # [B, W] int64
     new_len: torch.Tensor  # [B] int32
     num_emitted: torch.Tensor  # [B] int32
     phase: torch.Tensor  # [B] int32, a Phase
-    step: torch.Tensor  # [B] int32, refining steps done on this block
+    step: torch.Tensor  # [B] int32, denoising steps done on this block
     mean_entropy: torch.Tensor  # [B] float32, nats
     first_phase: torch.Tensor  # [B] int32, a Phase
-    algorithm: torch.Tensor  # [B] int32, the number of one of the family's
+    by_entropy: torch.Tensor  # [B] bool, `threshold` bounds entropies, in nats
     block_length: torch.Tensor  # [B] int32
     threshold: torch.Tensor  # [B] float32
     steps: torch.Tensor  # [B] int32
@@ -64,52 +57,64 @@ class Rows:
 
     @classmethod
     def zeros(cls, num_rows: int, width: int, device: torch.device | str) -> Rows:
-        """A table of `num_rows` rows of `width` tokens."""
+        """Return a table of `num_rows` rows of `width` tokens."""
         columns = {"tokens": (width,), "stop_ids": (MAX_STOP_IDS,)}
-        int64, float32 = {"tokens", "stop_ids", "seed"}, {"mean_entropy", "threshold", "convergence_threshold"}
+        dtypes = {
+            **dict.fromkeys(("tokens", "stop_ids", "seed"), torch.int64),
+            **dict.fromkeys(("mean_entropy", "threshold", "convergence_threshold"), torch.float32),
+            "by_entropy": torch.bool,
+        }
 
         def make(name: str) -> torch.Tensor:
-            dtype = torch.int64 if name in int64 else torch.float32 if name in float32 else torch.int32
-            return torch.zeros((num_rows, *columns.get(name, ())), dtype=dtype, device=device)
+            size = (num_rows, *columns.get(name, ()))
+            return torch.zeros(size, dtype=dtypes.get(name, torch.int32), device=device)
 
         return cls(**{field.name: make(field.name) for field in fields(cls)})
 
     @classmethod
-    def of(cls, settings: Sequence[RowSettings], width: int) -> Rows:
-        """Rows on the host for requests that have not decoded yet; `start_block` gives them their tokens."""
-        rows = cls.zeros(len(settings), width, "cpu")
-        for i, s in enumerate(settings):
-            rows.first_phase[i] = s.first_phase
-            rows.algorithm[i] = s.algorithm
-            rows.block_length[i] = s.block_length
-            rows.threshold[i] = float("inf") if s.threshold is None else s.threshold
-            rows.steps[i] = s.steps
-            rows.convergence_threshold[i] = s.convergence_threshold or 0.0
-            rows.seed[i] = s.seed
-            stop_ids = list(s.stop_ids)[:MAX_STOP_IDS]
+    def of(cls, options: Sequence[RowOptions], width: int) -> Rows:
+        """Return rows on the host for requests that have not decoded yet; `start_block` gives them their tokens."""
+        rows = cls.zeros(len(options), width, "cpu")
+        for i, o in enumerate(options):
+            rows.first_phase[i] = o.first_phase
+            rows.by_entropy[i] = o.by_entropy
+            rows.block_length[i] = o.block_length
+            rows.threshold[i] = float("inf") if o.threshold is None else o.threshold
+            rows.steps[i] = o.steps
+            rows.convergence_threshold[i] = o.convergence_threshold or 0.0
+            rows.seed[i] = o.seed
+            stop_ids = list(o.stop_ids)[:MAX_STOP_IDS]
             rows.stop_ids[i] = torch.tensor(stop_ids + [-1] * (MAX_STOP_IDS - len(stop_ids)))
         return rows
 
     @classmethod
     def table(cls, num_rows: int, width: int, mask_token_id: int, device: torch.device | str) -> Rows:
-        """The state of all requests, by pool index; row 0, which no request owns, is a row that can be stepped."""
+        """Return the state of all requests, by pool index.
+
+        Row 0, which no request owns, is a row that can be stepped: graphs are padded with it.
+        """
         table = cls.zeros(num_rows, width, device)
-        row = cls.of([RowSettings(Mode.AUTOREGRESSIVE, 1, None, 1, None, 0, ())], width)
+        row = cls.of([RowOptions(Phase.DECODE, block_length=1)], width)
         padding = row.start_block(torch.zeros(1, dtype=torch.int64), mask_token_id).to(device)
         table.scatter_(torch.zeros(1, dtype=torch.int64, device=device), padding)
         return table
 
     @property
     def width(self) -> int:
-        """W, the columns of `tokens`."""
+        """Return W, the number of columns of `tokens`."""
         return self.tokens.shape[1]
 
+    @property
+    def columns(self) -> torch.Tensor:
+        """Return the column numbers [1, W] int64."""
+        return torch.arange(self.width, device=self.tokens.device)[None, :]
+
     def to(self, device: torch.device | str) -> Rows:
-        """A copy on `device`, without waiting for it."""
+        """Return a copy on `device`, without waiting for it."""
         return Rows(**{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()})
 
     def gather(self, indices: torch.Tensor, width: int | None = None) -> Rows:
-        """A copy of the rows at `indices` [N], cut to the first `width` columns."""
+        """Return a copy of the rows at `indices` [N], cut to the first `width` columns."""
         taken = Rows(**{name: tensor[indices] for name, tensor in self._tensors()})
         return taken if width is None else taken.replace(tokens=taken.tokens[:, :width])
 
@@ -123,21 +128,21 @@ class Rows:
                 tensor.index_copy_(0, indices, new)
 
     def replace(self, **changes: torch.Tensor) -> Rows:
-        """The same rows with some tensors exchanged."""
+        """Return the same rows with some tensors exchanged."""
         return Rows(**{**dict(self._tensors()), **changes})
 
     def start_block(self, pending: torch.Tensor, mask_token_id: int) -> Rows:
-        """These rows at the start of a new block: the pending token [B], which is emitted, then masks."""
+        """Return these rows at the start of a new block: the pending token [B], which is emitted, then masks."""
         tokens = torch.full_like(self.tokens, mask_token_id)
         tokens[:, 0] = pending
         return self.with_block(tokens, torch.ones_like(self.num_emitted))
 
     def start_masked_block(self, mask_token_id: int) -> Rows:
-        """These rows at the start of a new block of masks alone."""
+        """Return these rows at the start of a new block of masks alone."""
         return self.with_block(torch.full_like(self.tokens, mask_token_id), torch.zeros_like(self.num_emitted))
 
     def with_block(self, tokens: torch.Tensor, num_emitted: torch.Tensor) -> Rows:
-        """These rows at the start of a block of `tokens` [B, W] int64, of which `num_emitted` [B] int32 are emitted."""
+        """Return these rows at the start of a block of `tokens` [B, W], `num_emitted` [B] int32 of them emitted."""
         return self.replace(
             tokens=tokens,
             new_len=self.block_length.clone(),
@@ -148,11 +153,11 @@ class Rows:
         )
 
     def starts(self, committed_lens: torch.Tensor) -> torch.Tensor:
-        """The position of each row's first token, [B] int64, behind `committed_lens` [B] committed tokens."""
+        """Return the position [B] int64 of each row's first token behind `committed_lens` [B] committed tokens."""
         return committed_lens.long() + 1 - self.num_emitted
 
     def where(self, condition: torch.Tensor, other: Rows) -> Rows:
-        """Row by row, these where `condition` [B] holds, else `other`."""
+        """Return, row by row, these where `condition` [B] holds, else `other`."""
 
         def pick(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
             return torch.where(condition.view(-1, *[1] * (mine.dim() - 1)), mine, theirs)

@@ -1,1 +1,1 @@
-"""Where dlm-serve meets SGLang."""
+"""Hooks on SGLang."""

@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
-from dlm_serve.decoding import Prefill, StopRule
-from dlm_serve.engine.requests import PLAN_KEY
-from dlm_serve.engine.serving import current
+from dlm_serve.decoding import DecodePlan, StopRule
 from dlm_serve.errors import OptionError
-from dlm_serve.plan import DecodePlan, RequestOptions
+from dlm_serve.options.request import RequestOptions
+from dlm_serve.options.resolve import resolve
+from dlm_serve.sglang.requests import PLAN, PLAN_KEY
+from dlm_serve.sglang.serving import current
 
 # SGLang keeps this many positions of the context for itself (`TpModelWorker.get_worker_info`,
 # `Scheduler.init_req_max_new_tokens`) and would drop that many tokens from an answer without a word.
@@ -119,7 +120,7 @@ def admit(tokenized: Any, manager: Any, request: Any, *_: Any, **__: Any) -> Any
     _check_transport(params)
     params.max_new_tokens = _check_length(request, params, len(tokenized.input_ids), manager)
     params.top_k = min(params.top_k, _TOP_K_ALL)
-    params.custom_params = {**(params.custom_params or {}), PLAN_KEY: plan.model_dump(mode="json")}
+    params.custom_params = {**(params.custom_params or {}), PLAN_KEY: PLAN.dump_python(plan, mode="json")}
     params.ignore_eos = params.ignore_eos or plan.stop_rule is StopRule.UPSTREAM
     if params.sampling_seed is None:
         params.sampling_seed = secrets.randbits(63)
@@ -178,7 +179,7 @@ def _make_plan(values: Mapping[str, Any]) -> DecodePlan:
     serving = current()
     options = RequestOptions.parse(custom.get(PLAN_KEY))
     checkpoint = serving.checkpoint
-    plan = DecodePlan.resolve(options, serving.config, checkpoint.family, checkpoint.block_size, needs)
+    plan = resolve(options, serving.config, checkpoint.family, checkpoint.block_size, needs)
     if plan.stop_rule is StopRule.UPSTREAM:
         _check_upstream_stops(values)
     return plan
@@ -210,7 +211,7 @@ def _check_input_ids(input_ids: Sequence[int]) -> None:
     if outside is not None:
         raise OptionError("input_ids", outside, f"token ids must be in [0, {vocab_size})", "use this model's tokenizer")
     mask = current().checkpoint.mask_token_id
-    if current().policy.is_anchored and mask in input_ids:
+    if current().commit.on_grid and mask in input_ids:
         raise OptionError("input_ids", mask, "is the mask, which the first block would fill", "leave it out")
 
 
@@ -250,7 +251,7 @@ def _check_prompt_length(num_input: int) -> None:
     from sglang.srt.runtime_context import get_schedule
 
     most = get_schedule().max_prefill_tokens
-    if current().policy.prefill is Prefill.BIDIRECTIONAL and num_input > most:
+    if current().commit.prompt_mask.is_whole and num_input > most:
         raise OptionError(
             "prompt",
             f"{num_input} tokens",

@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from dlm_serve.engine.serving import load_serving
+from dlm_serve.sglang.serving import load_serving
 
 NAME = "DLM"
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dlm_serve import bundled
-from dlm_serve.decoding import Prefill, Sharing
 from dlm_serve.engine import algorithm
-from dlm_serve.engine.serving import Serving, find_serving
-from dlm_serve.engine.shapes import BATCH_SIZES
 from dlm_serve.errors import ConfigError
 from dlm_serve.platform import is_active
+from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
+from dlm_serve.sglang.serving import Serving, find_serving
 
 CPU_MAX_TOTAL_TOKENS = 1 << 16
 """KV slots on a machine without an accelerator, where SGLang would otherwise take most of its memory."""
@@ -83,9 +82,9 @@ def prepare_server_args(server_args: Any) -> bool:
 
 def _set_prefill(server_args: Any, serving: Serving) -> None:
     """How prompts are cut and shared, and the memory that takes."""
-    if serving.policy.prefill is not Prefill.CAUSAL:
+    if not serving.commit.prompt_mask.is_causal:
         server_args.disable_prefill_cuda_graph = True  # stretches of a prompt are not planned ahead
-    if serving.policy.sharing is Sharing.NONE:
+    if serving.commit.prompt_mask.is_whole:
         server_args.disable_radix_cache = True
         server_args.chunked_prefill_size = -1
     if server_args.chunked_prefill_size == -1 and server_args.mem_fraction_static is None:
@@ -95,8 +94,8 @@ def _set_prefill(server_args: Any, serving: Serving) -> None:
 
 def _set_page_size(server_args: Any, serving: Serving) -> None:
     """Where only whole blocks can be shared, and prompts continue at their edges alone, pages consist of blocks."""
-    block_size = serving.checkpoint.block_size
-    if serving.policy.prefill is not Prefill.BLOCK_CAUSAL:
+    block_size = serving.commit.prompt_mask.shared_unit(serving.checkpoint.block_size)
+    if block_size == 1:
         return
     if server_args.page_size is None:
         server_args.page_size = block_size
@@ -123,7 +122,7 @@ def _set_cpu_defaults(server_args: Any) -> None:
 def _set_gpu_defaults(server_args: Any, serving: Serving) -> None:
     if server_args.max_running_requests is None:
         server_args.max_running_requests = BATCH_SIZES[-1]
-    if not serving.policy.decodes_tokens and server_args.cuda_graph_max_bs_decode is None:
+    if not serving.commit.decodes_tokens and server_args.cuda_graph_max_bs_decode is None:
         server_args.cuda_graph_max_bs_decode = 1  # graphs of SGLang's decode, which no step takes
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from dlm_serve.decoding import Mode, StopRule
-from dlm_serve.decoding.endings import ended_length
-from dlm_serve.engine.requests import PLAN_KEY, record_of, shareable_len, statistics_of
-from dlm_serve.engine.serving import current
+from dlm_serve.decoding.stop_rules import ended_length
 from dlm_serve.errors import ConfigError
+from dlm_serve.sglang.requests import PLAN_KEY, shareable_len, state_of, statistics_of
+from dlm_serve.sglang.serving import current
 
 
 def report_statistics(streamer_class: type, scheduler: Any) -> type:
@@ -29,25 +29,28 @@ def report_statistics(streamer_class: type, scheduler: Any) -> type:
 
 def only_certain_to_emit(finishing: list[Any], scheduler: Any, batch: Any) -> list[Any]:
     """After `Scheduler._reqs_finishing_inflight`: a step ends a request by length only if it must emit."""
-    return [req for req in finishing if record_of(req).plan.mode is Mode.AUTOREGRESSIVE]
+    return [req for req in finishing if state_of(req).current.mode is Mode.AUTOREGRESSIVE]
 
 
-def check_new_tokens(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
+def check_new_tokens(original: Callable[..., None], req: Any, new_accepted_len: int | None = None) -> None:
     """Around `Req.update_finish_state`: no new token, no new reason to finish; and what `StopRule.UPSTREAM` says.
 
     Without new tokens SGLang would take `output_ids[-0:]`, all of them, for the new ones.
     """
-    if req.to_finish or (new_accepted_len > 0 and not _end_by_upstream_rule(req)):
-        original(req, new_accepted_len)
+    if new_accepted_len is not None and not req.finished():
+        state_of(req).end_step(new_accepted_len)
+    num_new = 1 if new_accepted_len is None else new_accepted_len
+    if req.to_finish or (num_new > 0 and not _end_by_upstream_rule(req)):
+        original(req, num_new)
 
 
 def _end_by_upstream_rule(req: Any) -> bool:
     """Finish SGLang's `req` if the rule it asked for ends it with the block that is complete now."""
-    plan = record_of(req).plan
-    if req.finished() or plan.stop_rule is not StopRule.UPSTREAM:
+    state = state_of(req)
+    if req.finished() or state.plan.stop_rule is not StopRule.UPSTREAM:
         return False
     eos, num_prompt = current().checkpoint.eos_token_ids[0], len(req.origin_input_ids)
-    if (num_prompt + len(req.output_ids)) % plan.block_length:
+    if (num_prompt + len(req.output_ids)) % state.current.block_length:
         return False
     length = ended_length([*req.origin_input_ids, *req.output_ids], eos)
     if length is None or length > num_prompt + req.sampling_params.max_new_tokens:
@@ -62,19 +65,14 @@ def _end_by_upstream_rule(req: Any) -> bool:
 
 def skip_output_without_tokens(original: Callable[..., None], accumulator: Any, *, req: Any) -> None:
     """Around `_GenerationStreamAccumulator.accept`: no chunk without new tokens, nor of such that may be taken back."""
-    may_shrink = record_of(req).plan.stop_rule is StopRule.UPSTREAM
+    may_shrink = state_of(req).plan.stop_rule is StopRule.UPSTREAM
     if req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink):
         original(accumulator, req=req)
 
 
-def remember_emitted(result: None, req: Any, num_emitted: int) -> None:
-    """After `Req.update_spec_correct_drafts_histogram`, by which SGLang counts each decode step of the request."""
-    record_of(req).last_emitted = num_emitted
-
-
 def own_what_is_shareable(owned_len: int, req: Any) -> int:
     """After `Req.owned_kv_len`: only KV that others may use goes to the prefix cache, the rest is given back."""
-    return min(owned_len, shareable_len(req, current().policy))
+    return min(owned_len, shareable_len(req, current().commit))
 
 
 def room_for_reserve(extra_len: int) -> int:

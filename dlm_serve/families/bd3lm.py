@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlm_serve.decoding import Commit, Mode, Nucleus, Policy, Prefill, Sharing, StopRule, Unmasking
+from dlm_serve.decoding import BlockAlgorithm, BlockCommit, Mode, Nucleus, PromptMask, StopRule
 from dlm_serve.errors import CheckpointError
 from dlm_serve.families.family import Config, Family, Tensors
 
@@ -75,23 +75,17 @@ BD3LM = Family(
             "adaLN_modulation.bias",
         ),
     ),
-    policy=Policy(
-        Prefill.BLOCK_CAUSAL,
-        Commit.BLOCK,
-        Sharing.BLOCKS,
-        mask_in_denominator=False,
-        nucleus=Nucleus.WITHIN,
-        stops_in_blocks=False,
-        is_anchored=True,
-    ),
+    commit=BlockCommit(PromptMask.BLOCK_CAUSAL, on_grid=True, stops_in_blocks=False),
+    mask_in_denominator=False,
+    nucleus=Nucleus.WITHIN,
     modes=(Mode.DIFFUSION,),
     refusals={
         Mode.AUTOREGRESSIVE: "BD3-LM was not trained to predict the next token",
         Mode.SELF_SPECULATION: "BD3-LM has no causal predictions to verify a draft with",
     },
     normalise=_normalise,
-    algorithms=(Unmasking.FIRST_HITTING, Unmasking.THRESHOLD, Unmasking.CONFIDENCE),
-    scheduled=(Unmasking.FIRST_HITTING, Unmasking.CONFIDENCE),
+    algorithms=(BlockAlgorithm.FIRST_HITTING, BlockAlgorithm.THRESHOLD, BlockAlgorithm.CONFIDENCE),
+    scheduled=(BlockAlgorithm.FIRST_HITTING, BlockAlgorithm.CONFIDENCE),
     stop_rules=(StopRule.EOS, StopRule.UPSTREAM),
     begins_with_eos=True,
     tokenizer="openai-community/gpt2",

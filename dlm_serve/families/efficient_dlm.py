@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlm_serve.decoding import Commit, Mode, Policy, Prefill, Sharing
+from dlm_serve.decoding import BlockCommit, Mode, PromptMask
 from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors, rope_parameters
 
 
@@ -28,9 +28,9 @@ EFFICIENT_DLM = Family(
         renamed={"encoder.": "model.", "diffusion_head.": "lm_head."},
     ),
     normalise=_normalise,
-    policy=Policy(Prefill.BIDIRECTIONAL, Commit.BLOCK, Sharing.NONE),
+    commit=BlockCommit(PromptMask.BIDIRECTIONAL),
     # As it was trained: blocks see themselves and what is before them. The release encodes prompts as a whole.
-    other_policies=(Policy(Prefill.BLOCK_CAUSAL, Commit.BLOCK, Sharing.BLOCKS),),
+    other_commits=(BlockCommit(PromptMask.BLOCK_CAUSAL),),
     modes=(Mode.DIFFUSION,),
     refusals={
         Mode.AUTOREGRESSIVE: "Efficient-DLM is not trained to predict the next token",

@@ -1,4 +1,4 @@
-"""What has to be said about a model family to serve it."""
+"""Describe a model family: all that has to be said to serve it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlm_serve.decoding import ConcreteMode, Mode, Policy, StopRule
+from dlm_serve.decoding import Commit, ConcreteMode, Mode, Nucleus, StopRule, TokenChoice
 
 Config = Mapping[str, Any]
 """The content of a `config.json`."""
@@ -41,11 +41,11 @@ class Tensors:
     """Beginnings of names, and what the backbone has in their place."""
 
     def names(self, num_layers: int) -> list[str]:
-        """All names in a checkpoint of `num_layers` layers."""
+        """Return all names in a checkpoint of `num_layers` layers."""
         return [*self.outer, *(f"{self.layers}{i}.{name}" for i in range(num_layers) for name in self.layer)]
 
     def rename(self, name: str) -> str:
-        """The backbone's name for a tensor."""
+        """Return the backbone's name for a tensor."""
         for theirs, ours in self.renamed.items():
             if name.startswith(theirs):
                 return ours + name.removeprefix(theirs)
@@ -53,12 +53,12 @@ class Tensors:
 
 
 def as_it_is(config: Config) -> dict[str, Any]:
-    """For families whose `config.json` has our names."""
+    """Return `config`, for families whose `config.json` has our names."""
     return dict(config)
 
 
 def rope_parameters(config: Config) -> dict[str, Any]:
-    """`rope_parameters` from the fields that it took the place of, where they are there."""
+    """Return `rope_parameters` made of the fields that it took the place of, where they are there."""
     if "rope_theta" not in config:
         return {}
     scaling = config.get("rope_scaling") or {"rope_type": "default"}
@@ -76,12 +76,12 @@ class Family:
     backbone: str
     """`module:class` of SGLang's model, or of one of ours, that it adds decoding to."""
     tensors: Tensors
-    policy: Policy
+    commit: Commit
     """How it decodes, unless the server file chooses another."""
     modes: tuple[ConcreteMode, ...]
-    """Those it has; the first is what `auto` stands for."""
+    """Those it offers; the first is what `auto` stands for."""
     refusals: Mapping[Mode, str] = field(default_factory=dict)
-    """Why it has not the others."""
+    """Reason each missing mode is rejected."""
     released_as: str | None = None
     """The architecture that its checkpoints name, where that is another's."""
     marks: tuple[str, ...] = ()
@@ -92,8 +92,11 @@ class Family:
     """and the one that transformers knows, whose configuration it shares."""
     normalise: Callable[[Config], dict[str, Any]] = as_it_is
     """`config.json` with the names of the fields of `models.checkpoint.Checkpoint`. What is missing stays so."""
-    other_policies: tuple[Policy, ...] = ()
-    """What the server file may choose, by the way prompts are encoded."""
+    other_commits: tuple[Commit, ...] = ()
+    """What the server file may choose, by the mask of prompts."""
+    mask_in_denominator: bool = True
+    nucleus: Nucleus = Nucleus.REACHING
+    """See `TokenChoice`."""
     algorithms: tuple[str, ...] = ()
     """Those of mode diffusion, the default first; none where there is no choice."""
     scheduled: tuple[str, ...] = ()
@@ -109,10 +112,14 @@ class Family:
 
     @property
     def auto(self) -> ConcreteMode:
-        """The mode that `auto` stands for."""
+        """Return the mode that `auto` stands for."""
         return self.modes[0]
 
+    def token_choice(self, mask_token_id: int) -> TokenChoice:
+        """Return its rules for choosing tokens."""
+        return TokenChoice(mask_token_id, self.mask_in_denominator, self.nucleus)
+
     def matches(self, config: Config) -> bool:
-        """Whether a checkpoint with this `config.json` is of this family."""
+        """Return whether a checkpoint with this `config.json` is of this family."""
         architecture = self.released_as or self.architecture
         return architecture in (config.get("architectures") or ()) and all(mark in config for mark in self.marks)

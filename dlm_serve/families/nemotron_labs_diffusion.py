@@ -5,7 +5,7 @@ Reference: `modeling_nemotron_labs_diffusion.py` of the release.
 
 from __future__ import annotations
 
-from dlm_serve.decoding import Commit, Mode, Policy, Prefill, Sharing
+from dlm_serve.decoding import CausalCommit, Mode
 from dlm_serve.families.family import LLAMA_LAYER, Family, Tensors
 
 NEMOTRON_LABS_DIFFUSION = Family(
@@ -18,6 +18,6 @@ NEMOTRON_LABS_DIFFUSION = Family(
         layer=LLAMA_LAYER,
         renamed={"encoder.": "model.", "diffusion_head.": "lm_head."},
     ),
-    policy=Policy(Prefill.CAUSAL, Commit.CAUSAL, Sharing.PREFIX),
+    commit=CausalCommit(),
     modes=(Mode.SELF_SPECULATION, Mode.DIFFUSION, Mode.AUTOREGRESSIVE),
 )

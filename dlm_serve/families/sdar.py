@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlm_serve.decoding import Commit, Mode, Policy, Prefill, Sharing
+from dlm_serve.decoding import BlockCommit, Mode, PromptMask
 from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors, rope_parameters
 
 
@@ -31,7 +31,7 @@ SDAR = Family(
         layer=(*LLAMA_LAYER, "self_attn.q_norm.weight", "self_attn.k_norm.weight"),
         untied=("lm_head.weight",),
     ),
-    policy=Policy(Prefill.BLOCK_CAUSAL, Commit.BLOCK, Sharing.BLOCKS, is_anchored=True),
+    commit=BlockCommit(PromptMask.BLOCK_CAUSAL, on_grid=True),
     modes=(Mode.DIFFUSION,),
     refusals={
         Mode.AUTOREGRESSIVE: "SDAR's tokens see the whole of their block",

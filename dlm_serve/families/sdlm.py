@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlm_serve.decoding import Commit, Mode, Policy, Prefill, Sharing
-from dlm_serve.decoding.fused import WindowAlgorithm
+from dlm_serve.decoding import Mode, WindowAlgorithm, WindowCommit
 from dlm_serve.errors import CheckpointError
 from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors, rope_parameters
 
@@ -39,7 +38,7 @@ SDLM = Family(
         layer=(*LLAMA_LAYER, "self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
         untied=("lm_head.weight",),
     ),
-    policy=Policy(Prefill.CAUSAL, Commit.FUSED, Sharing.PREFIX, shifts_logits=True),
+    commit=WindowCommit(),
     modes=(Mode.DIFFUSION, Mode.AUTOREGRESSIVE),
     refusals={
         Mode.SELF_SPECULATION: "it verifies drafts by windows, so the answers are not those of mode autoregressive: "

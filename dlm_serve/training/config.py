@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
 from dlm_serve.models.shape import ROPE_PARAMETERS
+from dlm_serve.options.fields import validate
 from dlm_serve.training.masking import HalfLifeMasking, Masking
 from dlm_serve.training.tokenizer import BOS_ID, EOS_ID, MASK_ID
-from dlm_serve.validation import validate
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -7,7 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from dlm_serve.decoding import Mode, RowSettings
+from dlm_serve.decoding import ConcreteMode, Mode, ModeSettings, RowOptions
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.training.config import Evaluation, TrainingConfig
 from dlm_serve.training.corpus import Corpus
 from dlm_serve.training.losses import autoregressive_kl
@@ -31,31 +32,32 @@ def measure_kl(before: DiffusionModel, after: DiffusionModel, config: TrainingCo
 def evaluate(model: DiffusionModel, config: TrainingConfig, options: Evaluation) -> dict[str, Any]:
     """Scores by mode and task on held-out examples, decoded greedily."""
     tokenizer = load_tokenizer(config.corpus / "tokenizer")
-    settings = {
-        "autoregressive": _settings(Mode.AUTOREGRESSIVE, 1, None),
-        "diffusion": _settings(Mode.DIFFUSION, config.block_size, options.threshold),
-        "self_speculation": _settings(Mode.SELF_SPECULATION, config.block_size, 0.0),
+    by_mode = {
+        "autoregressive": _row_options(Mode.AUTOREGRESSIVE, 1, None),
+        "diffusion": _row_options(Mode.DIFFUSION, config.block_size, options.threshold),
+        "self_speculation": _row_options(Mode.SELF_SPECULATION, config.block_size, 0.0),
     }
-    report = {name: _evaluate_mode(model, tokenizer, each, options) for name, each in settings.items()}
+    report = {name: _evaluate_mode(model, tokenizer, each, options) for name, each in by_mode.items()}
     if model.adapted()[0].scale is not None:
         with model.without_adapter():
             report["self_speculation without adapter"] = _evaluate_mode(
-                model, tokenizer, settings["self_speculation"], options
+                model, tokenizer, by_mode["self_speculation"], options
             )
     return report
 
 
-def _settings(mode: Mode, block_length: int, threshold: float | None) -> RowSettings:
-    return RowSettings(mode, block_length, threshold, block_length, None, seed=0, stop_ids=[EOS_ID])
+def _row_options(mode: ConcreteMode, block_length: int, threshold: float | None) -> RowOptions:
+    settings = ModeSettings(mode, block_length, threshold, steps=block_length)
+    return NEMOTRON_LABS_DIFFUSION.commit.row_options(settings, seed=0, stop_ids=[EOS_ID], vocab_size=0)
 
 
 def _evaluate_mode(
-    model: DiffusionModel, tokenizer: Tokenizer, settings: RowSettings, options: Evaluation
+    model: DiffusionModel, tokenizer: Tokenizer, row_options: RowOptions, options: Evaluation
 ) -> dict[str, Any]:
     examples = {name: list(task.examples("heldout", options.examples_per_task, seed=0)) for name, task in TASKS.items()}
     texts = [render_prompt([example.prompt]) for each in examples.values() for example in each]
     prompts = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    answers = iter(decode(model, prompts, settings, options.max_new_tokens))
+    answers = iter(decode(model, prompts, row_options, options.max_new_tokens))
     scores: dict[str, Any] = {}
     for name, each in examples.items():
         scores[name] = _score(TASKS[name], tokenizer, each, list(islice(answers, len(each))))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm_serve.decoding import Rows, RowSettings, advance, layout, predict
+from dlm_serve.decoding import RowOptions, Rows, TokenChoice
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.training.layout import CLEAN, Layout, Mask
 from dlm_serve.training.model import DiffusionModel
 
-_POLICY = NEMOTRON_LABS_DIFFUSION.policy
+_COMMIT = NEMOTRON_LABS_DIFFUSION.commit
 
 
 @dataclass
@@ -40,26 +40,26 @@ class _Batch:
 
 @torch.no_grad()
 def decode(
-    model: DiffusionModel, prompts: Sequence[Sequence[int]], settings: RowSettings, max_new_tokens: int
+    model: DiffusionModel, prompts: Sequence[Sequence[int]], options: RowOptions, max_new_tokens: int
 ) -> list[Answer]:
-    """Greedy answers to `prompts`, up to and including a stop id of `settings`."""
+    """Greedy answers to `prompts`, up to and including a stop id of `options`."""
     device = model.inv_freq.device
     mask_token_id = model.mask_token_id
     lens = torch.tensor([len(prompt) for prompt in prompts], device=device)
     committed = torch.zeros(
-        len(prompts), int(lens.max()) + max_new_tokens + settings.block_length, dtype=torch.int64, device=device
+        len(prompts), int(lens.max()) + max_new_tokens + options.block_length, dtype=torch.int64, device=device
     )
     for row, prompt in enumerate(prompts):
         committed[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    rows = Rows.of([settings] * len(prompts), settings.block_length).to(device)
+    rows = Rows.of([options] * len(prompts), options.block_length).to(device)
     pending = _seeds(model, committed, lens)
     batch = _Batch(committed, lens, rows.start_block(pending, mask_token_id))
     answers = [Answer([token]) for token in pending.tolist()]
     open_rows = list(range(len(prompts)))
     while True:
-        keep = [i for i, row in enumerate(open_rows) if not _is_done(answers[row], settings, max_new_tokens)]
+        keep = [i for i, row in enumerate(open_rows) if not _is_done(answers[row], options, max_new_tokens)]
         if not keep:
-            return [_cut(answer, settings, max_new_tokens) for answer in answers]
+            return [_cut(answer, options, max_new_tokens) for answer in answers]
         if len(keep) < len(open_rows):
             batch, open_rows = _select(batch, torch.tensor(keep, device=device)), [open_rows[i] for i in keep]
         batch = _step(model, batch, [answers[row] for row in open_rows])
@@ -72,30 +72,30 @@ def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -
     mask = Layout(torch.zeros_like(position), position, clean, position + 1).dense_mask()
     hidden = model(committed[:, : position.shape[1]], position, mask)
     logits = model.diffusion_head(hidden[torch.arange(len(lens), device=lens.device), lens - 1])
-    return predict(logits[:, None], model.mask_token_id).ids[:, 0]
+    return TokenChoice(model.mask_token_id).greedy(logits[:, None]).ids[:, 0]
 
 
 def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch:
     """One forward of all rows; what they emit is appended to `answers`."""
-    rows, width, how = batch.rows, batch.rows.width, layout(batch.rows, _POLICY)
+    rows, width, spec = batch.rows, batch.rows.width, _COMMIT.attention_spec(batch.rows, batch.lens)
     context = int(batch.lens.max())
     tokens = torch.cat((batch.committed[:, :context], rows.tokens), dim=1)
     in_block = torch.arange(context + width, device=tokens.device) >= context
-    positions, mask = _positions_and_mask(batch, context, how.causal_len == 0)
-    hidden = model(tokens, positions, mask, drafting=in_block & how.lora_on[:, None])
+    positions, mask = _positions_and_mask(batch, context, spec.causal_len == 0)
+    hidden = model(tokens, positions, mask, drafting=in_block & spec.lora_on[:, None])
     logits = model.diffusion_head(hidden[:, context:])
     columns = batch.lens[:, None] + torch.arange(width, device=tokens.device)
-    prediction = predict(logits, model.mask_token_id)
+    prediction = TokenChoice(model.mask_token_id).greedy(logits)
 
-    after, emission = advance(rows, prediction, model.mask_token_id, _POLICY)
+    after, output = _COMMIT.advance(rows, prediction, model.mask_token_id)
     # A causal forward commits the row's first tokens, as many as it emits: the pending one and those accepted.
-    kept = torch.arange(width, device=tokens.device) < emission.lens[:, None]
-    batch.committed.scatter_(1, columns, torch.where(kept, _entered(rows, emission.tokens), 0))
-    for answer, emitted, count in zip(answers, emission.tokens.tolist(), emission.lens.tolist(), strict=True):
+    kept = torch.arange(width, device=tokens.device) < output.lens[:, None]
+    batch.committed.scatter_(1, columns, torch.where(kept, _entered(rows, output.tokens), 0))
+    for answer, emitted, count in zip(answers, output.tokens.tolist(), output.lens.tolist(), strict=True):
         answer.nfe += 1
         answer.ids += emitted[:count]
         answer.accepted += (count,) if count else ()
-    return _Batch(batch.committed, batch.lens + emission.lens, after)
+    return _Batch(batch.committed, batch.lens + output.lens, after)
 
 
 def _entered(rows: Rows, emitted: torch.Tensor) -> torch.Tensor:
@@ -125,10 +125,10 @@ def _select(batch: _Batch, keep: torch.Tensor) -> _Batch:
     return _Batch(batch.committed[keep], batch.lens[keep], batch.rows.gather(keep))
 
 
-def _is_done(answer: Answer, settings: RowSettings, max_new_tokens: int) -> bool:
-    return len(answer.ids) >= max_new_tokens or any(stop in answer.ids for stop in settings.stop_ids)
+def _is_done(answer: Answer, options: RowOptions, max_new_tokens: int) -> bool:
+    return len(answer.ids) >= max_new_tokens or any(stop in answer.ids for stop in options.stop_ids)
 
 
-def _cut(answer: Answer, settings: RowSettings, max_new_tokens: int) -> Answer:
-    stops = [answer.ids.index(stop) + 1 for stop in settings.stop_ids if stop in answer.ids]
+def _cut(answer: Answer, options: RowOptions, max_new_tokens: int) -> Answer:
+    stops = [answer.ids.index(stop) + 1 for stop in options.stop_ids if stop in answer.ids]
     return Answer(answer.ids[: min([max_new_tokens, *stops])], answer.nfe, answer.accepted)

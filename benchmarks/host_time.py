@@ -1,0 +1,124 @@
+"""Measure the time that the host spends on a decode step, without its forwards. Needs no GPU.
+
+    python benchmarks/host_time.py [--num-requests 256] [--write]
+
+Everything between SGLang's batch and its result is real: planning, row indices, token choice, merging. The forwards
+over the model are replaced by tensors that are there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from report import write
+from sglang.srt.layers.sampler import Sampler
+
+from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, Prediction, RequestState, Rows, StepOutput, TokenChoice
+from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.sglang.block_step import BlockForward
+from dlm_serve.sglang.decode_step import DecodeStep
+from dlm_serve.sglang.planned_step import StepPlanner
+from dlm_serve.sglang.sampler import DlmSampler
+
+WIDTH, VOCAB_SIZE, MASK = 8, 32, 3
+COMMIT = NEMOTRON_LABS_DIFFUSION.commit
+CHOICE = TokenChoice(MASK)
+
+CASES = {
+    "all self_speculation": lambda n: [Mode.SELF_SPECULATION] * n,
+    "all autoregressive": lambda n: [Mode.AUTOREGRESSIVE] * n,
+    "one block among autoregressive": lambda n: [Mode.SELF_SPECULATION, *[Mode.AUTOREGRESSIVE] * (n - 1)],
+}
+
+
+class Forwards:
+    """In place of block and decode forwards: results of the right shapes."""
+
+    def forward(self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int) -> BlockForward:
+        """Return a block forward over nothing."""
+        size = (len(indices), width)
+        ids = torch.zeros(size, dtype=torch.int64)
+        emitted = StepOutput(ids, torch.ones(size[0], dtype=torch.int32))
+        prediction = Prediction(ids, torch.zeros(size), torch.zeros(size))
+        return BlockForward(torch.zeros(*size, VOCAB_SIZE), ids, prediction, True, lambda: emitted)
+
+
+def decode_forward(table: Rows) -> Any:
+    """Return SGLang's decode without its forward; the sampler is the real one."""
+    from dlm_serve.sglang.decode_forward import DecodeForward
+
+    with mock.patch.object(Sampler, "__init__", torch.nn.Module.__init__):  # which asks for process groups
+        sampler = DlmSampler(CHOICE)
+    sampler._sync_token_ids_across_tp = mock.Mock()
+    sampler._preprocess_logits = lambda logits, _: logits
+    runner = SimpleNamespace(sampler=sampler, _preprocess_logits=lambda *_: None)
+    decode = DecodeForward(SimpleNamespace(model_runner=runner), table)
+    vars(decode)["logits"] = lambda indices, *_: (torch.zeros(len(indices), VOCAB_SIZE), True)
+    return decode
+
+
+def batch_of(modes: list[Any]) -> Any:
+    """Return a batch of greedy requests in these modes, as SGLang hands it over."""
+    number = len(modes)
+    plans = [DecodePlan((ModeSettings(mode, 1 if mode is Mode.AUTOREGRESSIVE else WIDTH, 0.0),)) for mode in modes]
+    sampling_info = SimpleNamespace(
+        temperatures=torch.ones(number, 1),
+        top_ks=torch.ones(number, dtype=torch.int32),
+        top_ps=torch.ones(number),
+        min_ps=torch.zeros(number),
+        is_all_greedy=True,
+        need_top_p_sampling=False,
+        need_top_k_sampling=False,
+        need_min_p_sampling=False,
+    )
+    return SimpleNamespace(
+        reqs=[SimpleNamespace(dlm_state=RequestState(plan), grammar=None) for plan in plans],
+        req_pool_indices=torch.arange(1, number + 1),
+        seq_lens=torch.full((number,), 100),
+        seq_lens_cpu=None,
+        sampling_info=sampling_info,
+        has_grammar=False,
+        return_logprob=False,
+        top_logprobs_nums=[],
+        token_ids_logprobs=[],
+    )
+
+
+def milliseconds_per_step(modes: list[Any], repeats: int = 5, steps: int = 200) -> float:
+    """Return the median of `repeats` of the mean time of so many steps."""
+    table = Rows.table(len(modes) + 1, WIDTH, MASK, "cpu")
+    step = DecodeStep(Forwards(), decode_forward(table), mock.Mock(), table, COMMIT, CHOICE)
+    planner, batch = StepPlanner(COMMIT, "cpu"), batch_of(modes)
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            step.run(batch, planner.plan(batch.reqs))
+        return (time.perf_counter() - start) * 1000 / steps
+
+    run()
+    return statistics.median(run() for _ in range(repeats))
+
+
+def main() -> None:
+    """Print a line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--num-requests", type=int, default=256)
+    parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    measured = {name: round(milliseconds_per_step(modes(options.num_requests)), 4) for name, modes in CASES.items()}
+    for name, value in measured.items():
+        print(f"{name:32} {value:.3f} ms per step of {options.num_requests}")
+    if options.write:
+        write("host_time", {"num_requests": options.num_requests, "ms_per_step": measured}, "torch", "sglang")
+
+
+if __name__ == "__main__":
+    main()

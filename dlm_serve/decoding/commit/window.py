@@ -1,0 +1,175 @@
+"""Commit with the next forward: windows of masks behind decided tokens, of which the longest sure run is taken.
+
+Semantics: `prob_conf` and `entropy_conf` of `SDLM_generate` (`sdlm_inference.py` of OpenGVLab/SDLM). The window is
+the last token, its anchor, and `block_length` - 1 masks, bidirectional; it sees all tokens before the anchor, and
+the anchor itself only as part of the window. Hence the row of a forward is the decided tokens that have no causal
+KV yet, of which the last is the anchor, and the masks: the tokens before the anchor are encoded causally, their KV
+is kept, and the anchor's is left to the next forward. No query needs a mask that is not of that form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import ClassVar
+
+import torch
+
+from dlm_serve.decoding.attention_spec import AttentionSpec
+from dlm_serve.decoding.commit.base import Commit, Forward
+from dlm_serve.decoding.commit.causal import skip_encoded
+from dlm_serve.decoding.first_block import FirstBlock
+from dlm_serve.decoding.modes import Phase
+from dlm_serve.decoding.prompt_mask import PromptMask
+from dlm_serve.decoding.request_state import ModeSettings, RequestState
+from dlm_serve.decoding.rows import RowOptions, Rows
+from dlm_serve.decoding.step_output import StepOutput
+from dlm_serve.decoding.token_choice import Prediction
+
+
+class WindowAlgorithm(StrEnum):
+    """How many of a window's tokens are taken."""
+
+    PROB_CONF = "prob_conf"
+    """As long as they are probable enough."""
+    ENTROPY_CONF = "entropy_conf"
+    """As long as their distributions have little enough entropy."""
+    SELF_SPECULATIVE = "self_speculative"
+    """As long as windows behind each of them agree: see `draft_windows`."""
+
+
+def entropy_below(threshold: float, vocab_size: int) -> float:
+    """Return the entropy in nats below which a slot's certainty, 1 - entropy / ln(vocabulary), exceeds `threshold`.
+
+    The reference adds 1e-9 inside the logarithm, which moves the certainty by less than 2e-5.
+    """
+    return (1 - threshold) * math.log(vocab_size)
+
+
+def verifies_drafts(settings: ModeSettings) -> bool:
+    """Return whether a window behind each token of its drafts says how many are taken."""
+    return settings.algorithm == WindowAlgorithm.SELF_SPECULATIVE
+
+
+def last_window(tokens: list[int]) -> FirstBlock:
+    """Return the window behind all `tokens` of a request, whose anchor is the last of them."""
+    return FirstBlock(len(tokens) - 1, tokens[-1:], 1)
+
+
+@dataclass(frozen=True)
+class WindowCommit(Commit):
+    """Commits decided tokens causally, by the forward that predicts what follows them."""
+
+    prompt_mask: PromptMask = PromptMask.CAUSAL
+    decodes_tokens: ClassVar[bool] = True
+    predicts_next: ClassVar[bool] = True
+
+    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
+        """Decided tokens are causal up to the anchor, the window is bidirectional; all predict the next position.
+
+        A row that decodes one token at a time is its anchor alone, and keeps its KV.
+        """
+        anchor = _anchor(rows)
+        return AttentionSpec.of(
+            rows,
+            committed_lens,
+            causal_len=anchor,
+            kept_len=torch.where(rows.phase == Phase.DECODE, rows.new_len, anchor),
+            shift=torch.ones_like(rows.phase, dtype=torch.int64),
+            lora_on=torch.zeros_like(rows.phase, dtype=torch.bool),
+        )
+
+    def advance(self, rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Rows, StepOutput]:
+        """See `Commit`."""
+        num_accepted = _num_accepted(rows, prediction)
+        decoded = rows.start_block(prediction.ids[:, 0], mask_token_id)
+        window = _next_window(rows, prediction.ids, num_accepted, mask_token_id)
+        return decoded.where(rows.phase == Phase.DECODE, window), _decided(rows, prediction.ids, num_accepted)
+
+    def flush(self, rows: Rows) -> tuple[Rows, StepOutput]:
+        """Emit the decided tokens, of which the last is the anchor; of a draft none is."""
+        num_decided = _anchor(rows) + (rows.phase != Phase.VERIFY)
+        columns = (rows.columns + rows.num_emitted[:, None]).clamp(max=rows.width - 1).long()
+        lens = (num_decided - rows.num_emitted).to(torch.int32)
+        return rows.replace(num_emitted=num_decided.to(torch.int32)), StepOutput(rows.tokens.gather(1, columns), lens)
+
+    def skip_emitted(self, rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
+        """See `causal.skip_encoded`."""
+        return skip_encoded(rows, num_emitted, mask_token_id)
+
+    def row_options(self, settings: ModeSettings, seed: int, stop_ids: Sequence[int], vocab_size: int) -> RowOptions:
+        """See `Commit`."""
+        options = super().row_options(settings, seed, stop_ids, vocab_size)
+        if settings.algorithm != WindowAlgorithm.ENTROPY_CONF or settings.threshold is None:
+            return options
+        return replace(options, threshold=entropy_below(settings.threshold, vocab_size), by_entropy=True)
+
+    def forward_of(self, state: RequestState) -> Forward:
+        """See `Commit`."""
+        found = super().forward_of(state)
+        return Forward.DRAFT_WINDOWS if found is Forward.BLOCK and verifies_drafts(state.current) else found
+
+    def row_width(self, block_length: int) -> int:
+        """See `Commit`: the decided tokens of a block, and the next window."""
+        return 2 * block_length
+
+    def longest_block(self, block_size: int, max_width: int) -> int:
+        """See `Commit`: models find up to twice as many tokens as they were trained to."""
+        return min(2 * block_size, max_width // 2)
+
+    def first_block(self, state: RequestState, tokens: list[int], num_prompt: int) -> FirstBlock:
+        """Return the window behind all tokens, or the one again whose run was emitted in part."""
+        anchor = state.first_run.start
+        # What windows behind a draft agree on is the same wherever the draft began.
+        is_partial = len(tokens) - 1 in state.first_run[1:] and not verifies_drafts(state.current)
+        return FirstBlock(anchor, tokens[anchor:], 1) if is_partial else last_window(tokens)
+
+    def shareable_len(
+        self, state: RequestState, num_prompt: int, num_tokens: int, num_encoded: int, block_size: int
+    ) -> int:
+        """See `Commit`.
+
+        What a step accepts gets its KV from the next one; what an EXTEND call decided, to the end, gets none.
+        """
+        if state.current.threshold is None and not state.is_decided:
+            return num_tokens
+        return max(num_encoded, num_tokens - 1 - state.last_emitted)
+
+
+def _anchor(rows: Rows) -> torch.Tensor:
+    """Return the anchor's column [B] int32: the window is the last `block_length` columns."""
+    return rows.new_len - rows.block_length
+
+
+def _num_accepted(rows: Rows, prediction: Prediction) -> torch.Tensor:
+    """Return the length of the run of sure slots from the window's first, but at least that one, [B] int64."""
+    limit = rows.threshold[:, None]
+    sure = torch.where(rows.by_entropy[:, None], prediction.entropy < limit, prediction.confidence > limit)
+    before = rows.columns < _anchor(rows)[:, None]
+    run = ((sure | before) & (rows.columns < rows.new_len[:, None])).long().cumprod(1).sum(1)
+    return (run - _anchor(rows)).clamp(min=1)
+
+
+def _next_window(rows: Rows, ids: torch.Tensor, num_accepted: torch.Tensor, mask_token_id: int) -> Rows:
+    """Return the rows [old anchor, accepted tokens, masks], all but the masks emitted."""
+    columns, anchor = rows.columns, _anchor(rows).long()[:, None]
+    accepted = ids.gather(1, (anchor + columns - 1).clamp(0, rows.width - 1))
+    tokens = torch.where(columns == 0, rows.tokens.gather(1, anchor), accepted)
+    num_decided = (1 + num_accepted).to(torch.int32)
+    return rows.replace(
+        tokens=torch.where(columns < num_decided[:, None], tokens, mask_token_id),
+        new_len=num_decided + rows.block_length - 1,
+        num_emitted=num_decided,
+    )
+
+
+def _decided(rows: Rows, ids: torch.Tensor, num_accepted: torch.Tensor) -> StepOutput:
+    """Return the decided tokens that are not emitted yet, then the accepted ones."""
+    columns = rows.columns + rows.num_emitted[:, None]
+    end = _anchor(rows)[:, None] + 1
+    known = rows.tokens.gather(1, columns.clamp(max=rows.width - 1).long())
+    new = ids.gather(1, (columns - 1).clamp(0, rows.width - 1).long())
+    lens = end.squeeze(1) + num_accepted - rows.num_emitted
+    return StepOutput(torch.where(columns < end, known, new), lens.to(torch.int32))

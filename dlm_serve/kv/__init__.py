@@ -1,1 +1,0 @@
-"""Which KV slots a row reads, and which it may write."""

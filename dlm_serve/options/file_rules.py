@@ -1,0 +1,54 @@
+"""Check a server file against the checkpoint that it is for."""
+
+from __future__ import annotations
+
+from dlm_serve.decoding import Commit, Mode
+from dlm_serve.errors import ConfigError
+from dlm_serve.families import Family
+from dlm_serve.options.block_rules import rules_of
+from dlm_serve.options.limits import listed, on_grid, use_one_of
+from dlm_serve.options.server_file import ServerConfig
+
+
+def check_file(config: ServerConfig, family: Family, block_size: int) -> None:
+    """Raise ConfigError if `config` asks for what a checkpoint of `family` and `block_size` does not have."""
+    mode = config.generation.mode
+    if mode not in (Mode.AUTO, *family.modes):
+        raise ConfigError("generation.mode", str(mode), family.refusals[mode], use_one_of(family))
+    if family.commit.on_grid:
+        _check_grid(config, family, block_size)
+    if Mode.SELF_SPECULATION not in family.modes:
+        _check_no_drafts(config, family)
+    commit_of(config, family)
+    rules_of(family).check_file(config, block_size)
+
+
+def commit_of(config: ServerConfig, family: Family) -> Commit:
+    """Return the way to commit of `family` that `config` chooses. Raises ConfigError if it has none such."""
+    commits = {commit.prompt_mask: commit for commit in (family.commit, *family.other_commits)}
+    mask = config.generation.prefill or family.commit.prompt_mask
+    if mask not in commits:
+        raise ConfigError("generation.prefill", str(mask), f"{family.name} has {listed(list(commits))}", "leave it out")
+    return commits[mask]
+
+
+def _check_grid(config: ServerConfig, family: Family, block_size: int) -> None:
+    """Raise ConfigError if blocks could not lie on the grid that they have to lie on."""
+    if config.generation.block_length not in (None, block_size):
+        raise ConfigError("generation.block_length", config.generation.block_length, *on_grid(family, block_size))
+    if block_size > config.routing.max_width:
+        raise ConfigError(
+            "routing.widths",
+            list(config.routing.widths),
+            f"must reach the checkpoint's block size, {block_size}",
+            "add its width",
+        )
+
+
+def _check_no_drafts(config: ServerConfig, family: Family) -> None:
+    """Raise ConfigError for what only self-speculation reads."""
+    why = f"{family.name} has no self-speculation"
+    if config.lora.draft_adapter not in ("auto", "none"):
+        raise ConfigError("lora.draft_adapter", config.lora.draft_adapter, why, "leave it out")
+    if config.generation.draft_threshold:
+        raise ConfigError("generation.draft_threshold", config.generation.draft_threshold, why, "leave it out")

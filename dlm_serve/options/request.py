@@ -1,0 +1,43 @@
+"""The options of a request."""
+
+from __future__ import annotations
+
+from dlm_serve.decoding import Mode, StopRule
+from dlm_serve.errors import OptionError
+from dlm_serve.options.fields import Flag, Frozen, Nats, Probability, Width, validate
+
+OPTIONS_FIELD = "custom_params.dlm"
+"""Where the options stand in a request, as refusals name it."""
+
+
+class RequestOptions(Frozen):
+    """`custom_params.dlm` of a request. Absent and null are different."""
+
+    mode: Mode | None = None
+    """How to decode; the server file's `generation.mode` by default."""
+    algorithm: str | None = None
+    """Within mode diffusion, one of the family's; null is its default."""
+    block_length: Width | None = None
+    """Tokens that are denoised or drafted together; the checkpoint's `block_size` by default."""
+    threshold: Probability | None = None
+    """Confidence at which a token is fixed; null is the fixed schedule of `steps`."""
+    steps: Width | None = None
+    """Most denoising forwards per block."""
+    convergence_threshold: Nats | None = None
+    """Change of the mean entropy, in nats, below which denoising stops early; null never does."""
+    stop_rule: StopRule | None = None
+    """One of the family's; null is its default."""
+    shift_logits: Flag | None = None
+    """As on Efficient-DLM's card; only what the family does in any case."""
+
+    @property
+    def wants_diffusion(self) -> bool:
+        """Return whether they ask for what only diffusion has: its fixed schedule, or stopping by convergence."""
+        has_threshold = "threshold" in self.model_fields_set
+        wants_schedule = self.threshold is None if has_threshold else self.steps is not None
+        return wants_schedule or self.convergence_threshold is not None
+
+    @classmethod
+    def parse(cls, raw: object) -> RequestOptions:
+        """Return the options in `raw`, a mapping or None. Raises OptionError."""
+        return validate(cls, {} if raw is None else raw, OptionError, OPTIONS_FIELD)

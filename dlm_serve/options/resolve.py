@@ -1,0 +1,154 @@
+"""Resolve what a request, the server file and a family say into the decode plan of the request.
+
+Where a mode is chosen for a request: `_start_mode`, and `_permitted` for the modes it may be moved to later. Which
+forward its rows take in a step is `scheduling.step_plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dlm_serve.decoding import ConcreteMode, DecodePlan, Mode, ModeSettings, StopRule
+from dlm_serve.errors import OptionError
+from dlm_serve.families import Family
+from dlm_serve.options.block_rules import rules_of
+from dlm_serve.options.limits import listed, on_grid, use_one_of
+from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
+from dlm_serve.options.server_file import ServerConfig
+
+_LOSSLESS = {Mode.SELF_SPECULATION: Mode.AUTOREGRESSIVE}
+"""Modes whose answers are those of another mode."""
+
+
+def resolve(
+    options: RequestOptions,
+    config: ServerConfig,
+    family: Family,
+    block_size: int,
+    autoregressive_only: Sequence[str],
+) -> DecodePlan:
+    """Return the plan of a request with `options` on a checkpoint of `family` and `block_size`.
+
+    `autoregressive_only` names what the request asks for that only the autoregressive mode honours. Raises
+    OptionError if the options exclude each other, exceed the server's widths, or are not the family's.
+    """
+    _check_shift(options, family)
+    start = _start_mode(options, config.generation.mode, family, autoregressive_only)
+    stop_rule = _resolve_stop_rule(options, family)
+    if start is Mode.AUTOREGRESSIVE:
+        _refuse_block_options(options, autoregressive_only)
+    permitted = _permitted(start, options.mode or config.generation.mode, family)
+    return DecodePlan(tuple(_settings(mode, options, config, family, block_size) for mode in permitted), stop_rule)
+
+
+def _permitted(start: ConcreteMode, asked: Mode, family: Family) -> tuple[ConcreteMode, ...]:
+    """Return the modes in which a request may decode: where none was asked for, also one with the same answers."""
+    same = _LOSSLESS.get(start)
+    return (start, same) if asked is Mode.AUTO and same in family.modes else (start,)
+
+
+def _settings(
+    mode: ConcreteMode, options: RequestOptions, config: ServerConfig, family: Family, block_size: int
+) -> ModeSettings:
+    """Return how the request decodes in `mode`."""
+    if mode is Mode.AUTOREGRESSIVE:
+        return ModeSettings(mode, block_length=1)
+    algorithm = _resolve_algorithm(options, family, mode)
+    block_length = _resolve_block_length(options, config, family, block_size)
+    return rules_of(family).settings(options, config.generation, mode, algorithm, block_length)
+
+
+def _resolve_block_length(options: RequestOptions, config: ServerConfig, family: Family, block_size: int) -> int:
+    longest = family.commit.longest_block(block_size, config.routing.max_width)
+    block_length = options.block_length or config.generation.block_length or min(block_size, longest)
+    if block_length > longest:
+        raise OptionError(
+            f"{OPTIONS_FIELD}.block_length",
+            block_length,
+            f"at most {longest}, {rules_of(family).longest_because}",
+            "lower it, or start the server with a wider one",
+        )
+    if family.commit.on_grid and block_length != block_size:
+        raise OptionError(f"{OPTIONS_FIELD}.block_length", block_length, *on_grid(family, block_size))
+    return block_length
+
+
+def _start_mode(
+    options: RequestOptions, default: Mode, family: Family, autoregressive_only: Sequence[str]
+) -> ConcreteMode:
+    """Return the mode in which a request starts.
+
+    `auto` and the server's default give way to what the request needs; a pinned mode does not.
+    """
+    mode = default if options.mode is None else options.mode
+    if mode not in (Mode.AUTO, *family.modes):
+        raise OptionError(f"{OPTIONS_FIELD}.mode", str(mode), family.refusals[mode], use_one_of(family))
+    if not autoregressive_only:
+        if mode is not Mode.AUTO:
+            return mode
+        return Mode.DIFFUSION if options.wants_diffusion else family.auto
+    if Mode.AUTOREGRESSIVE not in family.modes:
+        raise OptionError(
+            autoregressive_only[0],
+            "<as sent>",
+            f"needs mode autoregressive: {family.refusals[Mode.AUTOREGRESSIVE]}",
+            "leave it out",
+        )
+    if options.mode not in (None, Mode.AUTO, Mode.AUTOREGRESSIVE):
+        raise OptionError(
+            f"{OPTIONS_FIELD}.mode",
+            str(mode),
+            f"cannot honour {', '.join(autoregressive_only)}",
+            "leave that out, or use mode auto or autoregressive",
+        )
+    return Mode.AUTOREGRESSIVE
+
+
+def _check_shift(options: RequestOptions, family: Family) -> None:
+    shifts = family.commit.predicts_next
+    if options.shift_logits not in (None, shifts):
+        raise OptionError(
+            f"{OPTIONS_FIELD}.shift_logits",
+            options.shift_logits,
+            f"the logits of {family.name} stand for {'the next position' if shifts else 'their own positions'}",
+            "leave it out",
+        )
+
+
+def _resolve_algorithm(options: RequestOptions, family: Family, mode: Mode) -> str | None:
+    """Return one of the family's algorithms, where it has several and the mode is diffusion."""
+    known = family.algorithms if mode is Mode.DIFFUSION else ()
+    if options.algorithm is None:
+        return known[0] if known else None
+    if options.algorithm not in known:
+        of = f"mode {mode} of {family.name}"
+        raise OptionError(
+            f"{OPTIONS_FIELD}.algorithm",
+            options.algorithm,
+            f"{of} has {listed(known)}" if known else f"{of} has a single algorithm",
+            "use one of these" if known else "leave it out",
+        )
+    return options.algorithm
+
+
+def _resolve_stop_rule(options: RequestOptions, family: Family) -> StopRule:
+    if options.stop_rule not in (None, *family.stop_rules):
+        raise OptionError(
+            f"{OPTIONS_FIELD}.stop_rule",
+            str(options.stop_rule),
+            f"{family.name} has {listed(family.stop_rules)}",
+            "use one of these",
+        )
+    return options.stop_rule or family.stop_rules[0]
+
+
+def _refuse_block_options(options: RequestOptions, autoregressive_only: Sequence[str]) -> None:
+    """Raise OptionError where a request that decodes without blocks says how its blocks should be."""
+    for name in sorted(options.model_fields_set - {"mode", "shift_logits", "stop_rule"}):
+        because = f", which {', '.join(autoregressive_only)} needs," if autoregressive_only else ""
+        raise OptionError(
+            f"{OPTIONS_FIELD}.{name}",
+            getattr(options, name),
+            f"mode autoregressive{because} decodes without blocks",
+            "leave one of them out",
+        )

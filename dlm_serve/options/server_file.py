@@ -1,0 +1,86 @@
+"""The server file: defaults of requests, and what the server prepares for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from dlm_serve.decoding import Mode, PromptMask
+from dlm_serve.errors import ConfigError
+from dlm_serve.options.fields import Frozen, Nats, Probability, Width, validate
+
+CONFIG_VARIABLE = "DLM_SERVE_CONFIG"
+
+
+class GenerationConfig(Frozen):
+    """Defaults for requests that do not say otherwise."""
+
+    mode: Mode = Mode.AUTO
+    """How requests decode; `auto` is the family's fastest mode that can do what a request asks for."""
+    block_length: Width | None = None
+    """Tokens; None is the checkpoint's `block_size`."""
+    threshold: Probability | None = 0.9
+    """Confidence at which diffusion fixes a token; None is the fixed schedule of `steps`."""
+    draft_threshold: Probability = 0.0
+    """The same for the drafts of self-speculation; 0 drafts in one forward."""
+    steps: Width | None = None
+    """Most denoising forwards per block; None is the block length."""
+    convergence_threshold: Nats | None = None
+    """Change of the mean entropy, in nats, below which denoising stops early; None never does."""
+    prefill: PromptMask | None = None
+    """The mask of prompts, where the family can be served with several; None is its own."""
+
+
+class RoutingConfig(Frozen):
+    """Which block widths the server prepares for."""
+
+    widths: tuple[Width, ...] = Field(default=(4, 8, 16, 32), min_length=1)
+    """Tokens of a row for which CUDA graphs are captured; the largest is the largest block length of a request."""
+    graph_memory_gb: float = Field(default=1.1, gt=0, allow_inf_nan=False)
+    """Gigabytes (1e9 bytes) for the CUDA graphs of block steps; larger steps run without one."""
+
+    @property
+    def max_width(self) -> int:
+        """Return the largest block length that a request may ask for."""
+        return max(self.widths)
+
+
+class LoraConfig(Frozen):
+    """The adapter that drafts in self-speculation."""
+
+    draft_adapter: str = "auto"
+    """`auto` is `linear_spec_lora/` beside the weights if there is one; `none`; or a folder."""
+
+
+class ServerConfig(Frozen):
+    """The YAML file given with `--dllm-algorithm-config` or `DLM_SERVE_CONFIG`."""
+
+    generation: GenerationConfig = GenerationConfig()
+    routing: RoutingConfig = RoutingConfig()
+    lora: LoraConfig = LoraConfig()
+
+    @classmethod
+    def load(cls, path: str | None) -> ServerConfig:
+        """Return the configuration in the file at `path`, else at `DLM_SERVE_CONFIG`, else the defaults.
+
+        Raises ConfigError if the file cannot be read, or says something unknown or out of range.
+        """
+        path = path or os.environ.get(CONFIG_VARIABLE)
+        if not path:
+            return cls()
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError("server config", path, f"cannot be read ({error})", "give a YAML file") from error
+        config = validate(cls, {} if content is None else content, ConfigError, path)
+        if (config.generation.block_length or 1) > config.routing.max_width:
+            raise ConfigError(
+                f"{path}.generation.block_length",
+                config.generation.block_length,
+                f"at most {config.routing.max_width}, the largest of routing.widths",
+                "lower it or add its width",
+            )
+        return config

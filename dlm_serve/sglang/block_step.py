@@ -1,0 +1,104 @@
+"""A block forward over rows in any mix of phases, and the advance of the rows behind it.
+
+Neither waits for the device. In between the host may overwrite predictions, for sampling and for what only
+autoregressive rows honour. All that changes from step to step is read from tensors, so that a CUDA graph of each
+serves every mix of phases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from dlm_serve.decoding import AttentionSpec, Commit, Prediction, Rows, StepOutput, TokenChoice
+from dlm_serve.decoding.kv_slots import read_slots, write_slots
+from dlm_serve.sglang.inputs import BlockInput
+
+
+@dataclass(frozen=True)
+class BlockForward:
+    """What a block forward says about B rows of W tokens. Its tensors are valid until the next forward."""
+
+    logits: torch.Tensor  # [B, W, V] of the model's precision
+    positions: torch.Tensor  # [B, W] int64, which the logits are about
+    prediction: Prediction  # the greedy choice; may be overwritten in place
+    is_captured: bool
+    """Whether a CUDA graph ran it."""
+    advance: Callable[[], StepOutput]
+    """Brings the rows to where `prediction` takes them; call it once."""
+
+
+class Step(Protocol):
+    """What runs block forwards: `BlockStep`, or graphs of it."""
+
+    def forward(self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int) -> BlockForward:
+        """Run the rows at `indices` [B] int64 behind their committed tokens, with W at least `width`."""
+
+
+class BlockStep:
+    """Runs block forwards eagerly, of any batch size and width."""
+
+    def __init__(self, model_runner: Any, table: Rows, commit: Commit, choice: TokenChoice) -> None:
+        self.table = table
+        self.commit = commit
+        self.choice = choice
+        self._model_runner = model_runner
+
+    def forward(self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int) -> BlockForward:
+        """See `Step`."""
+        # No graph says when the slot table is read: the scheduler waits for the whole forward.
+        self._model_runner.shared_read_done_event = None
+        rows = self.table.gather(indices, width)
+        spec = self.commit.attention_spec(rows, committed_lens)
+        logits, prediction = self.run(rows, indices, spec)
+        return BlockForward(
+            logits, spec.predicted_positions, prediction, False, lambda: self.advance(indices, prediction)
+        )
+
+    def run(
+        self,
+        rows: Rows,
+        indices: torch.Tensor,
+        spec: AttentionSpec,
+        on_slots_read: Callable[[], None] | None = None,
+    ) -> tuple[torch.Tensor, Prediction]:
+        """Run any `rows` of the requests at `indices` as `spec` says; return logits [B, W, V] and the greedy choice.
+
+        `on_slots_read` is called when no later write to the slot table could misplace KV.
+        """
+        runner, width = self._model_runner, rows.width
+        slot_table = runner.req_to_token_pool.req_to_token
+        slots = write_slots(slot_table, indices, spec.positions, spec.kept)
+        committed = read_slots(slot_table, indices, spec.prefix_lens, runner.model.attention_window)
+        if on_slots_read is not None:
+            on_slots_read()
+        batch = ForwardBatch(
+            forward_mode=ForwardMode.TARGET_VERIFY,
+            batch_size=indices.shape[0],
+            input_ids=rows.tokens.reshape(-1),
+            req_pool_indices=indices,
+            seq_lens=spec.prefix_lens,
+            out_cache_loc=slots.reshape(-1),
+            seq_lens_sum=None,
+            positions=spec.positions.reshape(-1),
+            spec_algorithm=SpeculativeAlgorithm.NONE,
+            spec_info=BlockInput(width, spec, committed),
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+        )
+        adapter = runner.model.draft_adapter
+        switched = adapter.switched(spec.lora_on.repeat_interleave(width)) if adapter else contextlib.nullcontext()
+        with forward_context(ForwardContext(attn_backend=runner.attn_backend), forward_batch=batch), switched:
+            output = runner.model.forward(batch.input_ids, batch.positions, batch)
+        logits = output.next_token_logits.unflatten(0, (indices.shape[0], width))
+        return logits, self.choice.greedy(logits)
+
+    def advance(self, indices: torch.Tensor, prediction: Prediction) -> StepOutput:
+        """Bring the rows at `indices` [B] to where `prediction` takes them; return what they emit."""
+        return self.commit.advance_(self.table, indices, prediction, self.choice.mask_token_id)

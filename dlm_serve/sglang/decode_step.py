@@ -1,0 +1,145 @@
+"""A decode step of rows in any mix of modes: up to three forwards, each over the rows that take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.managers.utils import GenerationBatchResult
+
+from dlm_serve.decoding import Commit, Phase, Rows, Sampling, StepOutput, TokenChoice
+from dlm_serve.sglang.block_step import BlockForward, Step
+from dlm_serve.sglang.decode_forward import DecodeForward
+from dlm_serve.sglang.draft_windows import DraftWindows
+from dlm_serve.sglang.inputs import StepState
+from dlm_serve.sglang.planned_step import PlannedStep, RowGroup
+from dlm_serve.sglang.sampler import sampling_of
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the rows of a step have in common."""
+
+    batch: Any
+    indices: torch.Tensor  # [B] int64, rows of the table and of SGLang's slot table
+    committed_lens: torch.Tensor  # [B] int64
+
+    def sampling_of(self, group: RowGroup) -> Sampling:
+        """Return how the rows of `group` are sampled."""
+        sampling = sampling_of(self.batch.sampling_info)
+        return sampling if group.rows is None else sampling.select(group.rows)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the rows of one group emit."""
+
+    output: StepOutput
+    is_captured: bool = True
+    sampled: LogitsProcessorOutput | None = None
+    """What SGLang's sampler left, where it ran."""
+
+
+class DecodeStep:
+    """Runs decode steps as they are planned."""
+
+    def __init__(
+        self, step: Step, decode: DecodeForward, windows: DraftWindows, table: Rows, commit: Commit, choice: TokenChoice
+    ) -> None:
+        self._step = step
+        self._decode = decode
+        self._windows = windows
+        self._table = table
+        self._commit = commit
+        self._choice = choice
+
+    def run(self, batch: Any, planned: PlannedStep) -> Any:
+        """Run one step of SGLang's `batch`; return its GenerationBatchResult."""
+        indices = batch.req_pool_indices.long()
+        batch.sampling_info.sampling_seed = self._table.seed[indices]
+        inputs = _Inputs(batch, indices, batch.seq_lens.to(torch.int64))
+        parts: list[tuple[RowGroup, _Part]] = []
+        if planned.windows is not None:
+            parts.append((planned.windows, self._run_windows(inputs, planned.windows)))
+        if planned.block is not None:
+            parts.append((planned.block, self._run_blocks(inputs, planned.block, planned)))
+        if planned.decode is not None:
+            parts.append((planned.decode, self._run_decode(inputs, planned.decode)))
+        if planned.flush is not None:
+            parts.append((planned.flush, self._flush(inputs, planned.flush)))
+        return self._result(inputs, parts)
+
+    def _run_windows(self, inputs: _Inputs, group: RowGroup) -> _Part:
+        indices, committed_lens = group.of(inputs.indices), group.of(inputs.committed_lens)
+        sampling = inputs.sampling_of(group)
+        output = self._windows.verify(group.states, indices, committed_lens, sampling, group.drawn)
+        return _Part(output, is_captured=False)
+
+    def _run_blocks(self, inputs: _Inputs, group: RowGroup, planned: PlannedStep) -> _Part:
+        indices, committed_lens = group.of(inputs.indices), group.of(inputs.committed_lens)
+        forward = self._step.forward(indices, committed_lens, planned.plan.width)
+        if group.drawn.any:
+            sampling = inputs.sampling_of(group)
+            self._choice.draw_(forward.prediction, forward.logits, forward.positions, sampling, group.drawn)
+        sampled = self._sample_padded(inputs, forward) if planned.plan.padded_decode else None
+        return _Part(forward.advance(), forward.is_captured, sampled)
+
+    def _sample_padded(self, inputs: _Inputs, forward: BlockForward) -> LogitsProcessorOutput:
+        """Let SGLang's sampler choose the tokens of autoregressive rows in a block forward over all rows."""
+        logits = forward.logits[:, 0].float()
+        sampled, token_ids = self._decode.sample(inputs.batch, logits, inputs.committed_lens)
+        is_decode = self._table.phase[inputs.indices] == Phase.DECODE
+        first = forward.prediction.ids[:, 0]
+        first.copy_(torch.where(is_decode, token_ids, first))
+        return sampled
+
+    def _run_decode(self, inputs: _Inputs, group: RowGroup) -> _Part:
+        indices, committed_lens = group.of(inputs.indices), group.of(inputs.committed_lens)
+        on_host = inputs.batch.seq_lens_cpu
+        if on_host is not None and group.rows is not None:
+            on_host = on_host[list(group.numbers)]
+        logits, is_captured = self._decode.logits(indices, committed_lens, on_host)
+        if group.rows is not None:
+            # SGLang samples a whole batch; what it finds for the other rows is not used.
+            spread = logits.new_zeros(len(inputs.indices), logits.shape[1])
+            logits = spread.index_copy_(0, group.rows, logits)
+        sampled, token_ids = self._decode.sample(inputs.batch, logits, inputs.committed_lens)
+        return _Part(self._decode.emit(indices, group.of(token_ids)), is_captured, sampled)
+
+    def _flush(self, inputs: _Inputs, group: RowGroup) -> _Part:
+        indices = group.of(inputs.indices)
+        rows, output = self._commit.flush(self._table.gather(indices))
+        self._table.scatter_(indices, rows)
+        return _Part(output)
+
+    def _result(self, inputs: _Inputs, parts: list[tuple[RowGroup, _Part]]) -> Any:
+        """Merge what the groups emit into SGLang's result."""
+        output = _merged(parts, len(inputs.indices))
+        sampled = next((part.sampled for _, part in parts if part.sampled is not None), None)
+        new_seq_lens = inputs.committed_lens + output.lens
+        pending = self._table.tokens[inputs.indices, 0]
+        return GenerationBatchResult(
+            logits_output=sampled or LogitsProcessorOutput(next_token_logits=None),
+            next_token_ids=output.tokens.reshape(-1),
+            accept_lens=output.lens,
+            new_seq_lens=new_seq_lens,
+            next_draft_input=StepState(pending, new_seq_lens),
+            speculative_num_draft_tokens=output.tokens.shape[1],
+            # Counts emitted tokens, so that a step which emits none counts as that.
+            num_non_draft_tokens_per_req=0,
+            can_run_cuda_graph=all(part.is_captured for _, part in parts),
+        )
+
+
+def _merged(parts: list[tuple[RowGroup, _Part]], num_rows: int) -> StepOutput:
+    """Return what all rows emit."""
+    if len(parts) == 1:
+        return parts[0][1].output
+    width = max(part.output.tokens.shape[1] for _, part in parts)
+    merged = StepOutput.empty(num_rows, width, parts[0][1].output.tokens.device)
+    for group, part in parts:
+        assert group.rows is not None  # there are several groups
+        merged.put_(group.rows, part.output)
+    return merged

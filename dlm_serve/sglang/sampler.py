@@ -1,0 +1,62 @@
+"""Sample as SGLang does, but draw as `TokenChoice` does: Gumbel-max by (seed, position, token), never the mask.
+
+Penalties, grammars and logit biases are in the logits already when
+it is called; seeds come in `sampling_info.sampling_seed`, set by the worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.sampler import Sampler
+
+from dlm_serve.decoding import Sampling, TokenChoice
+
+
+class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
+    """Chooses the next token of rows whose logits stand for one position each."""
+
+    def __init__(self, choice: TokenChoice) -> None:
+        super().__init__()
+        self._choice = choice
+
+    def forward(
+        self,
+        logits_output: Any,
+        sampling_info: Any,
+        return_logprob: bool,
+        top_logprobs_nums: list[int],
+        token_ids_logprobs: list[list[int]],
+        positions: torch.Tensor,
+        *,
+        logprob_logits: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return token ids [B] after `positions` [B]; writes log-probabilities into `logits_output` where asked."""
+        logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
+        sampling = sampling_of(sampling_info)
+        token_ids = self._choice.sample(logits, positions + 1, sampling)
+        if return_logprob:
+            scaled = (logits if logprob_logits is None else logprob_logits) / sampling.temperature[:, None]
+            result = self.output_logprob_processor.compute_logprobs(
+                scaled.log_softmax(-1), top_logprobs_nums, token_ids_logprobs, token_ids
+            )
+            result.write_output_to(logits_output)
+        self._sync_token_ids_across_tp(token_ids, sampling_info)
+        return token_ids
+
+
+def sampling_of(sampling_info: Any) -> Sampling:
+    """Return SGLang's SamplingBatchInfo in the terms of `decoding`."""
+    return Sampling(
+        # A temperature beyond float32 would turn -inf logits into nan.
+        temperature=sampling_info.temperatures.view(-1).float().clamp(max=torch.finfo(torch.float32).max),
+        top_k=sampling_info.top_ks,
+        top_p=sampling_info.top_ps,
+        min_p=sampling_info.min_ps,
+        seed=sampling_info.sampling_seed,
+        all_greedy=sampling_info.is_all_greedy,
+        needs_filter=(
+            sampling_info.need_top_p_sampling or sampling_info.need_top_k_sampling or sampling_info.need_min_p_sampling
+        ),
+    )

@@ -1,0 +1,67 @@
+"""Hold what this process serves: the checkpoint and the server's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dlm_serve.decoding import Commit, TokenChoice
+from dlm_serve.errors import ConfigError
+from dlm_serve.models.checkpoint import Checkpoint
+from dlm_serve.options.file_rules import check_file, commit_of
+from dlm_serve.options.server_file import ServerConfig
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A checkpoint of ours with the configuration it is served under."""
+
+    checkpoint: Checkpoint
+    config: ServerConfig
+
+    @cached_property
+    def commit(self) -> Commit:
+        """Return how its family commits, as the configuration chooses."""
+        return commit_of(self.config, self.checkpoint.family)
+
+    @cached_property
+    def token_choice(self) -> TokenChoice:
+        """Return its family's rules for choosing tokens."""
+        return self.checkpoint.family.token_choice(self.checkpoint.mask_token_id)
+
+
+_current: Serving | None = None
+
+
+def find_serving(server_args: Any) -> Serving | None:
+    """Return what SGLang's `server_args` ask to serve, kept for `current`; None if it is no model of ours.
+
+    Raises CheckpointError or ConfigError if it is one that cannot be served.
+    """
+    global _current
+    checkpoint = Checkpoint.find(server_args.model_path, server_args.revision)
+    if checkpoint is None:
+        _current = None
+        return None
+    config = ServerConfig.load(server_args.dllm_algorithm_config)
+    check_file(config, checkpoint.family, checkpoint.block_size)
+    _current = Serving(checkpoint, config)
+    return _current
+
+
+def load_serving(server_args: Any) -> Serving:
+    """Return the same where it must be ours. Raises ConfigError if it is not."""
+    serving = find_serving(server_args)
+    if serving is None:
+        raise ConfigError(
+            "--speculative-algorithm", "DLM", "serves diffusion language models only", "leave it out for other models"
+        )
+    return serving
+
+
+def current() -> Serving:
+    """Return what this process serves, for SGLang's callbacks that are handed no server arguments."""
+    if _current is None:
+        raise RuntimeError("nothing is served in this process yet")
+    return _current

@@ -1,0 +1,110 @@
+"""The decode worker: decode modes over one KV cache, inside SGLang's speculative-worker seam.
+
+Between steps SGLang counts C tokens of each request, all but its newest. A step runs one row per request, which starts
+at position C + 1 - `Rows.num_emitted`: with the newest token where commits are causal, elsewhere with all that is
+emitted and has no KV yet. A step may emit nothing for a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from dlm_serve.decoding import Rows, WindowCommit
+from dlm_serve.sglang.attention import DlmAttentionBackend
+from dlm_serve.sglang.block_step import BlockStep, Step
+from dlm_serve.sglang.decode_forward import DecodeForward
+from dlm_serve.sglang.decode_step import DecodeStep
+from dlm_serve.sglang.draft_windows import DraftWindows
+from dlm_serve.sglang.extend_step import ExtendStep
+from dlm_serve.sglang.first_block import FirstBlocks
+from dlm_serve.sglang.planned_step import StepPlanner
+from dlm_serve.sglang.sampler import DlmSampler
+from dlm_serve.sglang.serving import load_serving
+
+Publish = Callable[[torch.Tensor], None]
+
+
+class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
+    """Runs every decode step of a diffusion language model, and its first block where the prefill predicts none.
+
+    The prefill is SGLang's own, with the attention of `prompt_attention` where prompts are not causal.
+    """
+
+    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any, **_: Any) -> None:
+        super().__init__()
+        self._target_worker = target_worker
+        self._draft_worker = None
+        self._serving = serving = load_serving(server_args)
+        self.model_runner = target_worker.model_runner
+        self.device = target_worker.device
+        self.max_width = serving.config.routing.max_width
+        # Read by SGLang, which sizes reserves and metrics with them.
+        self.speculative_num_draft_tokens = self.max_width
+        self.speculative_num_steps = 1
+        self.topk = 1
+
+        # What is left to SGLang's runner is prefill and plain decode, whose graphs it captures then.
+        self.model_runner.spec_algorithm = SpeculativeAlgorithm.NONE
+        self.model_runner.sampler = DlmSampler(serving.token_choice)
+        model = self.model_runner.model
+        # A request's last block reaches past the context, and so does the step that SGLang overlaps with it.
+        model.extend_rotary_cache(self.model_runner.model_config.context_len + 2 * self.max_width)
+        adapter_folder = serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
+        if adapter_folder is not None:
+            model.load_draft_adapter(adapter_folder)
+
+    @property
+    def draft_worker(self) -> None:
+        """Return None: drafts come from the target model itself."""
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_target_worker":
+            raise AttributeError(name)
+        return getattr(self._target_worker, name)
+
+    def init_attention_backends(self) -> None:
+        """Add block attention to the backend that SGLang has just chosen for the target."""
+        runner = self.model_runner
+        chosen = runner.attn_backend
+        runner.attn_backend = DlmAttentionBackend(runner, chosen, self._serving.commit)
+        # SGLang's models ask the backend under which names it was chosen.
+        runner.attn_backend.prefill_attention_backend_str = chosen.prefill_attention_backend_str
+        runner.attn_backend.decode_attention_backend_str = chosen.decode_attention_backend_str
+        runner.kv_index_translator.bind_and_verify_backends([runner.attn_backend, runner.decode_attn_backend])
+
+    def init_cuda_graphs(self) -> None:
+        """Set up the state of all requests and, where SGLang captures its decode graphs, ours of block steps."""
+        serving, runner = self._serving, self.model_runner
+        commit, choice, block_size = serving.commit, serving.token_choice, serving.checkpoint.block_size
+        num_requests = runner.req_to_token_pool.req_to_token.shape[0]
+        self.table = Rows.table(num_requests, self.max_width, choice.mask_token_id, self.device)
+        eager = BlockStep(runner, self.table, commit, choice)
+        windows = DraftWindows(eager, runner, commit, choice)
+        step: Step = eager
+        if runner.decode_cuda_graph_capture_bs:
+            from dlm_serve.sglang.block_graphs import BlockGraphs
+
+            routing = serving.config.routing
+            step = BlockGraphs.capture(eager, runner, routing, commit.usable_widths(block_size, routing.widths))
+        start = windows if isinstance(commit, WindowCommit) else FirstBlocks(step, self.table, commit, choice)
+        decode = DecodeForward(self._target_worker, self.table)
+        self._extend = ExtendStep(self._target_worker, self.table, commit, choice.mask_token_id, block_size, start)
+        self._decode = DecodeStep(step, decode, windows, self.table, commit, choice)
+        self._planner = StepPlanner(commit, self.device)
+
+    def forward_batch_generation(self, batch: Any, on_publish: Publish | None = None, **_: Any) -> Any:
+        """Run one EXTEND call or one decode step of SGLang's `batch`."""
+        if batch.forward_mode.is_extend():
+            self._planner.forget()
+            result = self._extend.run(batch)
+        else:
+            result = self._decode.run(batch, self._planner.plan(batch.reqs))
+        if on_publish is not None:
+            on_publish(result.new_seq_lens)
+        return result
