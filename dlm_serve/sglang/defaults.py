@@ -8,11 +8,12 @@ from typing import Any
 
 from dlm_serve import bundled
 from dlm_serve.decoding import Prefill, Sharing
-from dlm_serve.engine import algorithm
 from dlm_serve.engine.serving import Serving, find_serving
 from dlm_serve.engine.shapes import BATCH_SIZES
 from dlm_serve.errors import ConfigError
 from dlm_serve.platform import is_active
+from dlm_serve.sglang import algorithm
+from dlm_serve.sglang.protocols import ServerArgsLike
 
 CPU_MAX_TOTAL_TOKENS = 1 << 16
 """KV slots on a machine without an accelerator, where SGLang would otherwise take most of its memory."""
@@ -48,7 +49,7 @@ _UNSUPPORTED = (
 )
 
 
-def prepare_server_args(server_args: Any) -> bool:
+def prepare_server_args(server_args: ServerArgsLike) -> bool:
     """Set on unresolved `server_args` what our models need; returns whether the model is one of ours.
 
     Raises ConfigError or CheckpointError.
@@ -81,7 +82,7 @@ def prepare_server_args(server_args: Any) -> bool:
     return True
 
 
-def _set_prefill(server_args: Any, serving: Serving) -> None:
+def _set_prefill(server_args: ServerArgsLike, serving: Serving) -> None:
     """How prompts are cut and shared, and the memory that takes."""
     if serving.policy.prefill is not Prefill.CAUSAL:
         server_args.disable_prefill_cuda_graph = True  # stretches of a prompt are not planned ahead
@@ -93,7 +94,7 @@ def _set_prefill(server_args: Any, serving: Serving) -> None:
     _set_page_size(server_args, serving)
 
 
-def _set_page_size(server_args: Any, serving: Serving) -> None:
+def _set_page_size(server_args: ServerArgsLike, serving: Serving) -> None:
     """Where only whole blocks can be shared, and prompts continue at their edges alone, pages consist of blocks."""
     block_size = serving.checkpoint.block_size
     if serving.policy.prefill is not Prefill.BLOCK_CAUSAL:
@@ -112,7 +113,7 @@ def _set_page_size(server_args: Any, serving: Serving) -> None:
         raise ConfigError("--chunked-prefill-size", server_args.chunked_prefill_size, limit, "leave it out")
 
 
-def _set_cpu_defaults(server_args: Any) -> None:
+def _set_cpu_defaults(server_args: ServerArgsLike) -> None:
     server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
     if server_args.max_total_tokens is None:
         server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS
@@ -120,33 +121,33 @@ def _set_cpu_defaults(server_args: Any) -> None:
         server_args.max_running_requests = CPU_MAX_RUNNING_REQUESTS
 
 
-def _set_gpu_defaults(server_args: Any, serving: Serving) -> None:
+def _set_gpu_defaults(server_args: ServerArgsLike, serving: Serving) -> None:
     if server_args.max_running_requests is None:
         server_args.max_running_requests = BATCH_SIZES[-1]
     if not serving.policy.decodes_tokens and server_args.cuda_graph_max_bs_decode is None:
         server_args.cuda_graph_max_bs_decode = 1  # graphs of SGLang's decode, which no step takes
 
 
-def _refuse_unsupported(server_args: Any) -> None:
+def _refuse_unsupported(server_args: ServerArgsLike) -> None:
     for field, fine, why in _UNSUPPORTED:
         value = getattr(server_args, field)
         if value != fine and value:
             raise ConfigError(f"--{field.replace('_', '-')}", value, why, "leave it out")
 
 
-def _has_weights(server_args: Any, serving: Serving) -> bool:
+def _has_weights(server_args: ServerArgsLike, serving: Serving) -> bool:
     """Whether safetensors files should lie in the folder already; those of a hub id may still be fetched."""
     if server_args.load_format not in ("auto", "safetensors"):
         return False
     return Path(server_args.model_path).is_dir() or any(serving.checkpoint.folder.glob("*.safetensors"))
 
 
-def _named_as_ours(server_args: Any, serving: Serving) -> str:
+def _named_as_ours(server_args: ServerArgsLike, serving: Serving) -> str:
     """`--json-model-override-args` by which SGLang takes our model class and not the one the checkpoint names."""
     given = json.loads(server_args.json_model_override_args or "{}")
     return json.dumps({**given, "architectures": [serving.checkpoint.family.architecture]})
 
 
-def _sampling_defaults(server_args: Any, serving: Serving) -> dict[str, Any]:
+def _sampling_defaults(server_args: ServerArgsLike, serving: Serving) -> dict[str, Any]:
     """The checkpoint's sampling defaults under those given with `--preferred-sampling-params`."""
     return {**serving.checkpoint.generation_defaults(), **(server_args.preferred_sampling_params or {})}
