@@ -1,4 +1,4 @@
-"""What the plugin sets when a server starts, so that `--model-path` alone is enough."""
+"""Set SGLang's arguments when a server starts, so that `--model-path` alone is enough."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _UNSUPPORTED = (
 
 
 def prepare_server_args(server_args: ServerArgsLike) -> bool:
-    """Set on unresolved `server_args` what our models need; returns whether the model is one of ours.
+    """Set on unresolved `server_args` what our models need; return whether the model is one of ours.
 
     Raises ConfigError or CheckpointError.
     """
@@ -83,7 +83,7 @@ def prepare_server_args(server_args: ServerArgsLike) -> bool:
 
 
 def _set_prefill(server_args: ServerArgsLike, serving: Serving) -> None:
-    """How prompts are cut and shared, and the memory that takes."""
+    """Set how prompts are cut and shared, and the memory that takes."""
     if serving.policy.prefill is not Prefill.CAUSAL:
         server_args.disable_prefill_cuda_graph = True  # stretches of a prompt are not planned ahead
     if serving.policy.sharing is Sharing.NONE:
@@ -95,22 +95,23 @@ def _set_prefill(server_args: ServerArgsLike, serving: Serving) -> None:
 
 
 def _set_page_size(server_args: ServerArgsLike, serving: Serving) -> None:
-    """Where only whole blocks can be shared, and prompts continue at their edges alone, pages consist of blocks."""
+    """Let pages consist of blocks where only whole blocks are shared and prompts continue at their edges alone."""
     block_size = serving.checkpoint.block_size
     if serving.policy.prefill is not Prefill.BLOCK_CAUSAL:
         return
-    if server_args.page_size is None:
-        server_args.page_size = block_size
-    if server_args.page_size % block_size:
+    page_size = block_size if server_args.page_size is None else server_args.page_size
+    if page_size % block_size:
         raise ConfigError(
-            "--page-size", server_args.page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
+            "--page-size", page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
         )
-    if server_args.device != "cpu" and server_args.page_size.bit_count() != 1:
+    if server_args.device != "cpu" and page_size.bit_count() != 1:
         limit = "SGLang's kernels need a power of two"
-        raise ConfigError("--page-size", server_args.page_size, limit, "serve it on a CPU, with --device cpu")
-    if (server_args.chunked_prefill_size or 0) > 0 and server_args.chunked_prefill_size % server_args.page_size:
-        limit = f"must be a multiple of the page size, {server_args.page_size}: chunks end where blocks do"
-        raise ConfigError("--chunked-prefill-size", server_args.chunked_prefill_size, limit, "leave it out")
+        raise ConfigError("--page-size", page_size, limit, "serve it on a CPU, with --device cpu")
+    chunk = server_args.chunked_prefill_size
+    if chunk is not None and chunk > 0 and chunk % page_size:
+        limit = f"must be a multiple of the page size, {page_size}: chunks end where blocks do"
+        raise ConfigError("--chunked-prefill-size", chunk, limit, "leave it out")
+    server_args.page_size = page_size
 
 
 def _set_cpu_defaults(server_args: ServerArgsLike) -> None:
@@ -136,18 +137,18 @@ def _refuse_unsupported(server_args: ServerArgsLike) -> None:
 
 
 def _has_weights(server_args: ServerArgsLike, serving: Serving) -> bool:
-    """Whether safetensors files should lie in the folder already; those of a hub id may still be fetched."""
+    """Return whether safetensors files should be in the folder already; those of a hub id may still be fetched."""
     if server_args.load_format not in ("auto", "safetensors"):
         return False
     return Path(server_args.model_path).is_dir() or any(serving.checkpoint.folder.glob("*.safetensors"))
 
 
 def _named_as_ours(server_args: ServerArgsLike, serving: Serving) -> str:
-    """`--json-model-override-args` by which SGLang takes our model class and not the one the checkpoint names."""
+    """Return `--json-model-override-args` by which SGLang takes our model class, not the one the checkpoint names."""
     given = json.loads(server_args.json_model_override_args or "{}")
     return json.dumps({**given, "architectures": [serving.checkpoint.family.architecture]})
 
 
 def _sampling_defaults(server_args: ServerArgsLike, serving: Serving) -> dict[str, Any]:
-    """The checkpoint's sampling defaults under those given with `--preferred-sampling-params`."""
+    """Return the checkpoint's sampling defaults under those given with `--preferred-sampling-params`."""
     return {**serving.checkpoint.generation_defaults(), **(server_args.preferred_sampling_params or {})}

@@ -30,16 +30,16 @@ def refusal(start: Callable[[], Any]) -> str:
     return "started"
 
 
-def start_without(hook: Hook, ours: ServerArgs, prepared: ServerArgs) -> str:
-    """The refusal of a start in which SGLang fails to apply `hook`."""
+def start_without(failing: Hook, ours: ServerArgs, prepared: ServerArgs) -> str:
+    """The refusal of a start in which the hook `failing` is not in place."""
     found = install.is_in_place
-    install.is_in_place = lambda each: each is not hook and found(each)
+    install.is_in_place = lambda hook: hook is not failing and found(hook)
     try:
-        if hook is RESOLVE:
+        if failing is RESOLVE:
             return refusal(lambda: plugin.before_publish(ours, role="tokenizer"))
-        if hook is PUBLISH:
+        if failing is PUBLISH:
             return refusal(lambda: plugin.before_resolve(ours))
-        if hook.role is Role.MAIN:
+        if failing.role is Role.MAIN:
             return refusal(lambda: plugin.before_publish(prepared, role="tokenizer"))
         return refusal(lambda: plugin.before_publish(prepared, role="scheduler"))
     finally:
