@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -30,7 +31,7 @@ WIDTH, VOCAB_SIZE, MASK = 8, 32, 3
 COMMIT = NEMOTRON_LABS_DIFFUSION.commit
 CHOICE = TokenChoice(MASK)
 
-CASES = {
+CASES: dict[str, Callable[[int], list[Any]]] = {
     "all self_speculation": lambda n: [Mode.SELF_SPECULATION] * n,
     "all autoregressive": lambda n: [Mode.AUTOREGRESSIVE] * n,
     "one block among autoregressive": lambda n: [Mode.SELF_SPECULATION, *[Mode.AUTOREGRESSIVE] * (n - 1)],

@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from dlm_serve.decoding import Commit
 from dlm_serve.sglang.prompt_attention import SpanBackend
+from dlm_serve.sglang.protocols import AttentionLayerLike, ForwardBatchLike, ModelRunnerLike
 
 
 class BlockAttentionBackend(AttentionBackend):  # type: ignore[misc]  # the base is untyped
@@ -19,12 +20,12 @@ class BlockAttentionBackend(AttentionBackend):  # type: ignore[misc]  # the base
 
     needs_cpu_seq_lens = False
 
-    def __init__(self, model_runner: Any) -> None:
+    def __init__(self, model_runner: ModelRunnerLike) -> None:
         super().__init__()
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
 
-    def init_forward_metadata(self, forward_batch: Any) -> None:
+    def init_forward_metadata(self, forward_batch: ForwardBatchLike) -> None:
         """Nothing to plan: the kernel reads everything from the batch."""
 
     def forward_extend(
@@ -32,8 +33,8 @@ class BlockAttentionBackend(AttentionBackend):  # type: ignore[misc]  # the base
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        layer: Any,
-        forward_batch: Any,
+        layer: AttentionLayerLike,
+        forward_batch: ForwardBatchLike,
         save_kv_cache: bool = True,
         **_: Any,
     ) -> torch.Tensor:
@@ -64,7 +65,7 @@ class BlockAttentionBackend(AttentionBackend):  # type: ignore[misc]  # the base
 class DlmAttentionBackend(HybridAttnBackend):  # type: ignore[misc]  # the base is untyped
     """Sends block rows to `BlockAttentionBackend`, single-token decode and causal prefill to SGLang's backend."""
 
-    def __init__(self, model_runner: Any, chosen: AttentionBackend, commit: Commit) -> None:
+    def __init__(self, model_runner: ModelRunnerLike, chosen: AttentionBackend, commit: Commit) -> None:
         self.span_backend = None if commit.prompt_mask.is_causal else SpanBackend(model_runner)
         super().__init__(model_runner, prefill_backend=self.span_backend or chosen, decode_backend=chosen)
         self.block_backend = BlockAttentionBackend(model_runner)

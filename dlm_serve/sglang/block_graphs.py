@@ -22,6 +22,7 @@ from dlm_serve.errors import ConfigError
 from dlm_serve.options.server_file import RoutingConfig
 from dlm_serve.scheduling.graph_shapes import GraphShape, GraphShapes
 from dlm_serve.sglang.block_step import BlockForward, BlockStep
+from dlm_serve.sglang.protocols import ModelRunnerLike
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,12 @@ class BlockGraphs:
     """Runs block steps by replaying graphs; steps of shapes that were not captured run eagerly."""
 
     def __init__(
-        self, step: BlockStep, model_runner: Any, shapes: GraphShapes, vocab_size: int, logits_dtype: torch.dtype
+        self,
+        step: BlockStep,
+        model_runner: ModelRunnerLike,
+        shapes: GraphShapes,
+        vocab_size: int,
+        logits_dtype: torch.dtype,
     ) -> None:
         start, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         self._step = step
@@ -54,7 +60,9 @@ class BlockGraphs:
         )
 
     @classmethod
-    def capture(cls, step: BlockStep, model_runner: Any, routing: RoutingConfig, widths: Sequence[int]) -> BlockGraphs:
+    def capture(
+        cls, step: BlockStep, model_runner: ModelRunnerLike, routing: RoutingConfig, widths: Sequence[int]
+    ) -> BlockGraphs:
         """Capture graphs of `widths`, for as many requests as may run and tokens as the budget of `routing` allows."""
         config, logits_dtype = (
             model_runner.model_config,

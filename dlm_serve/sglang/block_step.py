@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
@@ -20,6 +20,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from dlm_serve.decoding import AttentionSpec, Commit, Prediction, Rows, StepOutput, TokenChoice
 from dlm_serve.decoding.kv_slots import read_slots, write_slots
 from dlm_serve.sglang.inputs import BlockInput
+from dlm_serve.sglang.protocols import ModelRunnerLike
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Step(Protocol):
 class BlockStep:
     """Runs block forwards eagerly, of any batch size and width."""
 
-    def __init__(self, model_runner: Any, table: Rows, commit: Commit, choice: TokenChoice) -> None:
+    def __init__(self, model_runner: ModelRunnerLike, table: Rows, commit: Commit, choice: TokenChoice) -> None:
         self.table = table
         self.commit = commit
         self.choice = choice

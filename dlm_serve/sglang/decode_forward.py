@@ -10,12 +10,13 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import Rows, StepOutput
+from dlm_serve.sglang.protocols import BatchLike, WorkerLike
 
 
 class DecodeForward:
     """Runs rows of one token each."""
 
-    def __init__(self, target_worker: Any, table: Rows) -> None:
+    def __init__(self, target_worker: WorkerLike, table: Rows) -> None:
         self._target_worker = target_worker
         self._model_runner = target_worker.model_runner
         self._table = table
@@ -51,7 +52,7 @@ class DecodeForward:
             runner.shared_read_done_event = None
         return result.logits_output.next_token_logits, result.can_run_cuda_graph
 
-    def sample(self, batch: Any, logits: torch.Tensor, committed_lens: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def sample(self, batch: BatchLike, logits: torch.Tensor, committed_lens: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """Sample the next token of every request of `batch` from `logits` [B, V] float32, as SGLang does.
 
         Return SGLang's output, with log-probabilities where asked, and token ids [B] int64.

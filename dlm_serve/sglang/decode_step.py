@@ -15,6 +15,7 @@ from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.inputs import StepState
 from dlm_serve.sglang.planned_step import PlannedStep, RowGroup
+from dlm_serve.sglang.protocols import BatchLike
 from dlm_serve.sglang.sampler import sampling_of
 
 
@@ -22,7 +23,7 @@ from dlm_serve.sglang.sampler import sampling_of
 class _Inputs:
     """What the rows of a step have in common."""
 
-    batch: Any
+    batch: BatchLike
     indices: torch.Tensor  # [B] int64, rows of the table and of SGLang's slot table
     committed_lens: torch.Tensor  # [B] int64
 
@@ -55,7 +56,7 @@ class DecodeStep:
         self._commit = commit
         self._choice = choice
 
-    def run(self, batch: Any, planned: PlannedStep) -> Any:
+    def run(self, batch: BatchLike, planned: PlannedStep) -> Any:
         """Run one step of SGLang's `batch`; return its GenerationBatchResult."""
         indices = batch.req_pool_indices.long()
         batch.sampling_info.sampling_seed = self._table.seed[indices]

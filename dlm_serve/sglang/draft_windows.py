@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -13,13 +12,14 @@ from dlm_serve.decoding.commit.window import last_window, verifies_drafts
 from dlm_serve.sglang.block_step import BlockStep
 from dlm_serve.sglang.first_block import note_rest
 from dlm_serve.sglang.planned_step import drawn_rows
+from dlm_serve.sglang.protocols import ModelRunnerLike, ReqLike
 from dlm_serve.sglang.requests import state_of
 
 
 class DraftWindows:
     """Runs windows eagerly, in shapes of their own."""
 
-    def __init__(self, step: BlockStep, model_runner: Any, commit: Commit, choice: TokenChoice) -> None:
+    def __init__(self, step: BlockStep, model_runner: ModelRunnerLike, commit: Commit, choice: TokenChoice) -> None:
         self._step = step
         self._model_runner = model_runner
         self._table: Rows = step.table
@@ -27,7 +27,7 @@ class DraftWindows:
         self._choice = choice
 
     def start(
-        self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
+        self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
     ) -> torch.Tensor:
         """Take the first run of each of `reqs`, which keeps no KV; return the next token of each [N].
 

@@ -12,6 +12,7 @@ from dlm_serve.decoding import Commit, FirstBlock, Rows, Sampling
 from dlm_serve.sglang.inputs import StepState
 from dlm_serve.sglang.planned_step import to_device
 from dlm_serve.sglang.prompt_attention import SpanBackend, spans_of
+from dlm_serve.sglang.protocols import BatchLike, ReqLike, WorkerLike
 from dlm_serve.sglang.requests import first_block_of, row_options_of
 from dlm_serve.sglang.sampler import sampling_of
 
@@ -20,7 +21,7 @@ class StartBlocks(Protocol):
     """Starts the blocks of requests whose next token the prefill does not predict."""
 
     def start(
-        self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
+        self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
     ) -> torch.Tensor:
         """Return the next token of each of `reqs` [N] int64; leave the rest of their blocks in the table."""
 
@@ -29,7 +30,13 @@ class ExtendStep:
     """Runs EXTEND calls."""
 
     def __init__(
-        self, target_worker: Any, table: Rows, commit: Commit, mask_token_id: int, block_size: int, start: StartBlocks
+        self,
+        target_worker: WorkerLike,
+        table: Rows,
+        commit: Commit,
+        mask_token_id: int,
+        block_size: int,
+        start: StartBlocks,
     ) -> None:
         self._target_worker = target_worker
         self._table = table
@@ -38,7 +45,7 @@ class ExtendStep:
         self._block_size = block_size
         self._start = start
 
-    def run(self, batch: Any) -> Any:
+    def run(self, batch: BatchLike) -> Any:
         """Prefill SGLang's `batch`; return its GenerationBatchResult, with the first token of each request."""
         table, device = self._table, self._table.tokens.device
         rows = Rows.of([row_options_of(req, self._commit) for req in batch.reqs], table.width).to(device)
@@ -61,7 +68,7 @@ class ExtendStep:
         result.next_draft_input = StepState(pending, batch.seq_lens)
         return result
 
-    def _prompt_spans(self, batch: Any) -> AbstractContextManager[None]:
+    def _prompt_spans(self, batch: BatchLike) -> AbstractContextManager[None]:
         """Return a context in which the prompts of an EXTEND call see themselves as the family's do."""
         backend: SpanBackend | None = self._target_worker.model_runner.attn_backend.span_backend
         if backend is None:

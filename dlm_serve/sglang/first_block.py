@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from dlm_serve.decoding import Commit, FirstBlock, Phase, Rows, Sampling, TokenChoice
 from dlm_serve.sglang.block_step import Step
 from dlm_serve.sglang.planned_step import drawn_rows
+from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.requests import end_extend, state_of
 
 
@@ -23,7 +23,7 @@ class FirstBlocks:
         self._choice = choice
 
     def start(
-        self, reqs: Sequence[Any], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
+        self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
     ) -> torch.Tensor:
         """Denoise the first block of each of `reqs`; return the next token of each [N].
 
@@ -53,7 +53,7 @@ class FirstBlocks:
         return pending
 
     def _denoise(
-        self, reqs: Sequence[Any], indices: torch.Tensor, committed_lens: torch.Tensor, sampling: Sampling
+        self, reqs: Sequence[ReqLike], indices: torch.Tensor, committed_lens: torch.Tensor, sampling: Sampling
     ) -> None:
         """Run forwards over the blocks that are not settled yet, until all are."""
         states = [state_of(req) for req in reqs]
@@ -71,7 +71,7 @@ class FirstBlocks:
             live = [i for i in live if phases[i] == Phase.DENOISE]
 
 
-def note_rest(reqs: Sequence[Any], rows: Rows, pending: torch.Tensor, commit: Commit) -> None:
+def note_rest(reqs: Sequence[ReqLike], rows: Rows, pending: torch.Tensor, commit: Commit) -> None:
     """Note of each of `reqs` what an EXTEND call left to emit: its next token `pending` [N] and the rest of its row."""
     _, rest = commit.flush(rows)
     left = zip(pending.tolist(), rest.tokens.tolist(), rest.lens.tolist(), strict=True)

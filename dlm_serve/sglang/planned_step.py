@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from dlm_serve.decoding import Commit, DrawnRows, RequestState
 from dlm_serve.scheduling.step_plan import StepPlan
+from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.requests import state_of
 
 
@@ -39,7 +39,7 @@ class PlannedStep:
     flush: RowGroup | None
 
     @classmethod
-    def of(cls, reqs: Sequence[Any], commit: Commit, device: str) -> PlannedStep:
+    def of(cls, reqs: Sequence[ReqLike], commit: Commit, device: str) -> PlannedStep:
         """Plan a step of SGLang's `reqs`."""
         states = [state_of(req) for req in reqs]
         plan = StepPlan.of(states, commit)
@@ -62,10 +62,10 @@ class StepPlanner:
     def __init__(self, commit: Commit, device: str) -> None:
         self._commit = commit
         self._device = device
-        self._reqs: list[Any] = []
+        self._reqs: list[ReqLike] = []
         self._planned: PlannedStep | None = None
 
-    def plan(self, reqs: list[Any]) -> PlannedStep:
+    def plan(self, reqs: list[ReqLike]) -> PlannedStep:
         """Return the plan of a step of SGLang's `reqs`."""
         if self._planned is None or self._reqs != reqs:
             self._reqs = list(reqs)

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dlm_serve.decoding import Commit
 from dlm_serve.decoding.kv_slots import ReadSlots, read_slots
+from dlm_serve.sglang.protocols import AttentionLayerLike, BatchLike, ForwardBatchLike, ModelRunnerLike
 from dlm_serve.sglang.requests import state_of
 
 MAX_ROW = 64
@@ -36,7 +37,7 @@ class Span:
     length: int
 
 
-def spans_of(batch: Any, commit: Commit, block_size: int) -> list[Span]:
+def spans_of(batch: BatchLike, commit: Commit, block_size: int) -> list[Span]:
     """Return the spans of SGLang's EXTEND `batch`, in the order of its tokens."""
     found, num_before = [], 0
     for i, req in enumerate(batch.reqs):
@@ -85,7 +86,7 @@ class SpanBackend(AttentionBackend):  # type: ignore[misc]  # the base is untype
 
     needs_cpu_seq_lens = False
 
-    def __init__(self, model_runner: Any) -> None:
+    def __init__(self, model_runner: ModelRunnerLike) -> None:
         super().__init__()
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
@@ -107,7 +108,7 @@ class SpanBackend(AttentionBackend):  # type: ignore[misc]  # the base is untype
         finally:
             self._dense, self._rows = [], None
 
-    def init_forward_metadata(self, forward_batch: Any) -> None:
+    def init_forward_metadata(self, forward_batch: ForwardBatchLike) -> None:
         """Look up where the KV lies that the rows see."""
         rows, slot_table = self._rows, self.req_to_token_pool.req_to_token
         if rows is not None:
@@ -119,8 +120,8 @@ class SpanBackend(AttentionBackend):  # type: ignore[misc]  # the base is untype
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        layer: Any,
-        forward_batch: Any,
+        layer: AttentionLayerLike,
+        forward_batch: ForwardBatchLike,
         save_kv_cache: bool = True,
         **_: Any,
     ) -> torch.Tensor:

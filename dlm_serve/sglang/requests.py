@@ -7,37 +7,42 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dlm_serve.decoding import Commit, DecodePlan, FirstBlock, Mode, RequestState, RowOptions
+from dlm_serve.options.request_rules import PLAN_KEY
+from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
 
-PLAN_KEY = "dlm"
-"""Where in a request's `custom_params` its options lie, and after admission its plan."""
+STATISTICS_KEY = "dlm"
+"""Where in an answer's `meta_info` its statistics are."""
+
+_STATE = "dlm_state"
+"""The attribute of SGLang's requests that is ours."""
 
 PLAN = TypeAdapter(DecodePlan)
 """Writes plans and reads them, on the way from the main process to the scheduler's."""
 
 
-def state_of(req: Any) -> RequestState:
+def state_of(req: ReqLike) -> RequestState:
     """Return the state of SGLang's `req`, made when it is first asked for."""
-    state: RequestState | None = getattr(req, "dlm_state", None)
+    state: RequestState | None = vars(req).get(_STATE)
     if state is None:
         params = req.sampling_params
-        state = req.dlm_state = RequestState(
-            PLAN.validate_python(params.custom_params[PLAN_KEY]),
+        state = vars(req)[_STATE] = RequestState(
+            PLAN.validate_json(params.custom_params[PLAN_KEY]),
             seed=params.sampling_seed,
-            stop_ids=frozenset(_stop_ids_of(req)),
+            stop_ids=_stop_ids_of(req),
             is_greedy=params.top_k == 1,
         )
     return state
 
 
-def row_options_of(req: Any, commit: Commit) -> RowOptions:
+def row_options_of(req: ReqLike, commit: Commit) -> RowOptions:
     """Return what the device must know about SGLang's `req`."""
     state = state_of(req)
     vocab_size = current().checkpoint.vocab_size
     return commit.row_options(state.current, state.seed, sorted(state.stop_ids), vocab_size)
 
 
-def first_block_of(req: Any, commit: Commit) -> FirstBlock | None:
+def first_block_of(req: ReqLike, commit: Commit) -> FirstBlock | None:
     """Return the block that the EXTEND call of SGLang's `req` denoises.
 
     None if there is none, or if more of the prompt is to come.
@@ -48,7 +53,7 @@ def first_block_of(req: Any, commit: Commit) -> FirstBlock | None:
     return commit.first_block(state, tokens, len(req.origin_input_ids))
 
 
-def shareable_len(req: Any, commit: Commit) -> int:
+def shareable_len(req: ReqLike, commit: Commit) -> int:
     """Return how many of the first tokens of SGLang's `req` have KV that others with the same tokens may use."""
     num_prompt = len(req.origin_input_ids)
     num_tokens = num_prompt + len(req.output_ids)
@@ -56,12 +61,12 @@ def shareable_len(req: Any, commit: Commit) -> int:
     return commit.shareable_len(state_of(req), num_prompt, num_tokens, req.extend_end, block_size)
 
 
-def end_extend(req: Any, rest: list[int]) -> None:
+def end_extend(req: ReqLike, rest: list[int]) -> None:
     """Note that the EXTEND call of SGLang's `req` left the tokens `rest` to emit, its next token first."""
     state_of(req).end_extend(rest, req.sampling_params.max_new_tokens - len(req.output_ids))
 
 
-def statistics_of(req: Any) -> dict[str, Any]:
+def statistics_of(req: ReqLike) -> dict[str, Any]:
     """Return the `meta_info.dlm` of SGLang's `req` so far."""
     state = state_of(req)
     return {
@@ -73,11 +78,12 @@ def statistics_of(req: Any) -> dict[str, Any]:
     }
 
 
-def _stop_ids_of(req: Any) -> set[int]:
+def _stop_ids_of(req: ReqLike) -> frozenset[int]:
     """Return the ids that end SGLang's `req`, as `Req._check_token_based_finish` sees them, but never the mask."""
     if req.sampling_params.ignore_eos:
-        return set()
-    ids = set(req.sampling_params.stop_token_ids or ()) | set(req.eos_token_ids or ())
+        return frozenset()
+    ids: set[int | None] = {*(req.sampling_params.stop_token_ids or ()), *(req.eos_token_ids or ())}
     if req.tokenizer is not None:
-        ids |= {req.tokenizer.eos_token_id} | set(req.tokenizer.additional_stop_token_ids or ())
-    return ids - {None, current().checkpoint.mask_token_id}
+        ids |= {req.tokenizer.eos_token_id, *(req.tokenizer.additional_stop_token_ids or ())}
+    never = current().checkpoint.mask_token_id
+    return frozenset(token_id for token_id in ids if token_id not in (None, never))

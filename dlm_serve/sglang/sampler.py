@@ -12,6 +12,7 @@ import torch
 from sglang.srt.layers.sampler import Sampler
 
 from dlm_serve.decoding import Sampling, TokenChoice
+from dlm_serve.sglang.protocols import SamplingInfoLike
 
 
 class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
@@ -24,7 +25,7 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
     def forward(
         self,
         logits_output: Any,
-        sampling_info: Any,
+        sampling_info: SamplingInfoLike,
         return_logprob: bool,
         top_logprobs_nums: list[int],
         token_ids_logprobs: list[list[int]],
@@ -46,7 +47,7 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
         return token_ids
 
 
-def sampling_of(sampling_info: Any) -> Sampling:
+def sampling_of(sampling_info: SamplingInfoLike) -> Sampling:
     """Return SGLang's SamplingBatchInfo in the terms of `decoding`."""
     return Sampling(
         # A temperature beyond float32 would turn -inf logits into nan.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from dlm_serve.decoding import Commit, TokenChoice
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options.file_rules import check_file, commit_of
+from dlm_serve.options.request_rules import RequestRules
 from dlm_serve.options.server_file import ServerConfig
+from dlm_serve.sglang.protocols import ServerArgsLike
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,23 @@ class Serving:
         """Return its family's rules for choosing tokens."""
         return self.checkpoint.family.token_choice(self.checkpoint.mask_token_id)
 
+    @cached_property
+    def request_rules(self) -> RequestRules:
+        """Return what requests may ask for."""
+        return RequestRules(
+            config=self.config,
+            family=self.checkpoint.family,
+            commit=self.commit,
+            block_size=self.checkpoint.block_size,
+            vocab_size=self.checkpoint.vocab_size,
+            mask_token_id=self.checkpoint.mask_token_id,
+        )
+
 
 _current: Serving | None = None
 
 
-def find_serving(server_args: Any) -> Serving | None:
+def find_serving(server_args: ServerArgsLike) -> Serving | None:
     """Return what SGLang's `server_args` ask to serve, kept for `current`; None if it is no model of ours.
 
     Raises CheckpointError or ConfigError if it is one that cannot be served.
@@ -50,7 +63,7 @@ def find_serving(server_args: Any) -> Serving | None:
     return _current
 
 
-def load_serving(server_args: Any) -> Serving:
+def load_serving(server_args: ServerArgsLike) -> Serving:
     """Return the same where it must be ours. Raises ConfigError if it is not."""
     serving = find_serving(server_args)
     if serving is None:

@@ -23,6 +23,7 @@ from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.extend_step import ExtendStep
 from dlm_serve.sglang.first_block import FirstBlocks
 from dlm_serve.sglang.planned_step import StepPlanner
+from dlm_serve.sglang.protocols import BatchLike, ServerArgsLike, WorkerLike
 from dlm_serve.sglang.sampler import DlmSampler
 from dlm_serve.sglang.serving import load_serving
 
@@ -35,7 +36,9 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     The prefill is SGLang's own, with the attention of `prompt_attention` where prompts are not causal.
     """
 
-    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any, **_: Any) -> None:
+    def __init__(
+        self, server_args: ServerArgsLike, gpu_id: int, nccl_port: int, target_worker: WorkerLike, **_: Any
+    ) -> None:
         super().__init__()
         self._target_worker = target_worker
         self._draft_worker = None
@@ -98,7 +101,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self._decode = DecodeStep(step, decode, windows, self.table, commit, choice)
         self._planner = StepPlanner(commit, self.device)
 
-    def forward_batch_generation(self, batch: Any, on_publish: Publish | None = None, **_: Any) -> Any:
+    def forward_batch_generation(self, batch: BatchLike, on_publish: Publish | None = None, **_: Any) -> Any:
         """Run one EXTEND call or one decode step of SGLang's `batch`."""
         if batch.forward_mode.is_extend():
             self._planner.forget()
