@@ -52,7 +52,7 @@ class UnsupportedSGLangError(DlmServeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to write in place of the unknown `name`."""
+    """Return what to write in place of the unknown `name`."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}" if close else f"known are {', '.join(known)}"

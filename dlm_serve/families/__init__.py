@@ -13,7 +13,7 @@ FAMILIES: tuple[Family, ...] = (NEMOTRON_LABS_DIFFUSION, EFFICIENT_DLM, SDLM, BD
 
 
 def family_of(config: Config) -> Family | None:
-    """The family of a checkpoint with this `config.json`, if it is one of ours."""
+    """Return the family of a checkpoint with this `config.json`, if it is one of ours."""
     return next((family for family in FAMILIES if family.matches(config)), None)
 
 

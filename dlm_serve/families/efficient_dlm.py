@@ -13,7 +13,7 @@ from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors, rope
 
 
 def _normalise(config: Config) -> dict[str, Any]:
-    """The rotary embedding under its newer name; end-of-sequence ids are the tokenizer's where nothing says them."""
+    """Return the rotary embedding under its newer name; end-of-sequence ids are the tokenizer's if none are named."""
     return {**rope_parameters(config), **config, "eos_token_id": config.get("eos_token_id") or []}
 
 

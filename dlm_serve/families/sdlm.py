@@ -14,7 +14,7 @@ from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors, rope
 
 
 def _normalise(config: Config) -> dict[str, Any]:
-    """The fields of Qwen2's `config.json`, whose heads divide the hidden size, and the trainer's own."""
+    """Return the fields of Qwen2's `config.json`, whose heads divide the hidden size, and the trainer's own."""
     if config.get("causal_attn"):
         raise CheckpointError(
             "causal_attn", True, "windows that are causal are not supported", "use another checkpoint"

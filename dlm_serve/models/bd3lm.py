@@ -58,7 +58,7 @@ class BD3LMBackbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> Any:
-        """SGLang's LogitsProcessorOutput for `input_ids` [N] at `positions` [N]."""
+        """Return SGLang's LogitsProcessorOutput for `input_ids` [N] at `positions` [N]."""
         hidden = self.model(input_ids, positions, forward_batch)
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
         self.norm = LayerNorm(config.hidden_dim, _NORM_EPS)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> torch.Tensor:
-        """Normed hidden states [N, D]."""
+        """Return normed hidden states [N, D]."""
         hidden = self.embed_tokens(input_ids)
         for layer in self.layers:
             hidden = layer(hidden, positions, forward_batch)
@@ -103,7 +103,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config.hidden_dim, quant_config, add_prefix("mlp", prefix))
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> torch.Tensor:
-        """`hidden` [N, D] behind this layer."""
+        """Return `hidden` [N, D] behind this layer."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions, forward_batch)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
 
@@ -125,7 +125,7 @@ class Attention(nn.Module):
         self.attn = RadixAttention(num_heads, head_dim, head_dim**-0.5, num_heads, layer_id, quant_config=quant_config)
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> torch.Tensor:
-        """[N, D] for `hidden` [N, D]."""
+        """Return [N, D] for `hidden` [N, D]."""
         qkv, _ = self.qkv_proj(hidden)
         q, k, v = (part.contiguous() for part in qkv.chunk(3, dim=-1))
         q, k = self.rotary_emb(positions, q, k)
@@ -147,14 +147,14 @@ class MLP(nn.Module):
         self.activation = nn.GELU(approximate="tanh")
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, D] for `hidden` [N, D]."""
+        """Return [N, D] for `hidden` [N, D]."""
         wide, _ = self.up_proj(hidden)
         out, _ = self.down_proj(self.activation(wide))
         return out  # type: ignore[no-any-return]
 
 
 def _parameter_name(name: str) -> str:
-    """The name of our parameter for a tensor of the checkpoint."""
+    """Return the name of our parameter for a tensor of the checkpoint."""
     for theirs, ours in _RENAMED.items():
         name = name.replace(theirs, ours)
     return name

@@ -36,12 +36,12 @@ class Checkpoint(ModelShape):
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """All ids that `config.json` calls end of sequence."""
+        """Return all ids that `config.json` calls end of sequence."""
         return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
 
     @classmethod
     def find(cls, model_path: str, revision: str | None = None) -> Checkpoint | None:
-        """The checkpoint at `model_path`, a folder or a hub id, or None if it is of no family we serve.
+        """Return the checkpoint at `model_path`, a folder or a hub id, or None if it is of no family we serve.
 
         Raises CheckpointError if it is of one, but its `config.json` cannot be served.
         """
@@ -53,7 +53,7 @@ class Checkpoint(ModelShape):
 
     @classmethod
     def read(cls, family: Family, config: Config, folder: Path) -> Checkpoint:
-        """The checkpoint of `family` in `folder` with this `config.json`. Raises CheckpointError."""
+        """Return the checkpoint of `family` in `folder` with this `config.json`. Raises CheckpointError."""
         try:
             checkpoint = cls.model_validate({**family.normalise(config), "family": family, "folder": folder})
         except ValidationError as error:
@@ -70,7 +70,7 @@ class Checkpoint(ModelShape):
         return checkpoint
 
     def generation_defaults(self) -> dict[str, float]:
-        """Sampling defaults of `generation_config.json`; the family's where it does not say. Raises CheckpointError.
+        """Return the sampling defaults of `generation_config.json`; the family's where it does not say. Raises CheckpointError.
 
         A penalty is left out, since it asks for one token at a time: that is for a request to say.
         """
@@ -85,7 +85,7 @@ class Checkpoint(ModelShape):
         }
 
     def tokenizer(self) -> Path | None:
-        """The folder of the family's tokenizer where the checkpoint has none of its own. Raises CheckpointError."""
+        """Return the folder of the family's tokenizer where the checkpoint has none of its own. Raises CheckpointError."""
         name = self.family.tokenizer
         if name is None or any((self.folder / file).is_file() for file in _TOKENIZER_FILES):
             return None
@@ -121,7 +121,7 @@ class Checkpoint(ModelShape):
         self.check_tensor_names(names)
 
     def check_tensor_names(self, names: Iterable[str], *, is_update: bool = False) -> None:
-        """Raises CheckpointError naming tensors that are left over or, unless this updates a part, missing.
+        """Raise CheckpointError naming tensors that are left over or, unless this updates a part, missing.
 
         Quantised checkpoints have tensors of their own and are not checked.
         """
@@ -141,7 +141,7 @@ class Checkpoint(ModelShape):
                 )
 
     def draft_adapter(self, choice: str) -> Path | None:
-        """The folder of the draft adapter for `choice`: `auto`, `none` or a folder; None where nothing drafts.
+        """Return the folder of the draft adapter for `choice`: `auto`, `none` or a folder; None where nothing drafts.
 
         Raises CheckpointError.
         """
@@ -174,12 +174,12 @@ class AdapterConfig(BaseModel):
 
     @property
     def scale(self) -> float:
-        """What the low-rank product is multiplied with."""
+        """Return what the low-rank product is multiplied with."""
         return self.lora_alpha / self.r
 
 
 def _read_config(model_path: str, revision: str | None) -> dict[str, Any] | None:
-    """The `config.json` of a folder or hub id, or None where there is none that can be read."""
+    """Return the `config.json` of a folder or hub id, or None where there is none that can be read."""
     if Path(model_path).is_dir():
         return _read_json(Path(model_path, "config.json"))
     try:
@@ -189,7 +189,7 @@ def _read_config(model_path: str, revision: str | None) -> dict[str, Any] | None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is none."""
+    """Return the object in a JSON file, or None where there is none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -198,7 +198,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _resolve_folder(model_path: str, revision: str | None) -> Path:
-    """The local folder of a path or hub id. SGLang fetches the weights; here it is what lies beside them."""
+    """Return the local folder of a path or hub id. SGLang fetches the weights; here it is what lies beside them."""
     if Path(model_path).is_dir():
         return Path(model_path)
     return Path(

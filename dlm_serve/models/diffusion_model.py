@@ -63,7 +63,7 @@ class DiffusionMixin:
 
 
 def model_class(family: Family) -> type:
-    """The class of a family's models, named as SGLang looks it up."""
+    """Return the class of a family's models, named as SGLang looks it up."""
     backbone: type = pkgutil.resolve_name(family.backbone)
     return type(family.architecture, (DiffusionMixin, backbone), {"family": family, "__module__": __name__})
 

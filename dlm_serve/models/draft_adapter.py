@@ -29,7 +29,7 @@ class DraftAdapter:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> DraftAdapter:
-        """The adapter in `folder`: A [r, in] cut to this rank's share of the input, B [out, r] with the scale."""
+        """Return the adapter in `folder`: A [r, in] cut to this rank's share of the input, B [out, r] with the scale."""
         try:
             config = AdapterConfig.model_validate(json.loads((folder / "adapter_config.json").read_text()))
             tensors = load_file(folder / "adapter_model.safetensors")
@@ -72,7 +72,7 @@ class DraftAdapter:
 
     @contextmanager
     def switched(self, token_on: torch.Tensor) -> Iterator[None]:
-        """Within this context the adapter counts for the tokens of a forward where `token_on` [T] bool holds."""
+        """Let the adapter count, within this context, for the tokens of a forward where `token_on` [T] bool holds."""
         self._token_on = token_on[:, None]
         try:
             yield

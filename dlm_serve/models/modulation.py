@@ -20,7 +20,7 @@ _MODULATION = "adaLN_modulation"
 
 
 def fold_modulation(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The `tensors` of a checkpoint, named as in it behind `backbone.`, without what only modulates.
+    """Return the `tensors` of a checkpoint, named as in it behind `backbone.`, without what only modulates.
 
     Layer norms gain a bias. All is computed in float32, the type the release has.
     """
@@ -44,7 +44,7 @@ def fold_modulation(tensors: Tensors) -> dict[str, torch.Tensor]:
 
 
 def _embedded_zero(tensors: Tensors) -> torch.Tensor:
-    """The embedding [cond_dim] of noise level zero, whose sinusoids are ones (cosines) and zeros (sines)."""
+    """Return the embedding [cond_dim] of noise level zero, whose sinusoids are ones (cosines) and zeros (sines)."""
     weight = tensors[f"{_EMBEDDING}.0.weight"].float()
     # Made from a weight: while SGLang loads, the default type is the model's.
     sinusoids = weight.new_zeros(weight.shape[1])
@@ -57,13 +57,13 @@ def _linear(tensors: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def _modulate(folded: dict[str, torch.Tensor], norm: str, shift: torch.Tensor, scale: torch.Tensor) -> None:
-    """norm(x) * (1 + scale) + shift, the norm having a weight alone."""
+    """Return norm(x) * (1 + scale) + shift, the norm having a weight alone."""
     folded[f"{norm}.weight"] = folded[f"{norm}.weight"].float() * (1 + scale)
     folded[f"{norm}.bias"] = shift
 
 
 def _gate(folded: dict[str, torch.Tensor], layer: str, gate: torch.Tensor) -> None:
-    """The layer's outputs [D_out] multiplied with `gate`."""
+    """Return the layer's outputs [D_out] multiplied with `gate`."""
     folded[f"{layer}.weight"] = folded[f"{layer}.weight"].float() * gate[:, None]
     if f"{layer}.bias" in folded:
         folded[f"{layer}.bias"] = folded[f"{layer}.bias"].float() * gate

@@ -10,12 +10,12 @@ PLATFORM_VARIABLE = "DLM_SERVE_PLATFORM"
 
 
 def activate() -> str | None:
-    """Entry point of `sglang.srt.platforms`: the platform class to use, or None to leave the choice to SGLang."""
+    """Return the platform class to use, or None to leave the choice to SGLang: entry point of `sglang.srt.platforms`."""
     return "dlm_serve.platform.cpu.TorchCpuPlatform" if is_active() else None
 
 
 def is_active() -> bool:
-    """Whether SGLang runs on our plain-PyTorch platform in this process."""
+    """Return whether SGLang runs on our plain-PyTorch platform in this process."""
     asked = os.environ.get(PLATFORM_VARIABLE, "auto")
     if asked not in ("auto", "cpu"):
         raise ConfigError(PLATFORM_VARIABLE, asked, "must be auto or cpu", "correct it or unset it")

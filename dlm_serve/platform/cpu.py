@@ -13,15 +13,15 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # th
     _enum = PlatformEnum.OOT
 
     def get_default_attention_backend(self) -> str:
-        """SGLang's attention on PyTorch's scaled_dot_product_attention."""
+        """Name SGLang's attention on PyTorch's scaled_dot_product_attention."""
         return "torch_native"
 
     def get_dispatch_key_name(self) -> str:
-        """SGLang's layers run their `forward_native`."""
+        """Let SGLang's layers run their `forward_native`."""
         return "native"
 
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
-        """Our pool for ordinary attention, SGLang's for the rest."""
+        """Return our pool for ordinary attention, SGLang's for the rest."""
         if kind != "mha":
             return None
         # Importing it needs the platform, which SGLang is still resolving while it imports this module.

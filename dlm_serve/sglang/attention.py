@@ -26,7 +26,7 @@ class BlockAttentionBackend(AttentionBackend):  # type: ignore[misc]  # the base
         self.token_to_kv_pool = model_runner.token_to_kv_pool
 
     def init_forward_metadata(self, forward_batch: ForwardBatchLike) -> None:
-        """Nothing to plan: the kernel reads everything from the batch."""
+        """Plan nothing: the kernel reads everything from the batch."""
 
     def forward_extend(
         self,

@@ -98,7 +98,7 @@ class SpanBackend(AttentionBackend):  # type: ignore[misc]  # the base is untype
 
     @contextmanager
     def cut_into(self, spans: Sequence[Span]) -> Iterator[None]:
-        """Within this context an EXTEND's tokens lie in `spans`."""
+        """Let an EXTEND's tokens lie in `spans` within this context."""
         dense = [s for s in spans if s.start == 0 and s.length > MAX_ROW]
         rest = [s for s in spans if s.start > 0 or s.length <= MAX_ROW]
         self._dense = [slice(s.first_token, s.first_token + s.length) for s in dense]

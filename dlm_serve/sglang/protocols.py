@@ -70,7 +70,7 @@ class ReqLike(Protocol):
 
     @property
     def output_ids_through_stop(self) -> array[int]:
-        """The answer up to its stop."""
+        """Return the answer up to its stop."""
 
     def finished(self) -> bool:
         """Return whether it has a reason to be finished."""

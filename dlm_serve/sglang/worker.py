@@ -97,17 +97,22 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             step = BlockGraphs.capture(eager, runner, routing, commit.usable_widths(block_size, routing.widths))
         start = windows if isinstance(commit, WindowCommit) else FirstBlocks(step, self.table, commit, choice)
         decode = DecodeForward(self._target_worker, self.table)
-        self._extend = ExtendStep(self._target_worker, self.table, commit, choice.mask_token_id, block_size, start)
-        self._decode = DecodeStep(step, decode, windows, self.table, commit, choice)
+        self._extend_step = ExtendStep(self._target_worker, self.table, commit, choice.mask_token_id, block_size, start)
+        self._decode_step = DecodeStep(step, decode, windows, self.table, commit, choice)
         self._planner = StepPlanner(commit, self.device)
 
     def forward_batch_generation(self, batch: BatchLike, on_publish: Publish | None = None, **_: Any) -> Any:
         """Run one EXTEND call or one decode step of SGLang's `batch`."""
-        if batch.forward_mode.is_extend():
-            self._planner.forget()
-            result = self._extend.run(batch)
-        else:
-            result = self._decode.run(batch, self._planner.plan(batch.reqs))
+        result = self._extend(batch) if batch.forward_mode.is_extend() else self._decode(batch)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
         return result
+
+    def _extend(self, batch: BatchLike) -> Any:
+        """Prefill, and set up the rows of the requests."""
+        self._planner.forget()
+        return self._extend_step.run(batch)
+
+    def _decode(self, batch: BatchLike) -> Any:
+        """Run one step of all rows; it never waits for the device."""
+        return self._decode_step.run(batch, self._planner.plan(batch.reqs))

@@ -38,7 +38,7 @@ class BlockCommit(Commit):
     decodes_tokens: ClassVar[bool] = False
 
     def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
-        """All rows are bidirectional and predict their own positions."""
+        """See `Commit`: all rows are bidirectional and predict their own positions."""
         denoising = is_denoising(rows.phase)
         return AttentionSpec.of(
             rows,
