@@ -20,7 +20,9 @@ _VARIANT = {"time_conditioning": False, "adaln": True, "causal": False}
 
 
 def _normalise(config: Config) -> dict[str, Any]:
-    """Return fields under our names; GPT-2's tokenizer ends with the token that begins and ends sequences, and the mask follows it.
+    """Return the fields under our names.
+
+    GPT-2's tokenizer ends with the token that begins and ends sequences, and the mask follows it.
 
     Raises CheckpointError for a variant that is not served.
     """

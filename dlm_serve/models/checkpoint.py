@@ -70,7 +70,7 @@ class Checkpoint(ModelShape):
         return checkpoint
 
     def generation_defaults(self) -> dict[str, float]:
-        """Return the sampling defaults of `generation_config.json`; the family's where it does not say. Raises CheckpointError.
+        """Return sampling defaults of `generation_config.json`, else the family's. Raises CheckpointError.
 
         A penalty is left out, since it asks for one token at a time: that is for a request to say.
         """
@@ -85,7 +85,7 @@ class Checkpoint(ModelShape):
         }
 
     def tokenizer(self) -> Path | None:
-        """Return the folder of the family's tokenizer where the checkpoint has none of its own. Raises CheckpointError."""
+        """Return the folder of the family's tokenizer if the checkpoint has none. Raises CheckpointError."""
         name = self.family.tokenizer
         if name is None or any((self.folder / file).is_file() for file in _TOKENIZER_FILES):
             return None

@@ -51,7 +51,7 @@ class BD3LMConfig(PreTrainedConfig):  # type: ignore[misc]  # the base is untype
 
 
 def _shared_config(model_type: str, configured_as: str) -> Any:
-    """Return a configuration class like that of `configured_as`, under a name in this module, where unpickling finds it."""
+    """Return a configuration class like that of `configured_as`, in this module, where unpickling finds it."""
     name = f"{model_type.capitalize()}Config"
     config = type(name, (CONFIG_MAPPING[configured_as],), {"model_type": model_type, "__module__": __name__})
     globals()[name] = config

@@ -29,7 +29,7 @@ class DraftAdapter:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> DraftAdapter:
-        """Return the adapter in `folder`: A [r, in] cut to this rank's share of the input, B [out, r] with the scale."""
+        """Return the adapter in `folder`: A [r, in] cut to this rank's share of the input, B [out, r] scaled."""
         try:
             config = AdapterConfig.model_validate(json.loads((folder / "adapter_config.json").read_text()))
             tensors = load_file(folder / "adapter_model.safetensors")

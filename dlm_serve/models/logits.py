@@ -15,7 +15,7 @@ class BlockLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # the base i
     """
 
     def dtype_of(self, model_dtype: torch.dtype) -> torch.dtype:
-        """Return the type of the logits of block rows: the model's, unless SGLang was told to compute them in float32."""
+        """Return the type of the logits of block rows: the model's, unless SGLang was told to use float32."""
         return torch.float32 if self.use_fp32_lm_head or self.use_fp32_lm_head_output else model_dtype
 
     def _copy_logits_to_buffer(

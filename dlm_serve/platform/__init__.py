@@ -10,7 +10,7 @@ PLATFORM_VARIABLE = "DLM_SERVE_PLATFORM"
 
 
 def activate() -> str | None:
-    """Return the platform class to use, or None to leave the choice to SGLang: entry point of `sglang.srt.platforms`."""
+    """Return the platform class to use, None to leave it to SGLang: entry point of `sglang.srt.platforms`."""
     return "dlm_serve.platform.cpu.TorchCpuPlatform" if is_active() else None
 
 

@@ -33,7 +33,7 @@ class CausalCommit(Commit):
     decodes_tokens: ClassVar[bool] = True
 
     def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
-        """See `Commit`: denoising rows are bidirectional and predict their own positions, others are causal, and the next."""
+        """See `Commit`: denoising rows are bidirectional and predict their own positions, others are causal."""
         denoising = is_denoising(rows.phase)
         return AttentionSpec.of(
             rows,

@@ -67,7 +67,7 @@ class WindowCommit(Commit):
     predicts_next: ClassVar[bool] = True
 
     def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
-        """See `Commit`: decided tokens are causal up to the anchor, the window bidirectional; all predict the next position.
+        """See `Commit`: tokens are causal up to the anchor, then bidirectional; all predict the next position.
 
         A row that decodes one token at a time is its anchor alone, and keeps its KV.
         """
