@@ -173,7 +173,7 @@ def summary(results: dict[str, list[float]]) -> dict[str, float]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as the README shows them."""
+    """Return the figures as docs/performance.md shows them."""
     ms = {name: f"{statistics.median(values):.2f} ms" for name, values in figures["measured"].items()}
     ratios = {name: f"{ratio:.2f}" for name, ratio in figures["ratios"].items()}
     speeds = ", ".join(ratios[f"tok/s / plain SGLang at {c}"] for c in CONCURRENCIES)

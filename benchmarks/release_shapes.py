@@ -125,7 +125,7 @@ def measure(name: str, model: Path, release: Release, log: Path) -> dict[str, li
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as the README shows them."""
+    """Return the figures as docs/performance.md shows them."""
     ms = {name: f"{statistics.median(values):.1f}" for name, values in figures["measured"].items()}
 
     def cells(name: str, mode: str) -> str:
