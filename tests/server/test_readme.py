@@ -1,4 +1,4 @@
-"""Run the commands of the README and of docs/api.md as they stand there, against the server that `make serve` starts."""
+"""Run the commands of the README and of docs/api.md as they are written, on the server that `make serve` starts."""
 
 from __future__ import annotations
 
