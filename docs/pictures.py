@@ -1,18 +1,10 @@
-"""Draw the pictures of the documentation: a request's life, and one decode step.
-
-    python docs/pictures.py     # writes docs/pictures/*.svg
-
-The text of a picture depends on this file alone, so that a check can compare it with what is committed.
-"""
+"""Draw the pictures of the documentation as SVG: a request's life, and one decode step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from xml.sax.saxutils import escape
-
-FOLDER = Path(__file__).parent / "pictures"
 
 FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 INK, FAINT, LINE = "#1f2933", "#5f6b7a", "#9aa5b1"
@@ -225,14 +217,5 @@ def _mask(picture: Picture, x: int, y: int, *, sees_all: bool, num_tokens: int, 
             )
 
 
-PICTURES = {"request.svg": request, "step.svg": step}
-
-
-def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for name, draw in PICTURES.items():
-        (FOLDER / name).write_text(draw())
-
-
-if __name__ == "__main__":
-    main()
+PAGES: dict[str, Callable[[], str]] = {"pictures/request.svg": request, "pictures/step.svg": step}
+"""Files in this folder, and the functions that return their text."""
