@@ -1,7 +1,7 @@
 # make serve   set up what is missing and serve the bundled model, or a tiny one of FAMILY=efficient-dlm, sdlm or bd3lm
 #              (MODEL=, FLAGS= for others)
 # make test    set up what is missing and run every test
-# make check   formatter, linter, type checker
+# make check   formatter, linter, type checker, generated pages of the documentation
 # make lock    pin the dependencies anew
 
 # Checkpoints that know nothing about language, for trying a family's decoding.
@@ -28,6 +28,7 @@ check: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	$(PYTHON) docs/generate.py --check
 
 lock: $(UV)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url \

@@ -9,10 +9,11 @@ from typing import Any
 from dlm_serve.decoding import Commit, Mode, Policy, RowSettings, Sharing
 from dlm_serve.decoding.fused import WindowAlgorithm, entropy_below
 from dlm_serve.engine.serving import current
+from dlm_serve.options.request_rules import PLAN_KEY
 from dlm_serve.plan import DecodePlan
 
-PLAN_KEY = "dlm"
-"""Where in a request's `custom_params` its options lie, and after admission its plan."""
+STATISTICS_KEY = "dlm"
+"""Where in an answer's `meta_info` its statistics are."""
 
 
 @dataclass
@@ -47,7 +48,8 @@ def record_of(req: Any) -> RequestRecord:
     """The record of SGLang's `req`, made when it is first asked for."""
     record: RequestRecord | None = getattr(req, "dlm_record", None)
     if record is None:
-        record = req.dlm_record = RequestRecord(DecodePlan.model_validate(req.sampling_params.custom_params[PLAN_KEY]))
+        plan = DecodePlan.model_validate_json(req.sampling_params.custom_params[PLAN_KEY])
+        record = req.dlm_record = RequestRecord(plan)
     return record
 
 

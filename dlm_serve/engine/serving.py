@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from dlm_serve.config import ServerConfig
-from dlm_serve.decoding import Policy
+from dlm_serve.decoding import Policy, Prefill
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
+from dlm_serve.options.request_rules import RequestRules
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,19 @@ class Serving:
     def policy(self) -> Policy:
         """How its family decodes, as the configuration chooses."""
         return self.config.policy_of(self.checkpoint.family)
+
+    @cached_property
+    def request_rules(self) -> RequestRules:
+        """Return what requests may ask for."""
+        return RequestRules(
+            config=self.config,
+            family=self.checkpoint.family,
+            block_size=self.checkpoint.block_size,
+            vocab_size=self.checkpoint.vocab_size,
+            mask_token_id=self.checkpoint.mask_token_id,
+            allows_mask=not self.policy.is_anchored,
+            encodes_whole_prompts=self.policy.prefill is Prefill.BIDIRECTIONAL,
+        )
 
 
 _current: Serving | None = None

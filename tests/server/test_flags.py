@@ -13,7 +13,7 @@ from serving import START_SECONDS
 REFUSALS = """
 import json
 from types import SimpleNamespace
-from dlm_serve.engine.defaults import _UNSUPPORTED, prepare_server_args
+from dlm_serve.sglang.defaults import _UNSUPPORTED, prepare_server_args
 from dlm_serve.errors import ConfigError
 
 fine = {name: value for name, value, _ in _UNSUPPORTED}

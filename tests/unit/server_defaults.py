@@ -8,7 +8,7 @@ import sys
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
-from dlm_serve.engine.defaults import prepare_server_args
+from dlm_serve.sglang.defaults import prepare_server_args
 
 FIELDS = (
     "chunked_prefill_size",

@@ -22,6 +22,9 @@ LIGHT_MODULES = (
     "dlm_serve.kv.slots",
     "dlm_serve.config",
     "dlm_serve.plan",
+    "dlm_serve.options.request_rules",
+    "dlm_serve.sglang.ledger",
+    "dlm_serve.sglang.protocols",
     "dlm_serve.cli",
     "dlm_serve.client",
     "dlm_serve.evaluation.report",
@@ -139,15 +142,17 @@ def test_pure_packages_import_only(package: str) -> None:
 
 
 # Which packages the modules of a package may not import, because they stand above them.
-SERVING = ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.platform")
+SERVING = ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.platform", "dlm_serve.sglang")
 COMMANDS = ("dlm_serve.cli", "dlm_serve.training")
 FORBIDDEN = {
     "dlm_serve.models": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
     "dlm_serve.config": ("dlm_serve.plan", "dlm_serve.models", *SERVING, *COMMANDS),
     "dlm_serve.plan": ("dlm_serve.models", *SERVING, *COMMANDS),
-    "dlm_serve.compat": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models", *COMMANDS),
+    "dlm_serve.sglang.compat": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models", *COMMANDS),
     "dlm_serve.platform": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
     "dlm_serve.engine": ("dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.sglang": ("dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.options": ("dlm_serve.models", *SERVING, *COMMANDS),
     "dlm_serve.plugin": COMMANDS,
     "dlm_serve.training": ("dlm_serve.cli", *SERVING),
 }
@@ -169,7 +174,7 @@ def test_nothing_imports_the_commands() -> None:
 
 
 def test_only_the_outer_packages_import_sglang() -> None:
-    outer = ("dlm_serve.plugin", "dlm_serve.engine", "dlm_serve.platform", "dlm_serve.models")
+    outer = ("dlm_serve.plugin", "dlm_serve.engine", "dlm_serve.platform", "dlm_serve.models", "dlm_serve.sglang")
     importing = {module for module, file in sources() if any(is_inside(i, ("sglang",)) for i in imports_of(file))}
     assert importing, "none found: the search is broken"
     assert {module for module in importing if not is_inside(module, outer)} == set()

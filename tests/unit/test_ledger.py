@@ -1,48 +1,69 @@
-"""Every hook is in the ledger, probed before it is installed, and names a function of ours."""
+"""Every hook of the ledger names code of ours, and is in place before a server starts."""
 
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from processes import output_of
 
-from dlm_serve import compat
-from dlm_serve.plugin import HOOKS, Hook
+from dlm_serve.sglang import compat
+from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, Hook, Seam
 
 ROOT = Path(__file__).parent.parent.parent
-LEDGER = (ROOT / "docs" / "architecture.md").read_text()
-
-by_target = pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.target.rsplit(".", 1)[1])
+SCRIPT = Path(__file__).parent / "hooks_in_place.py"
 
 
-@by_target
-def test_documented(hook: Hook) -> None:
-    cells = [
-        str(hook.role),
-        f"`{hook.target.removeprefix('sglang.srt.')}`",
-        f"{hook.kind} `{hook.hook.removeprefix('dlm_serve.')}`",
-        hook.why,
-        hook.until,
-    ]
-    assert f"| {' | '.join(cells)} |" in LEDGER
-
-
-@by_target
-def test_probed(hook: Hook) -> None:
-    assert hook.target in {seam.target for seam in compat.SEAMS}
-
-
-@by_target
-def test_names_a_function_of_ours(hook: Hook) -> None:
+@pytest.mark.parametrize("hook", [*ENTRY_HOOKS, *HOOKS], ids=lambda hook: hook.target.rsplit(".", 1)[1])
+def test_names_code_of_ours(hook: Hook) -> None:
     module, name = hook.hook.split(":")
     source = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    assert name in {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
+    kind = ast.ClassDef if hook.kind == "replace" else ast.FunctionDef
+    assert name in {node.name for node in source.body if isinstance(node, kind)}
 
 
 def test_a_missing_seam_is_named() -> None:
-    missing = compat.Seam("json.no_such_function")
-    without_parameter = compat.Seam("json.dumps", ("obj", "no_such_parameter"))
-    assert "json.no_such_function is missing" in (missing.problem() or "")
-    assert without_parameter.problem() == "json.dumps has no parameter no_such_parameter"
-    assert compat.Seam("json.dumps", ("obj",)).problem() is None
+    missing = Seam("json.no_such_function")
+    without_parameter = Seam("json.dumps", ("obj", "no_such_parameter"))
+    assert "json.no_such_function is missing" in (compat.problem_with(missing) or "")
+    assert compat.problem_with(without_parameter) == "json.dumps has no parameter no_such_parameter"
+    assert compat.problem_with(Seam("json.dumps", ("obj",))) is None
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What `hooks_in_place.py` finds in processes of SGLang's."""
+    found: dict[str, Any] = json.loads(output_of(SCRIPT).splitlines()[-1])
+    return found
+
+
+def test_all_hooks_are_in_place(found: dict[str, Any]) -> None:
+    assert found["missing"] == []
+
+
+def test_another_model_is_left_alone(found: dict[str, Any]) -> None:
+    assert found["in place for another model"] == []
+
+
+def test_the_changed_sglang_passes_the_probe(found: dict[str, Any]) -> None:
+    """As it must where a second engine starts in the same process."""
+    assert found["probe"] == "passed"
+
+
+@pytest.mark.parametrize("hook", [*ENTRY_HOOKS, *HOOKS], ids=lambda hook: hook.target.rsplit(".", 1)[1])
+def test_a_hook_that_fails_is_fatal(found: dict[str, Any], hook: Hook) -> None:
+    message = found["refusals"][hook.target]
+    assert message.startswith("UnsupportedSGLangError: dlm-serve's hooks for role")
+    assert f"are not in place: {hook.kind} {hook.target}" in message
+
+
+def test_what_sglang_only_logs_is_fatal(found: dict[str, Any]) -> None:
+    assert "are not in place: replace sglang.srt.managers.schedule_batch.Req" in found["not applied"]
+
+
+def test_a_hook_that_came_too_late_is_fatal(found: dict[str, Any]) -> None:
+    """SGLang does not apply it where another plugin's hook has changed the target already."""
+    assert "are not in place: after sglang.srt.entrypoints.api_contract" in found["too late"]

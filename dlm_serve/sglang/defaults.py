@@ -1,4 +1,4 @@
-"""What the plugin sets when a server starts, so that `--model-path` alone is enough."""
+"""Set SGLang's arguments when a server starts, so that `--model-path` alone is enough."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from dlm_serve import bundled
 from dlm_serve.decoding import Prefill, Sharing
-from dlm_serve.engine import algorithm
 from dlm_serve.engine.serving import Serving, find_serving
 from dlm_serve.engine.shapes import BATCH_SIZES
 from dlm_serve.errors import ConfigError
 from dlm_serve.platform import is_active
+from dlm_serve.sglang import algorithm
+from dlm_serve.sglang.protocols import ServerArgsLike
 
 CPU_MAX_TOTAL_TOKENS = 1 << 16
 """KV slots on a machine without an accelerator, where SGLang would otherwise take most of its memory."""
@@ -48,8 +49,8 @@ _UNSUPPORTED = (
 )
 
 
-def prepare_server_args(server_args: Any) -> bool:
-    """Set on unresolved `server_args` what our models need; returns whether the model is one of ours.
+def prepare_server_args(server_args: ServerArgsLike) -> bool:
+    """Set on unresolved `server_args` what our models need; return whether the model is one of ours.
 
     Raises ConfigError or CheckpointError.
     """
@@ -81,8 +82,8 @@ def prepare_server_args(server_args: Any) -> bool:
     return True
 
 
-def _set_prefill(server_args: Any, serving: Serving) -> None:
-    """How prompts are cut and shared, and the memory that takes."""
+def _set_prefill(server_args: ServerArgsLike, serving: Serving) -> None:
+    """Set how prompts are cut and shared, and the memory that takes."""
     if serving.policy.prefill is not Prefill.CAUSAL:
         server_args.disable_prefill_cuda_graph = True  # stretches of a prompt are not planned ahead
     if serving.policy.sharing is Sharing.NONE:
@@ -93,26 +94,27 @@ def _set_prefill(server_args: Any, serving: Serving) -> None:
     _set_page_size(server_args, serving)
 
 
-def _set_page_size(server_args: Any, serving: Serving) -> None:
-    """Where only whole blocks can be shared, and prompts continue at their edges alone, pages consist of blocks."""
+def _set_page_size(server_args: ServerArgsLike, serving: Serving) -> None:
+    """Let pages consist of blocks where only whole blocks are shared and prompts continue at their edges alone."""
     block_size = serving.checkpoint.block_size
     if serving.policy.prefill is not Prefill.BLOCK_CAUSAL:
         return
-    if server_args.page_size is None:
-        server_args.page_size = block_size
-    if server_args.page_size % block_size:
+    page_size = block_size if server_args.page_size is None else server_args.page_size
+    if page_size % block_size:
         raise ConfigError(
-            "--page-size", server_args.page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
+            "--page-size", page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
         )
-    if server_args.device != "cpu" and server_args.page_size.bit_count() != 1:
+    if server_args.device != "cpu" and page_size.bit_count() != 1:
         limit = "SGLang's kernels need a power of two"
-        raise ConfigError("--page-size", server_args.page_size, limit, "serve it on a CPU, with --device cpu")
-    if (server_args.chunked_prefill_size or 0) > 0 and server_args.chunked_prefill_size % server_args.page_size:
-        limit = f"must be a multiple of the page size, {server_args.page_size}: chunks end where blocks do"
-        raise ConfigError("--chunked-prefill-size", server_args.chunked_prefill_size, limit, "leave it out")
+        raise ConfigError("--page-size", page_size, limit, "serve it on a CPU, with --device cpu")
+    chunk = server_args.chunked_prefill_size
+    if chunk is not None and chunk > 0 and chunk % page_size:
+        limit = f"must be a multiple of the page size, {page_size}: chunks end where blocks do"
+        raise ConfigError("--chunked-prefill-size", chunk, limit, "leave it out")
+    server_args.page_size = page_size
 
 
-def _set_cpu_defaults(server_args: Any) -> None:
+def _set_cpu_defaults(server_args: ServerArgsLike) -> None:
     server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
     if server_args.max_total_tokens is None:
         server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS
@@ -120,33 +122,33 @@ def _set_cpu_defaults(server_args: Any) -> None:
         server_args.max_running_requests = CPU_MAX_RUNNING_REQUESTS
 
 
-def _set_gpu_defaults(server_args: Any, serving: Serving) -> None:
+def _set_gpu_defaults(server_args: ServerArgsLike, serving: Serving) -> None:
     if server_args.max_running_requests is None:
         server_args.max_running_requests = BATCH_SIZES[-1]
     if not serving.policy.decodes_tokens and server_args.cuda_graph_max_bs_decode is None:
         server_args.cuda_graph_max_bs_decode = 1  # graphs of SGLang's decode, which no step takes
 
 
-def _refuse_unsupported(server_args: Any) -> None:
+def _refuse_unsupported(server_args: ServerArgsLike) -> None:
     for field, fine, why in _UNSUPPORTED:
         value = getattr(server_args, field)
         if value != fine and value:
             raise ConfigError(f"--{field.replace('_', '-')}", value, why, "leave it out")
 
 
-def _has_weights(server_args: Any, serving: Serving) -> bool:
-    """Whether safetensors files should lie in the folder already; those of a hub id may still be fetched."""
+def _has_weights(server_args: ServerArgsLike, serving: Serving) -> bool:
+    """Return whether safetensors files should be in the folder already; those of a hub id may still be fetched."""
     if server_args.load_format not in ("auto", "safetensors"):
         return False
     return Path(server_args.model_path).is_dir() or any(serving.checkpoint.folder.glob("*.safetensors"))
 
 
-def _named_as_ours(server_args: Any, serving: Serving) -> str:
-    """`--json-model-override-args` by which SGLang takes our model class and not the one the checkpoint names."""
+def _named_as_ours(server_args: ServerArgsLike, serving: Serving) -> str:
+    """Return `--json-model-override-args` by which SGLang takes our model class, not the one the checkpoint names."""
     given = json.loads(server_args.json_model_override_args or "{}")
     return json.dumps({**given, "architectures": [serving.checkpoint.family.architecture]})
 
 
-def _sampling_defaults(server_args: Any, serving: Serving) -> dict[str, Any]:
-    """The checkpoint's sampling defaults under those given with `--preferred-sampling-params`."""
+def _sampling_defaults(server_args: ServerArgsLike, serving: Serving) -> dict[str, Any]:
+    """Return the checkpoint's sampling defaults under those given with `--preferred-sampling-params`."""
     return {**serving.checkpoint.generation_defaults(), **(server_args.preferred_sampling_params or {})}

@@ -1,0 +1,1 @@
+"""Options from outside: what they may be, and what they come to."""

@@ -1,0 +1,185 @@
+"""Decide what a request may ask for and make its decode plan, from values alone: SGLang is not needed for that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from dlm_serve.config import ServerConfig
+from dlm_serve.decoding import StopRule
+from dlm_serve.errors import OptionError
+from dlm_serve.families import Family
+from dlm_serve.plan import DecodePlan, RequestOptions
+
+OPTIONS_KEY = "dlm"
+"""Where in a request's `custom_params` its options are, as the client sent them."""
+
+PLAN_KEY = "dlm_plan"
+"""Where in `custom_params` the decode plan travels to the scheduler's process, as JSON. Not a client's to send."""
+
+# What depends on one token following another, with the values that ask for nothing.
+AUTOREGRESSIVE_ONLY: dict[str, tuple[object, ...]] = {
+    "return_logprob": (None, False),
+    "json_schema": (None, ""),
+    "regex": (None, ""),
+    "ebnf": (None, ""),
+    "structural_tag": (None, ""),
+    "frequency_penalty": (None, 0.0),
+    "presence_penalty": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "logit_bias": (None, {}),
+    "min_new_tokens": (None, 0),
+    "custom_logit_processor": (None, ""),
+    "watermark": (None, False),
+}
+
+# What no mode honours, with the values that ask for nothing.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "beam_width": (None, 1),
+    "input_embeds": (None,),
+    "return_hidden_states": (None, False),
+    "return_sampling_mask": (None, False),
+    "session_params": (None,),
+}
+
+# What cannot go with a rule that looks at whole blocks and may take back tokens, with the values that ask for nothing.
+NOT_WITH_UPSTREAM_STOPS: dict[str, tuple[object, ...]] = {
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
+    "stream": (None, False),
+}
+
+FIELDS = (
+    *AUTOREGRESSIVE_ONLY,
+    *UNSUPPORTED,
+    *NOT_WITH_UPSTREAM_STOPS,
+    "custom_params",
+    "top_logprobs_num",
+    "logprob_start_len",
+)
+"""The fields of a request on which its plan depends."""
+
+# SGLang keeps this many positions of the context for itself (`TpModelWorker.get_worker_info`,
+# `Scheduler.init_req_max_new_tokens`) and would drop that many tokens from an answer without a word.
+RESERVED_CONTEXT = 2
+
+_REMEMBERED_PLANS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class RequestRules:
+    """What requests may ask of one checkpoint under one server file."""
+
+    config: ServerConfig
+    family: Family
+    block_size: int
+    vocab_size: int
+    mask_token_id: int
+    allows_mask: bool
+    """Whether prompts may hold the mask."""
+    encodes_whole_prompts: bool
+    """Whether each prompt is encoded in one forward."""
+
+    def __post_init__(self) -> None:
+        # A streaming request asks twice: before its stream begins, and when it is tokenized.
+        object.__setattr__(self, "_resolve", lru_cache(_REMEMBERED_PLANS)(self._resolve))
+
+    def plan(self, values: Mapping[str, Any]) -> DecodePlan:
+        """Return the plan of a request with the values of `FIELDS`; those that are missing ask for nothing.
+
+        Raises OptionError for what cannot be honoured.
+        """
+        for name, nothing in UNSUPPORTED.items():
+            if values.get(name) not in nothing:
+                raise OptionError(name, values[name], "not supported for these models", "leave it out")
+        custom = values.get("custom_params") or {}
+        if not isinstance(custom, dict):
+            raise OptionError("custom_params", custom, "must be a mapping", "give options by name")
+        if PLAN_KEY in custom:
+            raise OptionError(
+                f"custom_params.{PLAN_KEY}", custom[PLAN_KEY], "is set by the server", f"give options as {OPTIONS_KEY}"
+            )
+        self._check_logprobs(values)
+        needs = tuple(name for name, nothing in AUTOREGRESSIVE_ONLY.items() if values.get(name) not in nothing)
+        options = RequestOptions.parse(custom.get(OPTIONS_KEY))
+        plan = self._resolve(options, frozenset(options.model_fields_set), needs)
+        if plan.stop_rule is StopRule.UPSTREAM:
+            _check_upstream_stops(values)
+        return plan
+
+    def _resolve(self, options: RequestOptions, given: frozenset[str], needs: tuple[str, ...]) -> DecodePlan:
+        """Resolve options; `given` tells apart those that are null from those that are absent, which compare equal."""
+        return DecodePlan.resolve(options, self.config, self.family, self.block_size, needs)
+
+    def check_input_ids(self, input_ids: Sequence[int]) -> None:
+        """Refuse an empty prompt, token ids outside the vocabulary and, in some families, the mask."""
+        if not len(input_ids):
+            raise OptionError("prompt", "", "has no tokens", "give at least one")
+        outside = next((token_id for token_id in input_ids if not 0 <= token_id < self.vocab_size), None)
+        if outside is not None:
+            limit = f"token ids must be in [0, {self.vocab_size})"
+            raise OptionError("input_ids", outside, limit, "use this model's tokenizer")
+        if not self.allows_mask and self.mask_token_id in input_ids:
+            raise OptionError(
+                "input_ids", self.mask_token_id, "is the mask, which the first block would fill", "leave it out"
+            )
+
+    def check_prompt_length(self, num_input: int, most: int) -> None:
+        """Refuse a prompt of more than `most` tokens, --max-prefill-tokens, where it takes a single forward."""
+        if self.encodes_whole_prompts and num_input > most:
+            raise OptionError(
+                "prompt",
+                f"{num_input} tokens",
+                f"at most {most}, --max-prefill-tokens: prompts of {self.family.name} are encoded at once",
+                "shorten the prompt or start the server with more",
+            )
+
+    def _check_logprobs(self, values: Mapping[str, Any]) -> None:
+        """Refuse numbers that SGLang's scheduler takes as they are, and dies of."""
+        number, start = values.get("top_logprobs_num"), values.get("logprob_start_len")
+        if isinstance(number, int) and not 0 <= number <= self.vocab_size:
+            raise OptionError("top_logprobs_num", number, f"must be in [0, {self.vocab_size}]", "ask for fewer")
+        if isinstance(start, int) and start < -1:
+            raise OptionError("logprob_start_len", start, "must be at least -1", "give a position of the prompt")
+
+
+def check_num_samples(params: Mapping[str, object]) -> None:
+    """Refuse an `n` for which SGLang would never answer."""
+    n = params.get("n", 1)
+    if not isinstance(n, int) or n < 1:
+        raise OptionError("n", n, "must be an integer of at least 1", "ask for one sample or more")
+
+
+def longest_answer(asked: int | None, is_default: bool, num_input: int, longest: int, context_len: int) -> int | None:
+    """Return the `max_new_tokens` of a request, which must fit behind its prompt of `num_input` tokens.
+
+    `longest` is the length of the longest request, `is_default` whether the server asked rather than the client: that
+    gives way to what fits. None is no limit of its own. Raises OptionError.
+    """
+    most = longest - num_input
+    if asked is None or asked <= most:
+        return asked
+    if is_default and most > 0:
+        return most
+    is_whole = longest >= context_len - RESERVED_CONTEXT
+    limit = f"context length {context_len}" if is_whole else f"the KV cache holds requests of {longest} tokens"
+    raise OptionError(
+        "max_new_tokens",
+        asked,
+        f"with {num_input} input tokens at most {most} ({limit})",
+        "ask for fewer tokens or shorten the prompt",
+    )
+
+
+def _check_upstream_stops(values: Mapping[str, Any]) -> None:
+    for name, nothing in NOT_WITH_UPSTREAM_STOPS.items():
+        value = values.get(name)
+        if (sorted(value) if isinstance(value, set) else value) not in nothing:
+            raise OptionError(
+                name,
+                value,
+                "stop_rule upstream decides alone where an answer ends, when its blocks are there",
+                "leave it out, or use stop_rule eos",
+            )

@@ -1,0 +1,178 @@
+"""Admission, in the main process: refuse what cannot be honoured with HTTP 400, and plan the rest."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from transformers import GenerationConfig
+
+from dlm_serve.decoding import StopRule
+from dlm_serve.engine.requests import STATISTICS_KEY
+from dlm_serve.engine.serving import current
+from dlm_serve.errors import OptionError
+from dlm_serve.options.request_rules import FIELDS, PLAN_KEY, check_num_samples, longest_answer
+from dlm_serve.sglang.protocols import (
+    GenerateRequestLike,
+    SamplingParamsLike,
+    TokenizedRequestLike,
+    TokenizerManagerLike,
+)
+
+BEYOND_PROMPT = 4
+"""A request may be this much longer than a prompt (`TpModelWorker.get_worker_info`)."""
+
+_SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: distinct seeds for the samples of one request
+_INT64 = 1 << 63
+_TOP_K_ALL = 1 << 30  # SGLang's "whole vocabulary"; larger ones overflow its int32
+
+# How tokens are drawn: SGLang's own defaults for these stand only where neither request nor checkpoint says.
+_DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base is untyped
+    """SGLang's tokenizer manager, through which every request enters and every answer leaves."""
+
+    def init_model_config(self) -> None:
+        """Let chats decode as the model cards do, greedily or as the checkpoint says, where a request says nothing.
+
+        See `Checkpoint.generation_defaults` about penalties.
+        """
+        super().init_model_config()
+        config = self.model_config
+        defaults = {"temperature": current().checkpoint.family.temperature, **config.get_default_sampling_params()}
+        generation = copy.copy(config.hf_generation_config) or GenerationConfig()
+        for name in _DRAWING:
+            setattr(generation, name, None if name == "repetition_penalty" else defaults.get(name))
+        config.hf_generation_config, config.sampling_defaults = generation, "model"
+
+    def generate_request(self, obj: Any, request: Any = None) -> Any:
+        """Refuse `n` below 1, of which SGLang's normalization of the request would make one that never ends."""
+        for params in _as_list(obj.sampling_params):
+            check_num_samples(params)
+        return super().generate_request(obj, request)
+
+    def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        tokenized = super()._create_tokenized_object(obj, input_text, input_ids, *args, **kwargs)
+        if hasattr(tokenized, "return_logprob"):  # not an embedding request
+            _admit(tokenized, self, obj)
+        return tokenized
+
+    async def _send_one_request(self, tokenized_obj: Any) -> None:
+        """Give each of the `n` samples of a request its own seed.
+
+        SGLang sends the same parameters n times: each sample takes a copy and leaves the next seed behind.
+        """
+        params = tokenized_obj.sampling_params
+        if getattr(params, "n", 1) > 1:
+            tokenized_obj.sampling_params = copy.copy(params)
+            params.sampling_seed = (params.sampling_seed + _SEED_STEP) % _INT64
+        await super()._send_one_request(tokenized_obj)
+
+    def update_request_meta_info(
+        self, meta_info: dict[str, Any], state: Any, customized_info: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Report the newest statistics; SGLang collects a list, one for each chunk."""
+        super().update_request_meta_info(meta_info, state, customized_info, *args, **kwargs)
+        collected = state.customized_info_accumulated.pop(STATISTICS_KEY, None)
+        state.customized_info_reported_keys.discard(STATISTICS_KEY)
+        if collected:
+            meta_info[STATISTICS_KEY] = collected[-1]
+
+
+def contract_error(error: str | None, body: Any) -> str | None:
+    """After `generate_contract_error`: refuse what the body alone shows, before a streaming answer has begun.
+
+    Fields that are lists, one value for each prompt of a batch, are left to admission. Returns the reason, or None.
+    """
+    if error is not None or not isinstance(body, dict):
+        return error
+    single = {name: value for name, value in body.items() if not isinstance(value, list)}
+    rules = current().request_rules
+    try:
+        if body.get("custom_params") is not None:
+            raise OptionError("custom_params", body["custom_params"], "belongs into sampling_params", "move it there")
+        for ids in _as_list(body.get("input_ids"), of=list):
+            rules.check_input_ids(ids)
+            rules.check_prompt_length(len(ids), _max_prefill_tokens())
+        for params in _as_list(body.get("sampling_params") or {}):
+            check_num_samples(params)
+            rules.plan({**single, **params})
+    except OptionError as refused:
+        return str(refused)
+    return None
+
+
+def as_the_model_says(params: dict[str, Any], serving: Any, request: Any) -> dict[str, Any]:
+    """After `OpenAIServingCompletion._build_sampling_params`: leave to the model what the request leaves out."""
+    return {name: value for name, value in params.items() if name not in _DRAWING or name in request.model_fields_set}
+
+
+def _admit(tokenized: TokenizedRequestLike, manager: TokenizerManagerLike, request: GenerateRequestLike) -> None:
+    """Check a tokenized request, and give it its plan, a seed and a length that fits. Raises OptionError."""
+    params, rules = tokenized.sampling_params, current().request_rules
+    plan = rules.plan({name: _asked(name, request, params) for name in FIELDS})
+    if request.text is not None:
+        tokenized.input_ids = _begun(tokenized.input_ids)
+    num_input = len(tokenized.input_ids)
+    rules.check_input_ids(tokenized.input_ids)
+    rules.check_prompt_length(num_input, _max_prefill_tokens())
+    _check_transport(params)
+    params.max_new_tokens = longest_answer(
+        params.max_new_tokens,
+        request.sampling_params.get("max_new_tokens") is None,
+        num_input,
+        manager.max_req_input_len + BEYOND_PROMPT,
+        manager.context_len,
+    )
+    params.top_k = min(params.top_k, _TOP_K_ALL)
+    params.custom_params = {**(params.custom_params or {}), PLAN_KEY: plan.model_dump_json()}
+    params.ignore_eos = params.ignore_eos or plan.stop_rule is StopRule.UPSTREAM
+    if params.sampling_seed is None:
+        params.sampling_seed = secrets.randbits(63)
+
+
+def _asked(name: str, request: GenerateRequestLike, params: SamplingParamsLike) -> Any:
+    """Return the request's field or, where it has none, the parameter of that name."""
+    value = getattr(request, name, None)
+    return getattr(params, name, None) if value is None else value
+
+
+def _begun(input_ids: Sequence[int]) -> Sequence[int]:
+    """Return the tokens of a text, behind the one that begins every sequence where the family has it."""
+    checkpoint = current().checkpoint
+    if not checkpoint.family.begins_with_eos or list(input_ids[:1]) == checkpoint.eos_token_ids:
+        return input_ids
+    return array("q", [*checkpoint.eos_token_ids, *input_ids])
+
+
+def _check_transport(params: SamplingParamsLike) -> None:
+    """Refuse parameters that the scheduler would die of: it decodes them more strictly than they were parsed."""
+    try:
+        msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=type(params))
+    except (msgspec.ValidationError, TypeError, OverflowError) as error:
+        raise OptionError(
+            "sampling_params", "<as sent>", f"cannot be passed on ({error})", "use plain values, nested at most once"
+        ) from error
+    for token_id in params.stop_token_ids or ():
+        if not -_INT64 <= token_id < _INT64:
+            raise OptionError("stop_token_ids", token_id, "must fit into 64 bits", "give ids of the vocabulary")
+
+
+def _max_prefill_tokens() -> int:
+    from sglang.srt.runtime_context import get_schedule
+
+    return int(get_schedule().max_prefill_tokens)
+
+
+def _as_list(value: Any, of: type = dict) -> list[Any]:
+    """Return one value or several as a list of those of type `of`; None is no value."""
+    if value is None:
+        return []
+    several = isinstance(value, list) and (of is dict or any(isinstance(item, of) for item in value))
+    return [item for item in (value if several else [value]) if isinstance(item, of)]

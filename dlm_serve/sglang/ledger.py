@@ -1,0 +1,234 @@
+"""Name all that is changed in SGLang and all of SGLang's that dlm-serve stands on.
+
+From here hooks are installed (`sglang.install`), hooks and seams are probed (`sglang.compat`), and the tables of
+docs/hooks.md are written (`docs/generate.py`). Importing it loads nothing of SGLang's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+_SRT = "sglang.srt"
+_OURS = "dlm_serve.sglang"
+
+
+class Role(StrEnum):
+    """The processes that hooks are for."""
+
+    EVERY = "every"
+    MAIN = "main"
+    SCHEDULER = "scheduler"
+    CPU_SCHEDULER = "scheduler on plain PyTorch"
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Something of SGLang's that is called, subclassed or hooked, and that not all of its own models stand on."""
+
+    target: str
+    """Its dotted name."""
+    parameters: tuple[str, ...] = ()
+    """Parameters it must have."""
+
+
+@dataclass(frozen=True)
+class Hook(Seam):
+    """A change to SGLang, and what it would take to drop it."""
+
+    kind: str = ""
+    """before, after, around or replace, as SGLang's HookType."""
+    hook: str = ""
+    """`module:name` of a function of ours or, to replace a class, of a subclass of it."""
+    role: Role = Role.EVERY
+    why: str = ""
+    until: str = ""
+
+
+RESOLVE = Hook(
+    f"{_SRT}.server_args.ServerArgs.resolve_once",
+    kind="before",
+    hook="dlm_serve.plugin:before_resolve",
+    role=Role.EVERY,
+    why="path, architecture and algorithm of a model of ours are needed before SGLang reads its configuration",
+    until="a plugin can complete server arguments before they are resolved",
+)
+
+PUBLISH = Hook(
+    f"{_SRT}.runtime_context.publish",
+    ("server_args", "role"),
+    kind="before",
+    hook="dlm_serve.plugin:before_publish",
+    role=Role.EVERY,
+    why="each process says here what it serves and as what, before it looks up a class; it installs its hooks then",
+    until="SGLang loads plugins with the server's arguments",
+)
+
+ENTRY_HOOKS = (RESOLVE, PUBLISH)
+"""Registered in every process that loads the plugin; they do nothing where another model is served."""
+
+HOOKS = (
+    Hook(
+        f"{_SRT}.managers.tokenizer_manager.TokenizerManager",
+        kind="replace",
+        hook=f"{_OURS}.admission:DlmTokenizerManager",
+        role=Role.MAIN,
+        why="requests need a check and a plan, their samples seeds, their answers the newest statistics; "
+        "n = 0 hangs, and input ids outside the vocabulary kill the scheduler",
+        until="a plugin can validate requests; SGLang refuses n < 1 and numbers the samples of a request",
+    ),
+    Hook(
+        f"{_SRT}.entrypoints.api_contract.generate_contract_error",
+        ("body",),
+        kind="after",
+        hook=f"{_OURS}.admission:contract_error",
+        role=Role.MAIN,
+        why="a streaming /generate answers 200 before its request is checked",
+        until="SGLang checks requests before it starts to stream",
+    ),
+    Hook(
+        f"{_SRT}.entrypoints.openai.serving_completions.OpenAIServingCompletion._build_sampling_params",
+        ("request",),
+        kind="after",
+        hook=f"{_OURS}.admission:as_the_model_says",
+        role=Role.MAIN,
+        why="/v1/completions draws at temperature 1.0 where nothing is said, whatever the checkpoint says",
+        until="SGLang gives completions the checkpoint's defaults, as it does chats",
+    ),
+    Hook(
+        f"{_SRT}.managers.scheduler.Scheduler",
+        kind="replace",
+        hook=f"{_OURS}.scheduler:DlmScheduler",
+        role=Role.SCHEDULER,
+        why="a request whose step in flight emits nothing would be dropped as finished by length; one that fills the "
+        "pool but for the reserve of its steps would be ended by an error; outputs carry meta_info.dlm",
+        until="SGLang asks the algorithm for the least a step emits, counts the reserve when it says how long requests "
+        "may be, and a plugin can name the streamer class",
+    ),
+    Hook(
+        f"{_SRT}.managers.schedule_batch.Req",
+        kind="replace",
+        hook=f"{_OURS}.scheduler:DlmReq",
+        role=Role.SCHEDULER,
+        why="after a step that emits nothing, output_ids[-0:] rescans the whole output; BD3-LM has a stop rule of its "
+        "own; the KV of an answer may be missing still, or not be that of the same tokens in a prompt",
+        until="SGLang slices by length and asks the algorithm which KV may be shared",
+    ),
+    Hook(
+        f"{_SRT}.mem_cache.allocation_sizing.get_req_to_token_extra_context_len",
+        kind="after",
+        hook=f"{_OURS}.scheduler:room_for_reserve",
+        role=Role.SCHEDULER,
+        why="at page size 1 the reserve of a full context runs into the next request's row",
+        until="SGLang sizes rows by the reserve at every page size",
+    ),
+    Hook(
+        f"{_SRT}.model_executor.model_runner_components.attention_backend_setup._build_resolved_backend",
+        ("model_runner", "resolved"),
+        kind="after",
+        hook="dlm_serve.engine.attention:add_block_attention",
+        role=Role.SCHEDULER,
+        why="block rows have masks of their own; all else stays on the backend SGLang chose under its real name",
+        until="SGLang has a seam to wrap the chosen backend",
+    ),
+    Hook(
+        f"{_SRT}.mem_cache.allocation.assign_req_to_token_pool_func",
+        ("req_pool_indices", "req_to_token", "start_offset", "end_offset", "out_cache_loc", "batch_size"),
+        kind="around",
+        hook="dlm_serve.platform.memory:assign_req_to_token_pool",
+        role=Role.CPU_SCHEDULER,
+        why="it is a Triton kernel, or one of a CPU build of sgl_kernel that no registry has",
+        until="SGLang asks PlatformCapabilities.supports_triton here too",
+    ),
+)
+"""Installed in a process that serves one of our models, those of its role."""
+
+ENTRY_SEAMS = (
+    Seam(f"{_SRT}.plugins.hook_registry.HookRegistry.register", ("target", "hook", "hook_type")),
+    Seam(f"{_SRT}.plugins.hook_registry.HookRegistry.apply_hooks"),
+    Seam(f"{_SRT}.speculative.spec_info.SpeculativeAlgorithm.register", ("name", "supports_overlap", "spec_class")),
+)
+"""Probed, with the entry hooks, in every process that loads the plugin."""
+
+SEAMS = (
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.init_model_config"),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.generate_request", ("obj", "request")),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._create_tokenized_object", ("obj", "input_ids")),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._send_one_request", ("tokenized_obj",)),
+    Seam(
+        f"{_SRT}.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
+        ("meta_info", "state", "customized_info"),
+    ),
+    Seam(f"{_SRT}.configs.model_config.ModelConfig.get_default_sampling_params"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.init_model_worker"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.get_output_streamer_class"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler._reqs_finishing_inflight", ("batch",)),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.output_streamer.SchedulerOutputStreamer._stream_output_generation",
+        ("reqs", "return_logprob", "skip_req"),
+    ),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.build_additional_customized_info",
+        ("reqs",),
+    ),
+    Seam(f"{_SRT}.managers.schedule_batch.Req.update_finish_state", ("new_accepted_len",)),
+    Seam(f"{_SRT}.managers.schedule_batch.Req.update_spec_correct_drafts_histogram", ("num_correct_drafts",)),
+    Seam(f"{_SRT}.managers.schedule_batch.Req.owned_kv_len"),
+    Seam(f"{_SRT}.managers.schedule_batch.FINISH_MATCHED_TOKEN", ("matched",)),
+    Seam(f"{_SRT}.speculative.base_spec_worker.BaseSpecWorker"),
+    Seam(f"{_SRT}.speculative.spec_info.SpecInputType.DFLASH_DRAFT"),
+    Seam(f"{_SRT}.speculative.spec_info.SpecInputType.DFLASH_VERIFY"),
+    Seam(
+        f"{_SRT}.managers.utils.GenerationBatchResult",
+        ("accept_lens", "new_seq_lens", "next_draft_input", "num_non_draft_tokens_per_req"),
+    ),
+    Seam(f"{_SRT}.managers.tp_worker.TpModelWorker.forward_batch_generation", ("batch", "forward_batch", "is_verify")),
+    Seam(f"{_SRT}.managers.overlap_utils.FutureMap"),
+    Seam(f"{_SRT}.mem_cache.allocation_sizing.get_alloc_reserve_per_decode"),
+    Seam(f"{_SRT}.mem_cache.allocation_sizing.get_alloc_page_size"),
+    Seam(f"{_SRT}.mem_cache.memory_pool.KVWriteLoc"),
+    Seam(f"{_SRT}.runtime_context.get_parallel"),
+    Seam(f"{_SRT}.runtime_context.get_schedule"),
+    Seam(f"{_SRT}.speculative.spec_registry.CustomSpecAlgo"),
+    Seam(f"{_SRT}.distributed.parallel_state.graph_capture", ("stream",)),
+    Seam(f"{_SRT}.model_executor.forward_context.forward_context", ("ctx", "forward_batch")),
+    Seam(f"{_SRT}.model_executor.forward_context.ForwardContext", ("attn_backend",)),
+    Seam(f"{_SRT}.model_executor.runner.base_cuda_graph_runner.freeze_gc", ("enable_cudagraph_gc",)),
+    Seam(
+        f"{_SRT}.model_executor.runner_backend.full_cuda_graph_backend.FullCudaGraphBackend.capture_one",
+        ("shape_key", "forward_fn"),
+    ),
+    Seam(
+        f"{_SRT}.model_executor.runner_backend.full_cuda_graph_backend.FullCudaGraphBackend.replay",
+        ("shape_key", "static_forward_batch"),
+    ),
+    Seam(f"{_SRT}.model_executor.runner_utils.capture_mode.model_capture_mode"),
+    Seam(f"{_SRT}.model_executor.runner_utils.pool.get_or_create_global_graph_capture_stream"),
+    Seam(f"{_SRT}.model_executor.runner_utils.shared_read_event.make_external_event", ("device_module",)),
+    Seam(f"{_SRT}.mem_cache.kv_index_translator.KVIndexTranslator.bind_own_plan", ("forward_batch",)),
+    Seam(f"{_SRT}.model_executor.model_runner.ModelRunner._preprocess_logits", ("logits_output", "sampling_info")),
+    Seam(f"{_SRT}.layers.attention.hybrid_attn_backend.HybridAttnBackend._select_backend", ("forward_mode",)),
+    Seam(f"{_SRT}.layers.rotary_embedding.yarn.YaRNScalingRotaryEmbedding._ensure_cos_sin_cache_length"),
+    Seam(f"{_SRT}.layers.sampler.Sampler._sync_token_ids_across_tp"),
+    Seam(
+        f"{_SRT}.layers.sampler.Sampler.forward",
+        ("logits_output", "sampling_info", "return_logprob", "top_logprobs_nums", "token_ids_logprobs", "positions"),
+    ),
+    Seam(
+        f"{_SRT}.layers.logits_processor.LogitsProcessor._copy_logits_to_buffer",
+        ("logits", "logits_metadata", "use_buffer", "softcap"),
+    ),
+    Seam(
+        f"{_SRT}.layers.logits_processor.LogitsProcessor._compute_lm_head",
+        ("hidden_states", "lm_head", "embedding_bias", "out"),
+    ),
+    Seam(f"{_SRT}.layers.rotary_embedding.base.RotaryEmbedding._ensure_cos_sin_cache_length"),
+    Seam(f"{_SRT}.models.ministral3.Ministral3ForCausalLM"),
+    Seam(f"{_SRT}.models.ministral3._get_llama_4_attn_scale", ("positions_ids", "beta", "max_position_embeddings")),
+)
+"""Probed, with the hooks, in the main process when it serves one of our models, before it starts another process."""
+
+
+def hooks_of(role: Role) -> tuple[Hook, ...]:
+    """Return the hooks that are installed for `role`."""
+    return tuple(hook for hook in (*ENTRY_HOOKS, *HOOKS) if hook.role is role)

@@ -1,0 +1,127 @@
+"""SGLang's scheduler and requests, where steps emit nothing for some rows and answers end by rules of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN, Req
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size, get_alloc_reserve_per_decode
+
+from dlm_serve.decoding import Mode, StopRule
+from dlm_serve.decoding.endings import ended_length
+from dlm_serve.engine.requests import STATISTICS_KEY, record_of, shareable_len, statistics_of
+from dlm_serve.engine.serving import current
+from dlm_serve.errors import ConfigError
+from dlm_serve.sglang.protocols import BatchLike, ReqLike
+
+
+class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
+    """Schedules requests whose steps may emit nothing."""
+
+    max_req_len: int
+    max_req_input_len: int
+    max_total_num_tokens: int
+
+    def init_model_worker(self) -> None:
+        """Set how long requests may be: alone in the pool, one of the greatest length can take every step.
+
+        Raises ConfigError where the pool has no room for any.
+        """
+        super().init_model_worker()
+        beyond_prompt = self.max_req_len - self.max_req_input_len
+        self.max_req_len = longest_request(self.max_req_len, beyond_prompt, self.max_total_num_tokens, _reserve())
+        self.max_req_input_len = self.max_req_len - beyond_prompt
+
+    def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
+        """Return the class that reports statistics."""
+        return DlmOutputStreamer
+
+    def _reqs_finishing_inflight(self, batch: BatchLike) -> list[ReqLike]:
+        """Return the requests that the step in flight ends by length: it must be certain to emit."""
+        finishing: list[ReqLike] = super()._reqs_finishing_inflight(batch)
+        return [req for req in finishing if record_of(req).plan.mode is Mode.AUTOREGRESSIVE]
+
+
+class DlmOutputStreamer(SchedulerOutputStreamer):  # type: ignore[misc]  # the base is untyped
+    """Sends each output with the request's statistics, and nothing where there is nothing new."""
+
+    has_additional_customized_info = True
+
+    def build_additional_customized_info(self, reqs: Sequence[ReqLike]) -> dict[str, list[Any]]:
+        """Return the statistics of `reqs` so far."""
+        return {STATISTICS_KEY: [[statistics_of(req)] for req in reqs]}
+
+    def _stream_output_generation(
+        self, reqs: Sequence[ReqLike], return_logprob: bool, skip_req: ReqLike | None = None, **kwargs: Any
+    ) -> None:
+        news = [req for req in reqs if req is not skip_req and _has_news(req)]
+        super()._stream_output_generation(news, return_logprob, **kwargs)
+
+
+class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
+    """A request that may be checked for its end after a step without new tokens."""
+
+    def update_finish_state(self, new_accepted_len: int = 1) -> None:
+        """Finish where there is a reason: none is new without new tokens. `StopRule.UPSTREAM` has reasons of its own.
+
+        Without new tokens SGLang would take `output_ids[-0:]`, all of them, for the new ones.
+        """
+        if self.to_finish or (new_accepted_len > 0 and not _end_by_upstream_rule(self)):
+            super().update_finish_state(new_accepted_len)
+
+    def owned_kv_len(self) -> int:
+        """Return how many tokens have KV that may go to the prefix cache; the slots of the others are freed."""
+        owned: int = super().owned_kv_len()
+        return min(owned, shareable_len(self, current().policy))
+
+    def update_spec_correct_drafts_histogram(self, num_correct_drafts: int) -> None:
+        """Note what a decode step emitted, besides; SGLang counts each of the request's steps here."""
+        super().update_spec_correct_drafts_histogram(num_correct_drafts)
+        record_of(self).last_emitted = num_correct_drafts
+
+
+def room_for_reserve(extra_len: int) -> int:
+    """After `get_req_to_token_extra_context_len`: let a row hold all slots that a step may reserve."""
+    return max(extra_len, _reserve())
+
+
+def longest_request(max_req_len: int, beyond_prompt: int, num_slots: int, reserve: int) -> int:
+    """Return the length of the longest request that `num_slots` hold with the `reserve` of its steps.
+
+    At most `max_req_len`; `beyond_prompt` of these are no prompt's. Raises ConfigError where none fits.
+    """
+    longest = min(max_req_len, num_slots - reserve)
+    if longest <= beyond_prompt:
+        raise ConfigError("--max-total-tokens", num_slots, f"a step alone reserves {reserve} of them", "raise it")
+    return longest
+
+
+def _has_news(req: ReqLike) -> bool:
+    """Return whether there is something to send: an end, or new tokens that are not taken back again."""
+    may_shrink = record_of(req).plan.stop_rule is StopRule.UPSTREAM
+    return req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink)
+
+
+def _end_by_upstream_rule(req: ReqLike) -> bool:
+    """Finish `req` if the rule it asked for ends it with the block that is complete now; return whether it does."""
+    plan = record_of(req).plan
+    if req.finished() or plan.stop_rule is not StopRule.UPSTREAM:
+        return False
+    eos, num_prompt = current().checkpoint.eos_token_ids[0], len(req.origin_input_ids)
+    if (num_prompt + len(req.output_ids)) % plan.block_length:
+        return False
+    length = ended_length([*req.origin_input_ids, *req.output_ids], eos)
+    if length is None or length > num_prompt + (req.sampling_params.max_new_tokens or 0):
+        return False
+    # A prompt is never cut: the answer is empty then.
+    req.finished_len = max(length - num_prompt, 0)
+    req.finished_reason = FINISH_MATCHED_TOKEN(eos if req.output_ids_through_stop[-1:].tolist() == [eos] else None)
+    return True
+
+
+def _reserve() -> int:
+    """Return the number of slots that a step may reserve behind what a request has committed."""
+    return int(get_alloc_reserve_per_decode() + get_alloc_page_size() - 1)
