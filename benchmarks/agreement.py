@@ -1,10 +1,10 @@
-"""How often self-speculation differs from autoregression on a GPU, and by how little.
+"""Measure how often self-speculation differs from autoregression on a GPU, and by how little.
 
     python benchmarks/agreement.py     # prints a summary, writes benchmarks/results/agreement.json
 
-In exact arithmetic they never differ. In bfloat16 a forward over a block rounds otherwise than one over a
-token, so two tokens that are almost equally likely may change places. For each difference this asks the
-server, autoregressively, for the log-probabilities of both tokens where the answers part.
+In exact arithmetic they never differ. In bfloat16 a forward over a block rounds differently from one over a
+token, which can flip a near-tie. For each difference this asks the server, autoregressively, for the
+log-probabilities of both tokens where the answers diverge.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tok
 
 
 def prompts() -> list[list[int]]:
-    """Random tokens of the vocabulary, without the special ones."""
+    """Return prompts of random tokens of the vocabulary, without special ones."""
     random.seed(0)
     return [[random.randrange(110, 320) for _ in range(random.randrange(4, 40))] for _ in range(NUM_PROMPTS)]
 
@@ -39,7 +39,7 @@ def answers(server: Server, mode: str) -> list[list[int]]:
 
 
 def gap(server: Server, context: list[int], first: int, second: int) -> float:
-    """By how many nats `first` is more likely than `second` behind `context`."""
+    """Return by how many nats `first` is more likely than `second` after `context`."""
     request: dict[str, Any] = {"return_logprob": True, "token_ids_logprob": [first, second]}
     answer = server.generate(context, 1, mode="autoregressive", request=request)
     by_id = {entry[1]: entry[0] for entry in answer["meta_info"]["output_token_ids_logprobs"][0]}

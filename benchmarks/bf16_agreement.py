@@ -1,9 +1,9 @@
-"""How many of the families' recorded answers stay the same in bfloat16, the type that GPUs serve.
+"""Count how many of the families' recorded answers stay the same in bfloat16, the type that GPUs serve.
 
     python benchmarks/bf16_agreement.py     # prints a table, writes benchmarks/results/bf16_agreement_{cpu,gpu}.json
 
-The references ran in float32, where all answers are the same. In bfloat16 a token or its confidence may fall on the
-other side of a close call, and what follows differs. A GPU should keep about as many answers as a CPU does.
+The references ran in float32, where all answers are the same. In bfloat16 rounding flips near-ties, and whatever
+follows differs. A GPU should keep about as many answers as a CPU does.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tok
 
 
 def num_agreeing(theirs: list[int], ours: list[int]) -> int:
-    """Tokens before the first difference."""
+    """Return the number of tokens before the first difference."""
     parted = (i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1])
     return next(parted, min(len(theirs), len(ours)))
 
 
 def measure(name: str, golden: Golden, logs: Path) -> dict[str, int]:
-    """Answers of one checkpoint and those that stay the same, all tokens and those before the first difference."""
+    """Count the answers of one checkpoint, those that stay the same, and their tokens before the first difference."""
     model = DATA / name
     cases = by_adapter(golden.cases(model), adapter="lora" in name)
     with Server.launch(model, *FLAGS, log=logs / f"{model.name}.log") as server:

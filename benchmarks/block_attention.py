@@ -1,10 +1,10 @@
-"""Block attention on a GPU: the kernels against their reference, then their time against the memory's.
+"""Check block attention on a GPU against its reference, then time it against memory bandwidth.
 
     python benchmarks/block_attention.py     # prints a table, writes benchmarks/results/block_attention.json
 
 Nothing is timed unless all outputs are right. A time is the median over replays of a CUDA graph that reads
-another layer's keys and values in each call, so that none are in the cache. Where SGLang's FlashAttention-3 is
-there, it is timed on the same rows as SGLang calls it, causal and with the rows' own keys in the cache.
+another layer's keys and values in each call, so that none are in the cache. If SGLang's FlashAttention-3 is
+installed, it is timed on the same rows as SGLang calls it: causal, with the rows' own keys in the KV cache.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHAPES = [
 def arguments(
     batch: int, prefix: int, width: int, dtype: torch.dtype, layers: int, ragged: bool
 ) -> list[dict[str, Any]]:
-    """The arguments of one call per layer; `ragged` rows differ in length and flags."""
+    """Return the arguments of one call per layer; `ragged` rows differ in length and flags."""
     device, slots = "cuda", batch * (prefix + width) + 1
     table = (torch.randperm(slots - 1, device=device) + 1).view(batch, -1).int()
     rows = torch.arange(batch, device=device)
@@ -64,7 +64,7 @@ def arguments(
 
 
 def check(batch: int, prefix: int, width: int, dtype: torch.dtype) -> float:
-    """The kernels' error over what is allowed: twice the reference's in this precision, plus a rounding."""
+    """Return the kernels' error over what is allowed: twice the reference's in this precision, plus a rounding."""
     args = arguments(batch, prefix, width, dtype, layers=1, ragged=True)[0]
     wide: dict[str, Any] = {
         name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in args.items()
@@ -77,7 +77,7 @@ def check(batch: int, prefix: int, width: int, dtype: torch.dtype) -> float:
 
 
 def flash_attention_us(calls: list[dict[str, Any]], prefix: int) -> float | None:
-    """Microseconds of FlashAttention-3 for the same `calls`, or None where it is not installed."""
+    """Return the microseconds of FlashAttention-3 for the same `calls`, or None if it is not installed."""
     try:
         from sgl_kernel.flash_attn import flash_attn_with_kvcache
     except ImportError:

@@ -1,4 +1,4 @@
-"""How fast block attention is by how it is launched; what `choose` in its launch.py was made from.
+"""Time block attention by launch parameters; `choose` in its launch.py was derived from this.
 
 python benchmarks/block_attention_launches.py     # writes benchmarks/results/block_attention_launches.json
 """
@@ -23,7 +23,7 @@ NUM_MULTIPROCESSORS = 132
 
 
 def launches(batch: int, width: int) -> Iterator[tuple[str, Launch]]:
-    """Names and launches: the Hopper kernel for wide rows, the Triton kernel with tiles no larger than needed."""
+    """Yield names and launches: the Hopper kernel for wide rows, the Triton kernel with tiles no larger than needed."""
     num_rows = width * NUM_HEADS // NUM_KV_HEADS
     if num_rows > hopper.TILE // 2:
         for stages, splits in itertools.product((2, 3, 4), splits_of(batch, num_rows, hopper.TILE)):
@@ -41,14 +41,14 @@ def launches(batch: int, width: int) -> Iterator[tuple[str, Launch]]:
 
 
 def splits_of(batch: int, num_rows: int, tile: int) -> list[int]:
-    """Splits with about half to four programs for each multiprocessor."""
+    """Return split counts that give half to four programs per multiprocessor."""
     programs = batch * NUM_KV_HEADS * (num_rows // tile)
     wanted = {2 ** round(math.log2(max(1, m * NUM_MULTIPROCESSORS / programs))) for m in (0.5, 1, 2, 4)}
     return sorted(splits for splits in wanted if splits <= launch.MAX_SPLITS)
 
 
 def measure(batch: int, prefix: int, width: int) -> dict[str, float]:
-    """Microseconds by launch, fastest first."""
+    """Return microseconds by launch, fastest first."""
     moved = 2 * batch * (prefix + width) * NUM_KV_HEADS * HEAD_DIM * 2
     layers = max(1, min(16, math.ceil(1e9 / moved), int(40e9 // moved)))
     calls = [

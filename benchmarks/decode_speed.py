@@ -1,10 +1,10 @@
-"""Decode speed on a GPU at the shape of Nemotron-Labs-Diffusion-8B, against SGLang without dlm-serve.
+"""Measure decode speed on a GPU at the shape of Nemotron-Labs-Diffusion-8B, against SGLang without dlm-serve.
 
     python benchmarks/decode_speed.py [--layers N]     # prints a table, writes benchmarks/results/decode_speed.json
 
-Both servers run on random weights with the same settings, side by side, and answer in turn. A step's time
-is the difference between two answers of different lengths over the difference of their forward passes, so
-that prefill and HTTP cancel.
+Both servers run side by side on random weights with the same settings, and answer in turn. The time of a step
+is the time difference between two answers of different lengths over the difference of their forward passes, so
+that prefill and HTTP cancel out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CONCURRENCIES = (1, 8, 32, 128)
 
 
 def write_model(folder: Path, changes: dict[str, Any]) -> Path:
-    """A folder with the 8B shape's configuration and a tokenizer, without weights."""
+    """Create a folder with the 8B shape's configuration and a tokenizer, without weights."""
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(SMALL / name, folder)
@@ -55,12 +55,12 @@ def write_model(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def prompt(length: int) -> list[int]:
-    """Random tokens of any of the vocabularies, so that no prefix is cached."""
+    """Return random tokens that are in every vocabulary, so that no prefix is cached."""
     return [random.randrange(200, 50_000) for _ in range(length)]
 
 
 def generate(server: Server, prompts: list[list[int]], num_tokens: int, dlm: dict[str, Any]) -> list[dict[str, Any]]:
-    """The answers to a batch of requests sent as one."""
+    """Return the answers to a batch of prompts sent as one request."""
     body = generate_body(prompts[0], num_tokens, dlm=dlm, ignore_eos=True)
     response = server.post("/generate", {**body, "input_ids": prompts})
     response.raise_for_status()
@@ -75,19 +75,19 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def throughput(server: Server, concurrency: int, dlm: dict[str, Any]) -> float:
-    """Output tokens per second, 128 in and 256 out."""
+    """Return output tokens per second for 128 tokens in and 256 out."""
     prompts = [prompt(128) for _ in range(concurrency)]
     return concurrency * 256 / seconds(lambda: generate(server, prompts, 256, dlm))
 
 
 def prefill_ms(server: Server, dlm: dict[str, Any]) -> float:
-    """Milliseconds to the first token behind 4096."""
+    """Return the milliseconds to the first token after a prompt of 4096."""
     tokens = prompt(4096)
     return 1e3 * seconds(lambda: generate(server, [tokens], 1, dlm))
 
 
 def step_ms(server: Server, batch: int, context: int, dlm: dict[str, Any]) -> float:
-    """Milliseconds per forward pass of `batch` equal requests."""
+    """Return the milliseconds per forward pass of `batch` equal requests."""
 
     def run(num_tokens: int) -> tuple[float, float]:
         prompts, answers = [prompt(context) for _ in range(batch)], []
@@ -101,7 +101,7 @@ def step_ms(server: Server, batch: int, context: int, dlm: dict[str, Any]) -> fl
 
 @contextmanager
 def one_speculating(server: Server) -> Iterator[None]:
-    """While a self-speculation request runs."""
+    """Run a self-speculation request within this context."""
     rid = f"long-{random.random()}"
     body = generate_body(prompt(128), 4000, mode="self_speculation", ignore_eos=True, request={"rid": rid})
     sender = threading.Thread(target=lambda: requests.post(f"{server.url}/generate", json=body, timeout=300))
@@ -116,7 +116,7 @@ AUTOREGRESSIVE = {"mode": "autoregressive"}
 
 
 def fixed_schedule(width: int) -> dict[str, Any]:
-    """Diffusion that fixes one token per forward, so that each block takes `width` forwards."""
+    """Return options for diffusion that fixes one token per forward, so that each block takes `width` forwards."""
     return {"mode": "diffusion", "block_length": width, "threshold": None, "steps": max(1, width - 1)}
 
 
@@ -127,7 +127,7 @@ def measure(name: str, action: Callable[[], float], results: dict[str, list[floa
 
 
 def measure_both(servers: dict[str, tuple[Server, dict[str, Any]]], results: dict[str, list[float]]) -> None:
-    """What SGLang can do without dlm-serve, by both."""
+    """Measure on both servers what SGLang can do without dlm-serve."""
     for concurrency in CONCURRENCIES:
         for name, (server, dlm) in servers.items():
             measure(f"{name} tok/s at {concurrency}", partial(throughput, server, concurrency, dlm), results)
@@ -138,7 +138,7 @@ def measure_both(servers: dict[str, tuple[Server, dict[str, Any]]], results: dic
 
 
 def measure_blocks(server: Server, results: dict[str, list[float]]) -> None:
-    """What only dlm-serve can do."""
+    """Measure what only dlm-serve can do."""
     for batch, width in ((1, 4), (1, 8), (1, 16), (1, 32), (8, 8), (8, 32), (32, 8), (32, 32)):
         action = partial(step_ms, server, batch, 1024, fixed_schedule(width))
         measure(f"block step ms, batch {batch}, width {width}, 1024", action, results)
@@ -150,7 +150,7 @@ def measure_blocks(server: Server, results: dict[str, list[float]]) -> None:
 
 
 def summary(results: dict[str, list[float]]) -> dict[str, float]:
-    """The ratios that matter."""
+    """Return the ratios that matter."""
     medians = {name: statistics.median(values) for name, values in results.items()}
     ratios = {
         "block step of width 32 / autoregressive step, batch 1": medians["block step ms, batch 1, width 32, 1024"]
@@ -173,7 +173,7 @@ def summary(results: dict[str, list[float]]) -> dict[str, float]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as the README shows them."""
+    """Return the figures as docs/performance.md shows them."""
     ms = {name: f"{statistics.median(values):.2f} ms" for name, values in figures["measured"].items()}
     ratios = {name: f"{ratio:.2f}" for name, ratio in figures["ratios"].items()}
     speeds = ", ".join(ratios[f"tok/s / plain SGLang at {c}"] for c in CONCURRENCIES)

@@ -1,8 +1,8 @@
-"""How often Efficient-DLM answers the same when prompts are encoded block by block in place of as a whole.
+"""Count how often Efficient-DLM answers the same when prompts are encoded block by block instead of as a whole.
 
     python benchmarks/prefill_agreement.py     # prints a summary, writes benchmarks/results/prefill_agreement.json
 
-On a CPU, over the recorded answers of its reference to the prompts of the tests' checkpoints.
+Runs on a CPU, over the reference's recorded answers with the tests' checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from serving import Server  # noqa: E402
 
 
 def measure(model: Path, block_size: int) -> dict[str, int]:
-    """Answers, and those that stay the same: of all prompts, and of prompts longer than a block."""
+    """Count answers and those that stay the same, for all prompts and for prompts longer than a block."""
     reference = EFFICIENT_DLM.cases(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "server.yaml")

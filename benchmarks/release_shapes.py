@@ -1,9 +1,9 @@
-"""Step times of all families on a GPU, at the shapes of their releases.
+"""Measure step times of the other families on a GPU, at the shapes of their releases.
 
     python benchmarks/release_shapes.py     # prints a table, writes benchmarks/results/release_shapes.json
 
-Random weights and nothing on the command line but how to load them: what is measured is what a release of that shape
-starts with. Each step of these requests fixes one token of each row.
+Servers run on random weights with default flags, so this measures what a release of that shape gets by default. Each
+step of these requests fixes one token of each row.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ class Release:
     """The shape of a release."""
 
     like: str
-    """The tests' checkpoint whose configuration and tokenizer it takes,"""
+    """The tests' checkpoint whose configuration and tokenizer it uses."""
     sizes: dict[str, Any]
-    """and what is larger in it."""
+    """Fields of `config.json` that differ from it."""
     diffusion: dict[str, Any]
-    """Options by which each forward fixes one token."""
+    """Options with which each forward fixes one token."""
     is_autoregressive: bool = False
-    """Whether there is such a mode to compare with."""
+    """Whether it has a mode `autoregressive` to compare with."""
 
     @property
     def config(self) -> dict[str, Any]:
-        """Its `config.json`."""
+        """Return its `config.json`."""
         config: dict[str, Any] = json.loads((DATA / self.like / "config.json").read_text())
         return {**config, **self.sizes, "torch_dtype": "bfloat16"}
 
     def write(self, folder: Path) -> Path:
-        """A folder without weights."""
+        """Create a folder without weights."""
         shutil.copytree(DATA / self.like, folder, ignore=shutil.ignore_patterns("*.safetensors"))
         (folder / "config.json").write_text(json.dumps(self.config))
         return folder
@@ -106,11 +106,11 @@ RELEASES = {
         {"threshold": None},
     ),
 }
-"""Sizes as in the releases' `config.json`, SDLM's as in those of the Qwen2.5 models that it was made from."""
+"""Sizes from the releases' `config.json`; SDLM's from the Qwen2.5 models that it was made from."""
 
 
 def measure(name: str, model: Path, release: Release, log: Path) -> dict[str, list[float]]:
-    """Milliseconds per forward by mode and batch."""
+    """Return milliseconds per forward by mode and batch."""
     modes = {"diffusion": {"mode": "diffusion", **release.diffusion}}
     if release.is_autoregressive:
         modes["autoregressive"] = {"mode": "autoregressive"}
@@ -125,7 +125,7 @@ def measure(name: str, model: Path, release: Release, log: Path) -> dict[str, li
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as the README shows them."""
+    """Return the figures as docs/performance.md shows them."""
     ms = {name: f"{statistics.median(values):.1f}" for name, values in figures["measured"].items()}
 
     def cells(name: str, mode: str) -> str:

@@ -1,4 +1,4 @@
-"""What every measurement records, beside its figures."""
+"""Write a measurement together with what is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def write(name: str, figures: dict[str, Any], *packages: str) -> None:
-    """`benchmarks/results/NAME.json`: `figures`, the commit, the GPU and the versions of `packages`."""
+    """Write `benchmarks/results/NAME.json`: `figures`, the commit, the GPU and the versions of `packages`."""
     import torch
 
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

@@ -1,4 +1,4 @@
-"""Where the time of a block step goes, and whether the host waits in it, from SGLang's own profiler."""
+"""Profile block steps with SGLang's own profiler: where the time goes, and whether the host waits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ END_OF_STEP = "_advance_kernel"
 
 
 def measure(server: Server, action: Callable[[], object]) -> dict[str, Any]:
-    """Microseconds per step by kernel, and calls of the CUDA runtime per step, while `action` runs block steps."""
+    """Return microseconds per step by kernel and CUDA runtime calls per step while `action` runs block steps."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"output_dir": folder, "activities": ["CPU", "GPU"]}
         requests.post(f"{server.url}/start_profile", json=options, timeout=60).raise_for_status()
@@ -29,7 +29,7 @@ def measure(server: Server, action: Callable[[], object]) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:
-    """The events of the trace, once it is written."""
+    """Return the events of the trace once it is written."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for file in folder.rglob("*.trace.json.gz"):
@@ -43,7 +43,7 @@ def _read(folder: Path) -> list[dict[str, Any]]:
 
 
 def summary(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the middle steps of the trace."""
+    """Return means over the middle steps of the trace."""
     kernels = sorted((e for e in events if e.get("cat") == "kernel"), key=lambda e: float(e["ts"]))
     ends = [float(e["ts"]) for e in kernels if END_OF_STEP in e["name"]]
     first, last = len(ends) // 4, 3 * len(ends) // 4

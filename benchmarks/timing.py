@@ -1,4 +1,4 @@
-"""Times on a GPU."""
+"""Time calls on a GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 def median_us(calls: Sequence[Callable[[], object]], repeats: int = 20) -> float:
-    """Microseconds per call: the median over replays of one CUDA graph of all `calls`.
+    """Return microseconds per call: the median over replays of one CUDA graph of all `calls`.
 
-    Calls that read other memory than the one before find none of it in the cache.
+    Calls that read different memory from the call before find none of it in the cache.
     """
     for call in calls[:2]:
         call()
@@ -32,7 +32,7 @@ def median_us(calls: Sequence[Callable[[], object]], repeats: int = 20) -> float
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written per second by a large copy."""
+    """Return the bytes read and written per second by a large copy."""
     import triton
 
     source = torch.empty(1 << 30, dtype=torch.int32, device="cuda")

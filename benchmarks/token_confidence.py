@@ -1,4 +1,4 @@
-"""Token confidence on a GPU: the kernels against their reference, then their time against the memory's.
+"""Check token confidence on a GPU against its reference, then time it against memory bandwidth.
 
     python benchmarks/token_confidence.py     # prints a table, writes benchmarks/results/token_confidence.json
 
@@ -29,7 +29,7 @@ def random_logits(num_rows: int) -> torch.Tensor:
 
 
 def is_right(logits: torch.Tensor) -> bool:
-    """Whether ids are the reference's and the rest is off by float32 roundings of sums over the row at most."""
+    """Return whether ids match the reference and the rest is within the float32 rounding of sums over a row."""
     bound = torch.finfo(torch.float32).eps * (math.log2(VOCAB_SIZE) + float(logits.abs().max()) + 4)
     for exclude_from_denominator in (False, True):
         own = reference.token_confidence(logits, MASK, exclude_from_denominator)

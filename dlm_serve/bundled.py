@@ -1,4 +1,4 @@
-"""The model that comes with the package, and the name under which it can be served from anywhere."""
+"""Find the model that comes with the package by the name under which it can be served from anywhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ FOLDER = Path(__file__).parent / "assets" / NAME
 
 
 def expand(model_path: str) -> str:
-    """The bundled model's folder where `model_path` is its name and no model lies under that name here."""
+    """Return the bundled model's folder if `model_path` is its name and no local folder has a model of that name."""
     is_meant = model_path == NAME and not Path(NAME, "config.json").exists()
     return str(FOLDER) if is_meant else model_path

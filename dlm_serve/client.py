@@ -1,4 +1,4 @@
-"""A running server, through its public HTTP API."""
+"""Talk to a running server through its public HTTP API."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dlm_serve.errors import ServerError
 DEFAULT_URL = "http://127.0.0.1:30000"
 
 MODES = ("autoregressive", "diffusion", "self_speculation")
-"""The decode modes of a request, beside `auto`. Spelled out: `dlm_serve.decoding` loads torch."""
+"""The decode modes of a request besides `auto`. Spelled out here because `dlm_serve.decoding` imports torch."""
 
 _TIMEOUT = httpx.Timeout(600.0, connect=5.0)
-"""Seconds. An answer may wait for many others."""
+"""Seconds. An answer may have to wait for many others."""
 
 Message = dict[str, str]
 """`role` and `content`, as in the OpenAI API."""
@@ -30,7 +30,7 @@ Options = Mapping[str, object]
 
 
 class Statistics(BaseModel):
-    """What an answer's decoding cost: `meta_info.dlm`."""
+    """The cost of decoding an answer: `meta_info.dlm`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,47 +44,47 @@ class Statistics(BaseModel):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, or the part of it that has come so far."""
+    """An answer, or the part of it that has arrived so far."""
 
     text: str
     token_ids: tuple[int, ...]
     statistics: Statistics
     seconds: float
-    """Since it was asked for."""
+    """Since the request was sent."""
     is_cut: bool
-    """Whether it ended because no more tokens were allowed."""
+    """Whether it ended at the token limit."""
 
 
 class Client:
-    """Asks the server at `url`. Threads may share it. All methods raise ServerError."""
+    """A client of the server at `url`, safe to share between threads. All methods raise ServerError."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._http = httpx.Client(timeout=_TIMEOUT)
 
     def about(self) -> dict[str, Any]:
-        """What the server says about itself: its settings, and `version`, SGLang's."""
+        """Return what the server reports about itself: its settings, and SGLang's `version`."""
         with self._errors():
             response = self._http.get(f"{self.url}/server_info")
             return _content_of(response)
 
     def tokenize(self, messages: Sequence[Message], **template_options: object) -> list[int]:
-        """The token ids of a conversation, up to where the assistant's next message begins."""
+        """Return the token ids of a conversation, up to where the assistant's next message begins."""
         body = {"messages": list(messages), "chat_template_kwargs": template_options}
         ids: list[int] = self._post("/tokenize", body)["tokens"]
         return ids
 
     def generate(self, prompt_ids: Sequence[int], options: Options, max_new_tokens: int) -> Answer:
-        """The whole answer."""
+        """Return the whole answer to a prompt."""
         start = time.perf_counter()
         return _answer(self._post("/generate", _generate_body(prompt_ids, options, max_new_tokens)), start)
 
     def stream(
         self, prompt_ids: Sequence[int], options: Options, max_new_tokens: int | None, *, skip_special: bool = True
     ) -> Generator[Answer]:
-        """The answer as it grows; the last one is whole. Closing it ends the request.
+        """Yield the answer as it grows; the last one is complete. Closing the generator ends the request.
 
-        `max_new_tokens` None is as many as fit.
+        `max_new_tokens` None allows as many as fit.
         """
         body = _generate_body(prompt_ids, options, max_new_tokens) | {"stream": True}
         body["sampling_params"]["skip_special_tokens"] = skip_special
@@ -99,7 +99,7 @@ class Client:
                     yield _answer(json.loads(data), start)
 
     def log_probabilities(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[float]:
-        """How probable each token of an answer is to the autoregressive model, given those before it; in nats."""
+        """Return the log-probability of each token of an answer given those before it, autoregressively, in nats."""
         body = _generate_body([*prompt_ids, *answer_ids], {"mode": "autoregressive"}, 0)
         # The first entry is of the prompt's last token, which nothing is said about.
         body |= {"return_logprob": True, "logprob_start_len": len(prompt_ids) - 1}
@@ -126,7 +126,7 @@ class Client:
 
 
 def printable(text: str) -> str:
-    """`text` with a sign in place of each control character, which a terminal would obey; as long as before."""
+    """Return `text` with each control character, which a terminal would obey, replaced by one visible character."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -136,7 +136,7 @@ def _generate_body(prompt_ids: Sequence[int], options: Options, max_new_tokens: 
 
 
 def _answer(content: Mapping[str, Any], start: float) -> Answer:
-    """What a response of `/generate`, or a chunk of its stream, holds."""
+    """Return the answer in a response of `/generate` or in a chunk of its stream. Raises ServerError."""
     if "error" in content:
         raise ServerError(_message(content))
     about = content["meta_info"]
@@ -152,7 +152,7 @@ def _answer(content: Mapping[str, Any], start: float) -> Answer:
 
 
 def _content_of(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object in a response. Raises ServerError with the server's own words if it refuses."""
+    """Return the JSON object in a response. Raises ServerError with the server's own message if it is an error."""
     content: dict[str, Any] = (
         response.json() if response.headers.get("content-type", "").startswith("application/json") else {}
     )
@@ -162,6 +162,6 @@ def _content_of(response: httpx.Response) -> dict[str, Any]:
 
 
 def _message(content: Mapping[str, Any]) -> str:
-    """The words of an error, which SGLang nests for some routes and not for others."""
+    """Return the message of an error, which SGLang nests on some routes and not on others."""
     error = content.get("error", content)
     return str(error.get("message", error) if isinstance(error, dict) else error)

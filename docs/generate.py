@@ -10,6 +10,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import configuration
+import pictures
+
 from dlm_serve.sglang.compat import SUPPORTED_VERSIONS
 from dlm_serve.sglang.ledger import ENTRY_HOOKS, ENTRY_SEAMS, HOOKS, SEAMS, Hook, Seam
 
@@ -84,7 +87,7 @@ NOT_USED = (
     "`SpeculativeAlgorithm.register(validate_server_args=...)` to refuse flags: it is called when SGLang has filled "
     "most fields, so that a user's flag and a default look alike, and after SGLang's own errors about the same flags.",
     "`register_model_override` for defaults: it is called when the model's configuration has been read. Path, "
-    "tokenizer, architecture and algorithm must be set before, by the hook on `resolve_once`; the rest stays there too.",
+    "tokenizer, architecture and algorithm must be set before, by the hook on `resolve_once`; so is the rest.",
     "`TokenizerManager.model_config_class` for the defaults of chats: `ModelConfig.from_server_args` is static and "
     "never makes a subclass.",
     "`CustomSpecAlgo.resolve_max_speculative_num_draft_tokens` for the size of rows: it raises the reserve of each "
@@ -116,7 +119,7 @@ def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page}
+PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, **configuration.PAGES, **pictures.PAGES}
 """Files in this folder, and the functions that return their text."""
 
 

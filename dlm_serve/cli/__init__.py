@@ -1,7 +1,7 @@
-"""The command `dlm-serve`.
+"""Run the command `dlm-serve`.
 
-Each module here is a subcommand: `add_arguments` says what it takes, `run` does it, the first line of its docstring
-is its help. Only the module that is asked for is imported.
+Each module here is a subcommand: `add_arguments` declares its arguments, `run` runs it, and the first line of its
+docstring is its help text. Only the module of the requested subcommand is imported.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from dlm_serve.errors import DlmServeError, InvalidValueError
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`; returns the exit status: 2 for a value that cannot be, 1 for another failure."""
+    """Run the command line `argv`. Return the exit status: 2 for an invalid value, 1 for any other failure."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser(argv[0] if argv else None).parse_args(argv)
     try:
@@ -35,19 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def commands() -> list[str]:
-    """The names of all subcommands."""
+    """Return the names of all subcommands."""
     return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
 def positive(text: str) -> int:
-    """An argument that is a number of at least 1."""
+    """Return an argument as an integer of at least 1. Raises ArgumentTypeError for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
 
 
 def _parser(asked: str | None) -> argparse.ArgumentParser:
-    """Knows all subcommands by name and help, and the arguments of the one that is asked for."""
+    """Return a parser that knows all subcommands by name and help, and the arguments of the one called `asked`."""
     parser = argparse.ArgumentParser("dlm-serve", description="Tools beside a server of diffusion language models.")
     parser.add_argument("--version", action="version", version=version("dlm-serve"))
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -62,6 +62,6 @@ def _parser(asked: str | None) -> argparse.ArgumentParser:
 
 
 def _summary(name: str) -> str:
-    """The first line of a subcommand's docstring, read without running the module."""
+    """Return the first line of a subcommand's docstring without importing the module."""
     source = (Path(__file__).parent / f"{name}.py").read_text()
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

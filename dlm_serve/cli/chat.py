@@ -1,4 +1,4 @@
-"""Chat with a running server, in a decode mode that can be switched at any time."""
+"""Chat with a running server and switch decode modes at any time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MODES = ("auto", *MODES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be given on the command line."""
+    """Add the arguments of this subcommand to `parser`."""
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
     parser.add_argument("--mode", choices=_MODES, default="auto", help="to begin with (%(default)s)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="per answer (as many as fit)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Talk until the input ends."""
+    """Chat until the input ends."""
     with suppress(ImportError):
         import readline  # noqa: F401  # lines can then be edited, where the platform has it
     client = Client(args.url)
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 class Chat:
-    """A conversation, and the commands that begin with a slash."""
+    """A conversation and its slash commands."""
 
     def __init__(self, client: Client, console: Console, mode: str, max_new_tokens: int | None) -> None:
         self._client, self._console = client, console
@@ -50,7 +50,7 @@ class Chat:
             self._commands["/think"] = (self._think, "on | off  whether answers begin with reasoning")
 
     def loop(self) -> None:
-        """Talk until the end of input or /quit."""
+        """Chat until the end of input or /quit."""
         self._console.print(f"Mode {self._mode}. /help shows the commands; Ctrl-C stops an answer.", style="dim")
         while not self._is_over:
             try:
@@ -67,7 +67,7 @@ class Chat:
                 self._turn(line)
 
     def _turn(self, line: str) -> None:
-        """One question and its answer. What the server refuses is not part of the conversation."""
+        """Ask one question and show its answer. A question that the server rejects is dropped from the conversation."""
         self._messages.append({"role": "user", "content": line})
         try:
             answer = self._stream()
@@ -78,7 +78,7 @@ class Chat:
         self._messages.append({"role": "assistant", "content": answer.text.rpartition("</think>")[2].strip()})
 
     def _stream(self) -> Answer:
-        """Show the answer as it grows; Ctrl-C stops it."""
+        """Show the answer as it streams, until it ends or Ctrl-C stops it, and return it."""
         prompt_ids = self._client.tokenize(self._messages, **self._template_options)
         options = {"mode": self._mode}
         # Where it reasons, the tags that end the reasoning are shown.
@@ -130,14 +130,14 @@ class Chat:
         self._is_over = True
 
     def _has_thinking_switch(self) -> bool:
-        """Whether the checkpoint's chat template heeds it."""
+        """Return whether the checkpoint's chat template reacts to `enable_thinking`."""
         probe = [{"role": "user", "content": "?"}]
         on, off = (self._client.tokenize(probe, enable_thinking=value) for value in (True, False))
         return on != off
 
 
 def _summary(answer: Answer) -> str:
-    """What the answer took, in one line."""
+    """Return what the answer cost, in one line."""
     statistics = answer.statistics
     parts = [statistics.mode, f"{len(answer.token_ids)} tokens", f"{statistics.nfe} forward passes"]
     if statistics.tokens_per_forward is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be given on the command line."""
+    """Add the arguments of this subcommand to `parser`."""
     parser.add_argument("out", type=Path, help="folder for train.npz, heldout.npz and tokenizer/")
     parser.add_argument("--cache", type=Path, default=Path("corpus-cache"), help="where fetched packages lie")
     parser.add_argument("--examples-per-task", type=int, default=60_000)
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Build it."""
+    """Build the corpus in the folder `args.out`."""
     from dlm_serve.training.corpus import build_corpus
 
     build_corpus(args.out, args.cache, args.examples_per_task, args.vocab_size, args.max_length, args.seed)

@@ -1,4 +1,4 @@
-"""Ask a running server the same questions in each decode mode, and show side by side what it took."""
+"""Ask a running server the same questions in each decode mode and compare the answers side by side."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dlm_serve.client import DEFAULT_URL, MODES, Answer, Client, printable
 from dlm_serve.training.tasks import TASKS
 
 _TASKS = ("arithmetic", "sorting", "json", "python")
-"""Those whose first held-out question is asked where no other is given."""
+"""Tasks whose first held-out question is asked if no prompt is given."""
 
 _STYLES = ("bold cyan", "yellow")
-"""Of the tokens that came together, in turn."""
+"""Alternating styles of tokens that arrived together."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be given on the command line."""
+    """Add the arguments of this subcommand to `parser`."""
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="to compare with the first (all)")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a question of yours; may be repeated")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Ask, and show the answers."""
+    """Ask every prompt in every mode and show the answers."""
     console, client = Console(), Client(args.url)
     client.about()
     console.print("Tokens of one colour came together. Modes run one after the other.\n")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def ask(console: Console, client: Client, prompt: str, modes: Sequence[str], max_new_tokens: int) -> dict[str, Answer]:
-    """The answers to `prompt` by mode, shown while they grow."""
+    """Return the answers to `prompt` by mode, showing them while they stream."""
     prompt_ids = client.tokenize([{"role": "user", "content": prompt}])
     client.generate(prompt_ids, {"mode": modes[0]}, 1)  # now the prefix cache holds the prompt, for all modes alike
     growing: dict[str, list[Answer]] = {mode: [] for mode in modes}
@@ -59,7 +59,7 @@ def ask(console: Console, client: Client, prompt: str, modes: Sequence[str], max
 
 
 def verdict(answers: Sequence[Mapping[str, Answer]]) -> str:
-    """What was seen, in one line. `answers` are those to each prompt, by mode; the first mode's are compared with."""
+    """Return one line that compares the modes with the first. `answers` holds the answers by mode, for each prompt."""
     reference, *others = answers[0]
     forwards = {mode: sum(by_mode[mode].statistics.nfe for by_mode in answers) for mode in answers[0]}
     seen = []
@@ -70,7 +70,7 @@ def verdict(answers: Sequence[Mapping[str, Answer]]) -> str:
 
 
 def _compare(forwards: int, reference: int) -> str:
-    """How many times fewer forward passes there were, where both took any."""
+    """Return how many times fewer forward passes there were, if both took any."""
     if not forwards or not reference:
         return f"{forwards} forward passes against {reference}"
     if forwards > reference:
@@ -79,7 +79,7 @@ def _compare(forwards: int, reference: int) -> str:
 
 
 def _table(prompt: str, growing: Mapping[str, Sequence[Answer]]) -> Table:
-    """What has come so far, one column for each mode."""
+    """Return a table of the answers so far, one column per mode."""
     table = Table(title=Text(prompt), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, expand=True)
     table.add_column("")
     for mode in growing:
@@ -93,7 +93,7 @@ def _table(prompt: str, growing: Mapping[str, Sequence[Answer]]) -> Table:
 
 
 def _coloured(parts: Sequence[Answer]) -> Text:
-    """The newest text; what each part added has another colour than what the one before it did."""
+    """Return the newest text, where each part that arrived has another colour than the one before."""
     text, start = Text(), 0
     for number, part in enumerate(parts):
         text.append(printable(parts[-1].text[start : len(part.text)]), style=_STYLES[number % len(_STYLES)])

@@ -21,7 +21,7 @@ from dlm_serve.training.tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be given on the command line."""
+    """Add the arguments of this subcommand to `parser`."""
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(all)")
     parser.add_argument(
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, write the report and show its figures."""
+    """Measure, write the report and print its figures."""
     plan = Plan(
         modes=tuple(args.modes),
         thresholds=tuple(args.thresholds),
@@ -67,7 +67,7 @@ def _draw(report: Report, picture: Path) -> None:
 
 
 def _summary(report: Report) -> Table:
-    """The figures of each setting."""
+    """Return a table of the figures of each setting."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("setting", no_wrap=True)
     for name in ("exact\nmatch", "forward\npasses", "tokens/\nforward", "accept.\nlength", "as AR", "cut"):
@@ -87,7 +87,7 @@ def _summary(report: Report) -> Table:
 
 
 def _by_task(results: Sequence[Result]) -> Table:
-    """The exact match of each task."""
+    """Return a table of the exact match of each task."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("exact match")
     for result in results:

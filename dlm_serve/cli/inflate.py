@@ -1,6 +1,6 @@
 """Write the bundled model in the shape of a large one, to measure full-size speed with answers that can be checked.
 
-The new checkpoint decides the same tokens as the small model and reads as many bytes as the large one.
+The new checkpoint produces the tokens of the small model and reads as many bytes as the large one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dlm_serve.bundled import FOLDER as BUNDLED_MODEL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be given on the command line."""
+    """Add the arguments of this subcommand to `parser`."""
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder to write to, new or empty")
     parser.add_argument("--like", required=True, help="3b, 8b or the path of a config.json")
     parser.add_argument("--model", default=str(BUNDLED_MODEL), metavar="PATH", help="the small model's folder")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the large checkpoint."""
+    """Write the large checkpoint to the folder `args.out`."""
     from dlm_serve.inflation import inflate  # it loads torch
 
     num_bytes = inflate(args.model, args.like, args.out)

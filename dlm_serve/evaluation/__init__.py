@@ -1,1 +1,1 @@
-"""How good and how fast the answers of a running server are, mode by mode, on questions that can be scored exactly."""
+"""Measure how good and how fast a running server answers, mode by mode, on questions with exact answers."""

@@ -1,4 +1,4 @@
-"""Questions to a running server, and what its answers came to."""
+"""Ask a running server questions and score its answers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Setting:
 
     mode: str
     threshold: float | None = None
-    """Of diffusion; the other modes have none that changes their answers."""
+    """Only for diffusion; no threshold changes the answers of the other modes."""
 
     @property
     def options(self) -> dict[str, object]:
-        """As a request has them."""
+        """Return the `custom_params.dlm` of a request."""
         return {"mode": self.mode} if self.threshold is None else {"mode": self.mode, "threshold": self.threshold}
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class Setting:
 
 
 def settings(modes: Iterable[str], thresholds: Iterable[float]) -> list[Setting]:
-    """One setting for each of the modes, for diffusion one for each threshold."""
+    """Return one setting for each of the modes, and for diffusion one for each threshold."""
     chosen = set(modes)
     return [
         Setting(mode, threshold)
@@ -42,7 +42,7 @@ def settings(modes: Iterable[str], thresholds: Iterable[float]) -> list[Setting]
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out example of a task, as the model is asked it."""
+    """A held-out example of a task, as the model is asked."""
 
     task: Task
     example: Example
@@ -51,21 +51,21 @@ class Question:
 
 @dataclass(frozen=True)
 class Trial:
-    """A question with an answer to it."""
+    """A question and an answer to it."""
 
     question: Question
     answer: Answer
     log_probabilities: tuple[float, ...]
-    """Of the answer's tokens, to the autoregressive model; nats."""
+    """Of the answer's tokens under the autoregressive model, in nats."""
 
     @property
     def is_correct(self) -> bool:
-        """Whether the answer is the one that the question has."""
+        """Return whether the answer is correct."""
         return self.question.task.is_correct(self.question.example, self.answer.text)
 
 
 def questions(client: Client, tasks: Iterable[Task], count: int, seed: int) -> list[Question]:
-    """`count` held-out examples of each task; fewer where some are the same."""
+    """Return `count` held-out examples of each task, without duplicates."""
     found = []
     for task in tasks:
         for example in dict.fromkeys(task.examples("heldout", count, seed)):
@@ -77,7 +77,7 @@ def questions(client: Client, tasks: Iterable[Task], count: int, seed: int) -> l
 def ask(
     client: Client, asked: Sequence[Question], setting: Setting, max_new_tokens: int, concurrency: int
 ) -> Iterator[Trial]:
-    """The trials of all questions, in their order, at most `concurrency` at a time."""
+    """Yield the trials of all questions in order, running at most `concurrency` at a time."""
 
     def attempt(question: Question) -> Trial:
         answer = client.generate(question.prompt_ids, setting.options, max_new_tokens)
@@ -90,23 +90,23 @@ def ask(
 
 @dataclass(frozen=True)
 class Figures:
-    """What the answers to some questions came to."""
+    """The scores of the answers to some questions."""
 
     answers: int
     accuracy: float
-    """Share of them that are correct; of several tasks, the mean of their shares."""
+    """Share of correct answers; over several tasks, the mean of their shares."""
     forward_passes: float
-    """Mean of an answer, after the prefill."""
+    """Mean per answer, after the prefill."""
     tokens_per_forward: float | None
     """All tokens over all forward passes; None if there were none."""
     acceptance_length: float | None
-    """Mean of the answers that have one."""
+    """Mean over the answers that have one."""
     cut: int
-    """Answers that ended because no more tokens were allowed."""
+    """Answers that ended at the token limit."""
 
     @classmethod
     def of(cls, trials: Sequence[Trial]) -> Figures:
-        """Of at least one trial."""
+        """Return the figures of `trials`, at least one."""
         all_of = [trial.answer.statistics for trial in trials]
         num_forwards = sum(one.nfe for one in all_of)
         num_tokens = sum(len(trial.answer.token_ids) for trial in trials)
@@ -122,7 +122,7 @@ class Figures:
 
 
 def by_task(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
-    """The trials of each task, by its name."""
+    """Return the trials of each task by its name."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.question.task.name, []).append(trial)
@@ -130,22 +130,22 @@ def by_task(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
 
 
 def num_equal(trials: Sequence[Trial], reference: Sequence[Trial]) -> int:
-    """How many answers have the tokens of the reference's to the same question."""
+    """Return how many answers have the same tokens as the reference's answer to the same question."""
     pairs = zip(trials, reference, strict=True)
     return sum(ours.answer.token_ids == theirs.answer.token_ids for ours, theirs in pairs)
 
 
 def block_length_of(trials: Iterable[Trial]) -> int:
-    """The longest block that any answer was decoded in."""
+    """Return the longest block that any answer was decoded in."""
     return max(trial.answer.statistics.block_length for trial in trials)
 
 
 def loss_by_position(trials: Iterable[Trial], block_length: int) -> list[float | None]:
-    """The mean loss in nats of the tokens at each position inside a block; None where there is no token.
+    """Return the mean loss in nats of the tokens at each position inside a block, None where there is no token.
 
-    A block begins with the token that the one before it, or the prompt, has predicted: blocks are counted from the
-    answer's first token. The losses are the autoregressive model's for the answers as they are, whatever mode they
-    came from: where blocks join badly, their first tokens have a larger loss than autoregressive answers have there.
+    A block begins with the token that the previous block or the prompt predicted, so blocks are counted from the
+    answer's first token. The losses are those of the autoregressive model on the answers of any mode: where blocks
+    join badly, their first tokens have a larger loss than autoregressive answers have there.
     """
     runs = (
         trial.log_probabilities[start : start + block_length]

@@ -1,4 +1,4 @@
-"""The picture of an evaluation."""
+"""Plot an evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _draw_pareto(axes: Axes, results: Sequence[Result]) -> None:
-    """One line for each mode, through its thresholds; the autoregressive accuracy goes right across."""
+    """Draw one line per mode, through its thresholds, and a horizontal line at the autoregressive accuracy."""
     for mode, marker in _MARKERS.items():
         of_mode = [result for result in results if result.mode == mode and result.figures.tokens_per_forward]
         points = [(result.figures.tokens_per_forward, 100 * result.figures.accuracy) for result in of_mode]
@@ -52,6 +52,6 @@ def _draw_losses(axes: Axes, results: Sequence[Result]) -> None:
 
 
 def _add_legend(axes: Axes) -> None:
-    """Unless nothing was measured that could be drawn."""
+    """Add a legend if anything was drawn."""
     if axes.lines:
         axes.legend(fontsize=8)

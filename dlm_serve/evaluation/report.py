@@ -1,4 +1,4 @@
-"""An evaluation from its questions to its figures, and how it is written down."""
+"""Run an evaluation and write its report."""
 
 from __future__ import annotations
 
@@ -17,54 +17,54 @@ from dlm_serve.evaluation.measure import Figures, Setting, Trial
 from dlm_serve.training.tasks import Task
 
 _SERVER_FIELDS = ("model_path", "dtype", "quantization", "device", "tp_size", "attention_backend")
-"""What is kept of what the server says about itself."""
+"""What a report keeps of the server's settings."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured."""
+    """What to measure."""
 
     modes: tuple[str, ...]
     thresholds: tuple[float, ...]
     count: int
     """Questions per task."""
     seed: int
-    """Of the choice of questions."""
+    """For choosing the questions."""
     max_new_tokens: int
     concurrency: int
-    """Answers that the server works on at a time."""
+    """Requests in flight at a time."""
 
     @property
     def settings(self) -> list[Setting]:
-        """The ways to decode that are compared."""
+        """Return the settings that are compared."""
         return measure.settings(self.modes, self.thresholds)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one setting came to."""
+    """The scores of one setting."""
 
     mode: str
     threshold: float | None
     figures: Figures
     equal_to_autoregressive: int | None
-    """Answers with the tokens of the autoregressive ones; None where those were not asked for."""
+    """Answers with the same tokens as the autoregressive ones; None if those were not measured."""
     tasks: dict[str, Figures]
     loss_by_position: list[float | None]
     """Nats, by position inside the block; see `measure.loss_by_position`."""
 
     @property
     def setting(self) -> Setting:
-        """The setting."""
+        """Return the setting that was measured."""
         return Setting(self.mode, self.threshold)
 
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation, with all that is needed to repeat it."""
+    """An evaluation with everything needed to repeat it."""
 
     commit: str | None
-    """Of dlm-serve here, if git knows it; `-dirty` behind it if files differ from it."""
+    """Commit of dlm-serve, if git knows it; `-dirty` is appended if files differ from it."""
     versions: dict[str, str]
     server: dict[str, Any]
     plan: Plan
@@ -72,12 +72,15 @@ class Report:
     results: list[Result]
 
     def save(self, path: Path) -> None:
-        """As JSON."""
+        """Write the report to `path` as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def evaluate(client: Client, tasks: Iterable[Task], plan: Plan, progress: Callable[[int, int], None]) -> Report:
-    """Ask all there is to ask; `progress` is called with the number of answers so far and in all."""
+    """Return the report of all questions in all settings.
+
+    `progress` is called with the number of answers so far and in total. Raises ServerError.
+    """
     about = client.about()
     asked = measure.questions(client, tasks, plan.count, plan.seed)
     num_answers, total = 0, len(asked) * len(plan.settings)
@@ -112,7 +115,7 @@ def _result(setting: Setting, trials: Mapping[Setting, list[Trial]], block_lengt
 
 
 def commit() -> str | None:
-    """The commit of dlm-serve here, `-dirty` behind it if files differ; None where git does not track this file."""
+    """Return the commit of dlm-serve, `-dirty` appended if files differ; None if git does not track this file."""
     file = Path(__file__)
 
     def git(*arguments: str) -> str:

@@ -1,13 +1,13 @@
-"""A checkpoint of a large shape that computes the same function as a small one.
+"""Write a checkpoint of a large shape that computes the same function as a small one.
 
-For measuring full-size speed with real confidences and with answers that can be checked: a step reads as many bytes
-and multiplies as many numbers as the large model's, and decides the same tokens as the small one.
+It measures full-size speed with real confidences and with answers that can be checked: a step reads as many bytes and
+multiplies as many numbers as the large model's, and produces the tokens of the small one.
 
 - The residual stream [H] is the small one [h] followed by zeros. RMSNorm then divides by sqrt(h/H) of what it divided
   by, so its weights are multiplied by that and its epsilon by h/H. Where H/h is a power of four this is exact in any
-  floating-point type; else the norms' weights are rounded once.
+  floating-point type; otherwise the norms' weights are rounded once.
 - Heads, MLP units and layers that the small model lacks have random weights and write nothing to the residual stream.
-- Rows of the vocabulary that it lacks cannot win: see `source`.
+- Vocabulary rows that it lacks can never be chosen: see `source`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ It is for measuring speed, and knows nothing that the small model does not. Made
 
 
 def inflate(model_path: str, like: str, out: Path) -> int:
-    """Write the model in the folder `model_path`, in the shape `like`, to the folder `out`; returns the weights' bytes.
+    """Write the model in the folder `model_path`, in the shape `like`, to the folder `out`. Return the weights' bytes.
 
-    Holds at most two shards in memory: of layers, embedding and head. `config.json` comes last, so that what was
-    interrupted is not taken for a checkpoint. Raises CheckpointError or ConfigError.
+    Holds at most two shards in memory: of layers, embedding and head. `config.json` comes last, so that an
+    interrupted run is not mistaken for a checkpoint. Raises CheckpointError or ConfigError.
     """
     source = Source.load(model_path)
     large = Inflation(source, Shape.like(like))
@@ -57,7 +57,7 @@ def inflate(model_path: str, like: str, out: Path) -> int:
 
 
 def _write_weights(large: Inflation, out: Path) -> None:
-    """The shards and their index, as `transformers` lays them out."""
+    """Write the shards and their index in the format of `transformers`."""
     file_of: dict[str, str] = {}
     for number, shard in enumerate(large.shards(), start=1):
         file = f"model-{number:05d}-of-{large.num_shards:05d}.safetensors"
@@ -68,7 +68,7 @@ def _write_weights(large: Inflation, out: Path) -> None:
 
 
 def _prepare(out: Path, num_bytes: int) -> None:
-    """An empty folder with room for the weights. Raises ConfigError."""
+    """Create an empty folder on a disk with room for the weights. Raises ConfigError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("OUT", str(out), "exists and is not an empty folder", "give another or remove it")
     out.mkdir(parents=True, exist_ok=True)

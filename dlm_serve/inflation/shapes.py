@@ -1,4 +1,4 @@
-"""How the sizes of a small model fit into those of a large one."""
+"""Fit the sizes of a small model into those of a large one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Shape(ModelShape):
 
     @classmethod
     def like(cls, name: str) -> Shape:
-        """The shape called `name`, or that of the `config.json` at this path. Raises ConfigError."""
+        """Return the shape called `name`, or that of the `config.json` at this path. Raises ConfigError."""
         try:
             return cls.model_validate(RELEASES.get(name) or json.loads(Path(name).read_text()))
         except (OSError, ValidationError, ValueError) as error:
@@ -31,23 +31,23 @@ class Shape(ModelShape):
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the entries of a small model's axis stand in the large model's."""
+    """Where the entries of a small model's axis are in the large model's."""
 
     size: int
-    """Of the large axis."""
+    """Size of the large axis."""
     targets: torch.Tensor
     """Positions in the large axis, int64 [n]."""
     sources: torch.Tensor
-    """What stands there: positions in the small axis, int64 [n]."""
+    """The positions in the small axis that they hold, int64 [n]."""
 
     @classmethod
     def first(cls, small: int, large: int) -> Axis:
-        """The small axis at the start of the large one."""
+        """Place the small axis at the start of the large one."""
         return cls(large, torch.arange(small), torch.arange(small))
 
     @classmethod
     def heads(cls, pairs: list[tuple[int, int]], num_heads: int, head_dim: int) -> Axis:
-        """Heads of `head_dim` entries each, at the (large, small) positions of `pairs`."""
+        """Place heads of `head_dim` entries each at the (large, small) positions of `pairs`."""
         within = torch.arange(head_dim)
         targets, sources = (torch.tensor(heads)[:, None] * head_dim + within for heads in zip(*pairs, strict=True))
         return cls(num_heads * head_dim, targets.flatten(), sources.flatten())
@@ -64,7 +64,7 @@ class Fit:
 
     @classmethod
     def of(cls, small: Checkpoint, large: Shape) -> Fit:
-        """The fit of `small` into `large`. Raises CheckpointError or ConfigError where there is none."""
+        """Return the fit of `small` into `large`. Raises CheckpointError or ConfigError if there is none."""
         _check_sizes(small, large)
         _check_rotary_embedding(small, large)
         query, key_value = _head_pairs(small, large)
@@ -77,9 +77,9 @@ class Fit:
 
 
 def _head_pairs(small: Checkpoint, large: Shape) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The (large, small) positions of query heads and of key-value heads: each query head keeps what it reads.
+    """Return the (large, small) positions of query heads and of key-value heads: each query head keeps what it reads.
 
-    A key-value head that more query heads read than the large model allows is there several times.
+    A key-value head that is read by more query heads than the large model allows is repeated.
     """
     wanted = small.num_attention_heads // small.num_key_value_heads
     group, rest = divmod(large.num_attention_heads, large.num_key_value_heads)

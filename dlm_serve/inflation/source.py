@@ -1,4 +1,4 @@
-"""The small model, and why rows of the vocabulary that it lacks cannot win.
+"""Read the small model, and derive why vocabulary rows that it lacks can never be chosen.
 
 Its last residual channel holds the same positive constant c for every token in every layer: the embedding puts it
 there, and neither `o_proj` nor `down_proj` writes to it. A row of the head that reads this channel alone, with a
@@ -42,15 +42,15 @@ class Source:
 
     checkpoint: Checkpoint
     config: dict[str, object]
-    """All of `config.json`."""
+    """The whole `config.json`."""
     tensors: Tensors
     adapter: Tensors
-    """Empty if it has none."""
+    """Empty if the model has none."""
     adapter_scale: float
 
     @classmethod
     def load(cls, model_path: str) -> Source:
-        """The model in a folder. Raises CheckpointError if it cannot be inflated."""
+        """Return the model in a folder. Raises CheckpointError if it cannot be inflated."""
         checkpoint = Checkpoint.find(model_path)
         if checkpoint is None or checkpoint.family is not NEMOTRON_LABS_DIFFUSION:
             limit = f"is no checkpoint of {NEMOTRON_LABS_DIFFUSION.name}"
@@ -76,16 +76,16 @@ class Source:
 
     @property
     def channel(self) -> int:
-        """The residual channel that is constant."""
+        """Return the residual channel that is constant."""
         return self.checkpoint.hidden_size - 1
 
     @property
     def constant(self) -> float:
-        """What it holds."""
+        """Return the value of the constant channel."""
         return float(self.tensors[EMBEDDING][0, self.channel])
 
     def layer(self, index: int) -> Tensors:
-        """The weights of one layer by their names inside it, such as `mlp.up_proj`; none where it has no such layer."""
+        """Return the weights of a layer by their names in it, such as `mlp.up_proj`; empty if it does not exist."""
         prefix = f"encoder.layers.{index}."
         return {
             name.removeprefix(prefix).removesuffix(".weight"): tensor
@@ -94,14 +94,14 @@ class Source:
         }
 
     def adapter_layer(self, index: int) -> Tensors:
-        """A and B of the draft adapter in one layer, or nothing."""
+        """Return A and B of the draft adapter in one layer, or nothing."""
         found = ((adapter_name_parts(name), tensor) for name, tensor in self.adapter.items())
         return {parts[3]: tensor for parts, tensor in found if parts[1] == index}
 
     def losing_weight(self, vocab_size: int) -> float:
-        """What rows that read the constant channel must multiply it with, so that they never count.
+        """Return the weight on the constant channel with which rows can never be chosen.
 
-        The probabilities of `vocab_size` such rows then add up to less than the rounding of a float64. Derived from
+        The probabilities of `vocab_size` such rows add up to less than the rounding of a float64. Derived from
         the weights alone: with a the largest norm of a normalised vector, and since attention averages values,
         |silu(x)| <= |x| and a Frobenius norm bounds what a matrix does to a vector, the residual stream's norm is at
         most
@@ -121,7 +121,7 @@ class Source:
         return -2 * (margin + lowest) / smallest  # twice, for the rounding of the model's own arithmetic
 
     def _residual_bound(self) -> float:
-        """An upper bound of the residual stream's norm, after the last layer."""
+        """Return an upper bound of the residual stream's norm after the last layer."""
         bound = float(self.tensors[EMBEDDING].double().norm(dim=1).max())
         for index in range(self.checkpoint.num_hidden_layers):
             layer = {name: tensor.double() for name, tensor in self.layer(index).items()}
@@ -159,9 +159,9 @@ class Source:
 
 
 def adapter_name_parts(name: str) -> tuple[str, int, str, str]:
-    """What stands before the layer's number, the number, what stands behind it, and `A` or `B`.
+    """Split a tensor's name into what precedes the layer's number, the number, what follows it, and `A` or `B`.
 
-    Raises CheckpointError if it is no tensor of a draft adapter.
+    Raises CheckpointError if it is not a tensor of a draft adapter.
     """
     match = _ADAPTER_NAME.fullmatch(name)
     if match is None:
@@ -170,5 +170,5 @@ def adapter_name_parts(name: str) -> tuple[str, int, str, str]:
 
 
 def _normalised_bound(weight: torch.Tensor) -> float:
-    """The largest norm of RMSNorm's output with this weight [h]."""
+    """Return the largest norm of RMSNorm's output with this weight [h]."""
     return float(weight.double().abs().max()) * math.sqrt(len(weight))

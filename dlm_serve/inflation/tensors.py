@@ -1,4 +1,4 @@
-"""The large model's weights, one shard at a time."""
+"""Compute the large model's weights, one shard at a time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dlm_serve.inflation.shapes import Axis, Fit, Shape
 from dlm_serve.inflation.source import EMBEDDING, HEAD, NORM, Source, Tensors, adapter_name_parts
 
 _STD = 0.02
-"""Of the random weights: the models' `initializer_range`."""
+"""Standard deviation of the random weights: the models' `initializer_range`."""
 
 Filler = Callable[[int, int], torch.Tensor]
-"""A matrix [rows, columns] for what the small model lacks."""
+"""Makes a matrix [rows, columns] for what the small model lacks."""
 
 
 class Inflation:
@@ -28,13 +28,13 @@ class Inflation:
 
     @property
     def config(self) -> dict[str, object]:
-        """The large model's `config.json`: the small one's token ids and block size, the shape's sizes."""
+        """Return the large model's `config.json`: the small one's token ids and block size, the shape's sizes."""
         eps = self._source.checkpoint.rms_norm_eps * self._shrinkage**2
         return {**self._source.config, **self._shape.model_dump(), "rms_norm_eps": eps}
 
     @property
     def num_bytes(self) -> int:
-        """Of all weights."""
+        """Return the bytes of all weights."""
         large = self._shape
         heads = (2 * large.num_attention_heads + 2 * large.num_key_value_heads) * large.head_dim
         layer = large.hidden_size * (heads + 3 * large.intermediate_size + 2)
@@ -43,18 +43,18 @@ class Inflation:
 
     @property
     def num_shards(self) -> int:
-        """How many `shards` gives."""
+        """Return how many shards `shards` yields."""
         return self._shape.num_hidden_layers + 2
 
     def shards(self) -> Iterator[Tensors]:
-        """All tensors by name: the embedding, each layer, the head."""
+        """Yield all tensors by name: the embedding, each layer, the head."""
         yield {EMBEDDING: self._embedding()}
         for index in range(self._shape.num_hidden_layers):
             yield {f"encoder.layers.{index}.{name}.weight": tensor for name, tensor in self._layer(index)}
         yield {NORM: self._norm(self._source.tensors[NORM]), HEAD: self._head()}
 
     def adapter(self) -> Tensors:
-        """The draft adapter's tensors by name; in layers that the small model lacks its product is zero."""
+        """Return the draft adapter's tensors by name; its product is zero in layers that the small model lacks."""
         found: Tensors = {}
         for name, tensor in self._source.adapter.items():
             before, index, after, matrix = adapter_name_parts(name)
@@ -68,7 +68,7 @@ class Inflation:
 
     @property
     def _shrinkage(self) -> float:
-        """By how much zeros behind the small model's residual stream lower its root mean square."""
+        """Return the factor by which zeros after the small model's residual stream lower its root mean square."""
         return math.sqrt(self._source.checkpoint.hidden_size / self._shape.hidden_size)
 
     def _layer(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -87,7 +87,7 @@ class Inflation:
             yield name, self._norm(given.get(name))
 
     def _embedding(self) -> torch.Tensor:
-        """[V, H]: a row of the small model ends in zeros, as does one that it lacks, whose constant is the same."""
+        """Return [V, H]: rows of the small model end in zeros, as do those that it lacks, with the same constant."""
         given = self._source.tensors[EMBEDDING]
         rows = self._zeros(self._shape.vocab_size, self._shape.hidden_size)
         rows[:, : given.shape[1]] = self._noise(len(rows), given.shape[1])
@@ -96,7 +96,7 @@ class Inflation:
         return rows
 
     def _head(self) -> torch.Tensor:
-        """[V, H]: what lies behind the small model's columns is multiplied with zeros."""
+        """Return [V, H]; columns after the small model's are multiplied by zeros."""
         given = self._source.tensors[HEAD]
         num_given, width = given.shape
         rows = self._noise(self._shape.vocab_size, self._shape.hidden_size)
@@ -106,7 +106,7 @@ class Inflation:
         return rows
 
     def _norm(self, given: torch.Tensor | None) -> torch.Tensor:
-        """[H]"""
+        """Return a norm's weight [H] from the small model's [h]."""
         weight = torch.ones(self._shape.hidden_size, dtype=self._dtype)
         if given is not None:
             weight[: len(given)] = given.double() * self._shrinkage
@@ -120,7 +120,7 @@ class Inflation:
 
 
 def _place(given: torch.Tensor | None, rows: Axis, columns: Axis, filler: Filler) -> torch.Tensor:
-    """[rows, columns] of the large model: `given` where it belongs, filled up by `filler`."""
+    """Return a matrix [rows, columns] of the large model: `given` in its place, the rest from `filler`."""
     matrix = filler(rows.size, columns.size)
     if given is not None:
         matrix[rows.targets[:, None], columns.targets] = given[rows.sources[:, None], columns.sources]

@@ -18,7 +18,7 @@ Nats = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 class Frozen(BaseModel):
     """Options: they do not change, and unknown ones are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 # The names that an article on such a server uses, and ours in a file and in a request.

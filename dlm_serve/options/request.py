@@ -16,19 +16,19 @@ class RequestOptions(Frozen):
     mode: Mode | None = None
     """How to decode; the server file's `generation.mode` by default."""
     algorithm: str | None = None
-    """Within mode diffusion, one of the family's; null is its default."""
+    """One of the family's algorithms for mode diffusion; null is its default."""
     block_length: Width | None = None
     """Tokens that are denoised or drafted together; the checkpoint's `block_size` by default."""
     threshold: Probability | None = None
     """Confidence at which a token is fixed; null is the fixed schedule of `steps`."""
     steps: Width | None = None
-    """Most denoising forwards per block."""
+    """Most denoising forwards per block; without `threshold`, an even schedule of so many."""
     convergence_threshold: Nats | None = None
     """Change of the mean entropy, in nats, below which denoising stops early; null never does."""
     stop_rule: StopRule | None = None
-    """One of the family's; null is its default."""
+    """One of the family's stop rules; null is its default."""
     shift_logits: Flag | None = None
-    """As on Efficient-DLM's card; only what the family does in any case."""
+    """As on Efficient-DLM's card; must be what the family does."""
 
     @property
     def wants_diffusion(self) -> bool:

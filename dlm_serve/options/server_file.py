@@ -19,7 +19,7 @@ class GenerationConfig(Frozen):
     """Defaults for requests that do not say otherwise."""
 
     mode: Mode = Mode.AUTO
-    """How requests decode; `auto` is the family's fastest mode that can do what a request asks for."""
+    """How requests decode; `auto` is the first of the family's modes that can do what the request asks for."""
     block_length: Width | None = None
     """Tokens; None is the checkpoint's `block_size`."""
     threshold: Probability | None = 0.9
@@ -31,14 +31,14 @@ class GenerationConfig(Frozen):
     convergence_threshold: Nats | None = None
     """Change of the mean entropy, in nats, below which denoising stops early; None never does."""
     prefill: PromptMask | None = None
-    """The mask of prompts, where the family can be served with several; None is its own."""
+    """The mask of prompts, for a family that supports several (Efficient-DLM); None is the family's own."""
 
 
 class RoutingConfig(Frozen):
     """Which block widths the server prepares for."""
 
     widths: tuple[Width, ...] = Field(default=(4, 8, 16, 32), min_length=1)
-    """Tokens of a row for which CUDA graphs are captured; the largest is the largest block length of a request."""
+    """Tokens of a row for which CUDA graphs are captured; the largest is the longest block of a request."""
     graph_memory_gb: float = Field(default=1.1, gt=0, allow_inf_nan=False)
     """Gigabytes (1e9 bytes) for the CUDA graphs of block steps; larger steps run without one."""
 
@@ -52,7 +52,7 @@ class LoraConfig(Frozen):
     """The adapter that drafts in self-speculation."""
 
     draft_adapter: str = "auto"
-    """`auto` is `linear_spec_lora/` beside the weights if there is one; `none`; or a folder."""
+    """`auto` loads `linear_spec_lora/` beside the weights if it exists, `none` nothing, else a folder."""
 
 
 class ServerConfig(Frozen):

@@ -1,1 +1,1 @@
-"""The conversion of an autoregressive model to a diffusion one, and what built the bundled model."""
+"""Convert an autoregressive model to diffusion, as the bundled model was."""

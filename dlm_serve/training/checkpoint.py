@@ -1,4 +1,4 @@
-"""Training models from and to checkpoint folders, in the release's own names."""
+"""Read and write training models as checkpoint folders, under the release's own names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ADAPTER_PREFIX = "base_model.model."
 
 
 def load_model(folder: Path, *, with_adapter: bool = True) -> DiffusionModel:
-    """The model in `folder`, in float32, with its draft adapter if it has one. Raises CheckpointError, ConfigError."""
+    """Return the model in `folder` in float32, with its draft adapter if any. Raises CheckpointError, ConfigError."""
     checkpoint = Checkpoint.find(str(folder))
     if checkpoint is None or checkpoint.family is not NEMOTRON_LABS_DIFFUSION:
         raise ConfigError("start_from", str(folder), "no checkpoint of Nemotron-Labs-Diffusion", "give such a folder")
@@ -39,7 +39,7 @@ def load_model(folder: Path, *, with_adapter: bool = True) -> DiffusionModel:
 
 
 def save_model(model: DiffusionModel, folder: Path) -> None:
-    """Write config, weights and, where there is one, the draft adapter, in bfloat16."""
+    """Write configuration, weights and the draft adapter, if there is one, in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
     weights: dict[str, torch.Tensor] = {}
     adapter: dict[str, torch.Tensor] = {}
@@ -58,7 +58,7 @@ def save_model(model: DiffusionModel, folder: Path) -> None:
 
 
 def _save_adapter(model: DiffusionModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """As PEFT writes it."""
+    """Write the draft adapter in PEFT's format."""
     folder.mkdir(exist_ok=True)
     o_proj = model.adapted()[0]
     rank, scale = o_proj.lora_A.shape[0], o_proj.scale or 0.0
@@ -83,7 +83,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _config_content(config: NemotronLabsDiffusionConfig) -> dict[str, Any]:
-    """The fields of `config.json`, named as in the release."""
+    """Return the fields of `config.json`, named as in the release."""
     names = (
         "vocab_size max_position_embeddings hidden_size intermediate_size num_hidden_layers num_attention_heads "
         "num_key_value_heads head_dim hidden_act initializer_range rms_norm_eps use_cache rope_parameters "

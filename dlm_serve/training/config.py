@@ -1,4 +1,4 @@
-"""What a training recipe may say. Checked as a whole before the first step."""
+"""Define training recipes, which are checked as a whole before the first step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
 
 
 class ModelShape(_Frozen):
-    """The size of a new model. Rotary embedding, head size and what else `inflate` keeps are the 8B release's."""
+    """The size of a new model. Rotary embedding, head size and whatever else `inflate` keeps are the 8B release's."""
 
     hidden_size: Count = 256
     intermediate_size: Count = 640
@@ -35,7 +35,7 @@ class ModelShape(_Frozen):
     max_position_embeddings: Count = 4096
 
     def to_config(self, vocab_size: int, block_size: int) -> NemotronLabsDiffusionConfig:
-        """The configuration of such a model with our tokenizer."""
+        """Return the configuration of such a model with our tokenizer."""
         return NemotronLabsDiffusionConfig(
             **self.model_dump(),
             vocab_size=vocab_size,
@@ -58,9 +58,9 @@ class Phase(_Frozen):
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     warmup_steps: Count = 100
     decay_share: float = Field(default=0.3, ge=0, le=1)
-    """Of the phase, at its end."""
+    """Learning rate at the end of the phase."""
     max_minutes: float | None = Field(default=None, gt=0)
-    """End the phase, decay included, after so much time. Such a run is not repeatable."""
+    """Minutes after which the phase, decay included, ends. Such a run is not repeatable."""
 
 
 class ConvertPhase(Phase):
@@ -70,11 +70,11 @@ class ConvertPhase(Phase):
     dlm_loss_weight: Weight = 0.3
     masking: Masking = HalfLifeMasking()
     weight_by_mask_ratio: bool = True
-    """Divide a block's loss by its mask ratio: the bound on the likelihood, but with rare huge gradients."""
+    """Divide a block's loss by its mask ratio, which bounds the likelihood but has rare, huge gradients."""
 
 
 class DraftPhase(Phase):
-    """The draft adapter on the output projections; all else stays."""
+    """Training of the draft adapter on the output projections; all other weights are frozen."""
 
     rank: Count = 64
     alpha: float = Field(default=128.0, gt=0)
@@ -89,20 +89,20 @@ class Evaluation(_Frozen):
 
 
 class TrainingConfig(_Frozen):
-    """A recipe: which phases to run, on what, into which folder."""
+    """A recipe: which phases to run, on which corpus, into which folder."""
 
     corpus: Path
     """The folder that `dlm-serve corpus` wrote."""
     output: Path
     seed: int = Field(default=0, ge=0)
     start_from: Path | None = None
-    """A checkpoint folder to go on from; None starts from random weights of shape `model`."""
+    """A checkpoint folder to start from; None starts from random weights of shape `model`."""
     model: ModelShape = ModelShape()
     block_size: int = Field(default=32, ge=2, le=64)
     sequence_length: int = Field(default=512, ge=64)
     """Tokens in a row of packed documents."""
     blocks_per_row: Count = 12
-    """Noisy blocks beside a row; answers that need more are noised in part."""
+    """Noisy blocks per row; answers that need more are noised in part."""
     batch_size: Count = 128
     """Rows in a step."""
     pretrain: Phase | None = None
@@ -112,11 +112,11 @@ class TrainingConfig(_Frozen):
     checkpoint_every: Count = 500
     log_every: Count = 20
     compile: bool | None = None
-    """Compiled layers over FlexAttention, or plain ones over a written-out mask; None compiles on a GPU."""
+    """Compile layers over FlexAttention instead of running them over a dense mask; None compiles on a GPU."""
 
     @classmethod
     def load(cls, path: Path) -> TrainingConfig:
-        """The recipe in a YAML file, paths in it relative to the working folder. Raises ConfigError."""
+        """Return the recipe in a YAML file, whose paths are relative to the working folder. Raises ConfigError."""
         try:
             content = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -126,7 +126,7 @@ class TrainingConfig(_Frozen):
         return config
 
     def check(self) -> None:
-        """Raises ConfigError where fields exclude each other or what they name is not there."""
+        """Raise ConfigError if fields exclude each other or name what does not exist."""
         if not self.phases:
             raise ConfigError("phases", "<none>", "nothing to train", "give pretrain, convert or draft")
         if not (self.corpus / "train.npz").is_file():
@@ -145,6 +145,6 @@ class TrainingConfig(_Frozen):
 
     @property
     def phases(self) -> dict[str, Phase]:
-        """The phases to run, in order."""
+        """Return the phases to run, in order."""
         named = {"pretrain": self.pretrain, "convert": self.convert, "draft": self.draft}
         return {name: phase for name, phase in named.items() if phase is not None}

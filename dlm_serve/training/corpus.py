@@ -1,4 +1,4 @@
-"""The corpus: conversations of open sources and synthetic tasks, as token ids, each ending in the answer to learn."""
+"""Build the corpus: conversations from open sources and synthetic tasks as token ids, each ending in an answer."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from dlm_serve.training.tokenizer import (
 )
 
 _CHUNK = 2000
-"""Conversations that one process encodes at a time."""
+"""Conversations that a process encodes at a time."""
 _TOKENIZER_SAMPLE = 3000
-"""Examples of each task that the tokenizer is trained on, beside all texts."""
+"""Examples of each task that the tokenizer is trained on, besides all texts."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """D documents one after the other; in each, what follows `answer_starts` is the answer, ending in EOS."""
+    """D documents in a row; in each, everything from `answer_starts` on is the answer, ending in EOS."""
 
     tokens: NDArray[np.uint16]  # [total]
     lens: NDArray[np.int32]  # [D]
@@ -42,7 +42,7 @@ class Corpus:
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
-        """The corpus in an .npz file. Raises ConfigError."""
+        """Return the corpus in an .npz file. Raises ConfigError."""
         try:
             with np.load(path) as arrays:
                 return cls(arrays["tokens"], arrays["lens"], arrays["answer_starts"])
@@ -50,12 +50,12 @@ class Corpus:
             raise ConfigError("corpus", str(path), f"cannot be read ({error})", "build it: dlm-serve corpus") from error
 
     def save(self, path: Path) -> None:
-        """Write it to an .npz file."""
+        """Write the corpus to an .npz file."""
         np.savez(path, tokens=self.tokens, lens=self.lens, answer_starts=self.answer_starts)
 
     @classmethod
     def join(cls, parts: Sequence[Corpus]) -> Corpus:
-        """All documents of `parts`, in order."""
+        """Return all documents of `parts`, in order."""
         return cls(
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.lens for part in parts]),
@@ -64,7 +64,7 @@ class Corpus:
 
 
 def encode(tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> Corpus:
-    """The tokens of `conversations`, each up to the end of its last message."""
+    """Return the tokens of `conversations`, each up to the end of its last message."""
     texts = [f"{render_prompt(messages[:-1])}{messages[-1]}{TURN_END}" for messages in conversations]
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     return Corpus(
@@ -77,7 +77,7 @@ def encode(tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> Corpu
 def build_corpus(out: Path, cache: Path, examples_per_task: int, vocab_size: int, max_length: int, seed: int) -> None:
     """Write `out/tokenizer/`, `out/train.npz` and `out/heldout.npz`.
 
-    Packages are fetched into `cache` unless they lie there. A tokenizer that is there already is kept.
+    Packages are fetched into `cache` unless they are there. An existing tokenizer is kept.
     Raises ConfigError.
     """
     texts = _texts(cache)
@@ -97,7 +97,7 @@ def build_corpus(out: Path, cache: Path, examples_per_task: int, vocab_size: int
 _HELDOUT_PER_TASK = 200
 
 _Chunk = list[Conversation] | tuple[str, Split, int, int]
-"""Conversations, or the name, split, count and seed of a task's."""
+"""Conversations, or the name, split, count and seed that a task draws them with."""
 
 
 def _texts(cache: Path) -> list[Conversation]:

@@ -1,4 +1,4 @@
-"""Loss curves as a picture."""
+"""Plot loss curves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def plot_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """One panel for each phase in `history`, each loss a line over the steps."""
+    """Write a picture with one panel per phase in `history`, each loss a line over the steps."""
     phases = list(dict.fromkeys(entry["phase"] for entry in history))
     figure = Figure(figsize=(5 * max(len(phases), 1), 4), layout="constrained")
     for panel, phase in enumerate(phases, start=1):

@@ -1,4 +1,4 @@
-"""Scores of a model where it is trained: exact match, tokens per forward, acceptance, KL to its former self."""
+"""Score a model where it is trained: exact match, tokens per forward, acceptance, KL to its former self."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KL_ROWS = 64
 
 
 def measure_kl(before: DiffusionModel, after: DiffusionModel, config: TrainingConfig) -> float:
-    """KL(before || after) of the autoregressive distributions on held-out answers, in nats per token."""
+    """Return KL(before || after) of the autoregressive distributions on held-out answers, in nats per token."""
     corpus = Corpus.load(config.corpus / "heldout.npz")
     batch = Packing(corpus, _KL_ROWS, config.sequence_length, 0, config.block_size, config.seed)[0]
     batch = batch.to(after.inv_freq.device)
@@ -30,7 +30,7 @@ def measure_kl(before: DiffusionModel, after: DiffusionModel, config: TrainingCo
 
 
 def evaluate(model: DiffusionModel, config: TrainingConfig, options: Evaluation) -> dict[str, Any]:
-    """Scores by mode and task on held-out examples, decoded greedily."""
+    """Return scores by mode and task on held-out examples, decoded greedily."""
     tokenizer = load_tokenizer(config.corpus / "tokenizer")
     by_mode = {
         "autoregressive": _row_options(Mode.AUTOREGRESSIVE, 1, None),
@@ -79,6 +79,6 @@ def _cost(answers: list[Answer]) -> dict[str, float]:
 
 
 def _failure(examples: list[Example], texts: list[str], correct: list[bool]) -> dict[str, Any]:
-    """The first wrong answer, to look at."""
+    """Return the first wrong answer, for inspection."""
     wrong = [i for i, is_correct in enumerate(correct) if not is_correct]
     return {"first_failure": {"prompt": examples[wrong[0]].prompt, "answer": texts[wrong[0]]}} if wrong else {}

@@ -1,8 +1,8 @@
-"""How the tokens of a training or decoding forward see each other, written once for every backend.
+"""Define how the tokens of a training or decoding forward see each other, once for every backend.
 
 A forward reads noisy blocks and clean documents side by side. Clean tokens are causal, as in
 autoregression. A noisy block sees itself in both directions, and of the clean tokens those before
-its start: what a block meets when it is denoised over committed KV (block diffusion over
+its start: what a block sees when it is denoised over committed KV (block diffusion over
 `[x_t | x_0]`, arXiv 2503.09573 section 3; clean part token-causal as in Nemotron-Labs-Diffusion).
 """
 
@@ -16,18 +16,18 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 CLEAN = -1
-"""The block of a token that is in none."""
+"""The block number of tokens outside any block."""
 
 _compiled_create_block_mask = torch.compile(create_block_mask, dynamic=False)
-"""Never writes the whole mask out."""
+"""Attention that never materialises the whole mask."""
 
 Mask = torch.Tensor | BlockMask
-"""Who sees whom: [B, 1, T, T] bool written out, or the tiles that FlexAttention need not skip."""
+"""Who sees whom: a dense bool mask [B, 1, T, T], or the tiles that FlexAttention must not skip."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each of B x T tokens stands; padding is a document of its own."""
+    """Where each of B x T tokens is; padding is a document of its own."""
 
     document: torch.Tensor  # [B, T] int32
     position: torch.Tensor  # [B, T] int32, inside the document
@@ -35,7 +35,7 @@ class Layout:
     horizon: torch.Tensor  # [B, T] int32, clean tokens before this position are seen
 
     def dense_mask(self) -> torch.Tensor:
-        """The whole mask, for any device; memory is quadratic."""
+        """Return the whole mask, for any device; memory is quadratic."""
         rows, width = self.document.shape
         index = torch.arange(max(rows, width), device=self.document.device)
         return _rule(self)(index[:rows, None, None], index, index[None, :width, None], index[None, None, :width])[
@@ -43,7 +43,7 @@ class Layout:
         ]
 
     def block_mask(self) -> BlockMask:
-        """The mask for FlexAttention on a GPU, inside code that is compiled."""
+        """Return the mask for FlexAttention on a GPU, for compiled code."""
         rows, width = self.document.shape
         device = self.document.device
         create = _compiled_create_block_mask if device.type == "cuda" else create_block_mask
@@ -52,7 +52,7 @@ class Layout:
 
 
 def _rule(layout: Layout) -> Callable[..., torch.Tensor]:
-    """Whether token `query` of row `row` sees token `key`, as FlexAttention asks it; the indices broadcast."""
+    """Return whether token `query` of row `row` sees token `key`, in FlexAttention's form; the indices broadcast."""
     # Plain tensors in the closure: the compiler lifts them into the kernel.
     document, position, block, horizon = layout.document, layout.position, layout.block, layout.horizon
 
@@ -66,7 +66,7 @@ def _rule(layout: Layout) -> Callable[..., torch.Tensor]:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask) -> torch.Tensor:
-    """Attention of q [B, H, T, D] over k and v [B, G, T, D]; each of the G heads serves H / G queries."""
+    """Return the attention of q [B, H, T, D] over k and v [B, G, T, D]; each of the G heads serves H / G queries."""
     if isinstance(mask, BlockMask):
         attended: torch.Tensor = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
         return attended

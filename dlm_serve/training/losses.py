@@ -1,4 +1,4 @@
-"""What each phase of training minimises."""
+"""Compute what each phase of training minimises."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dlm_serve.training.model import DiffusionModel
 from dlm_serve.training.packing import PADDING, Batch
 
 Losses = dict[str, torch.Tensor]
-"""`loss` is what is minimised; the others are for the curves."""
+"""`loss` is minimised; the others are for the curves."""
 
 
 def autoregressive_loss(model: DiffusionModel, batch: Batch, mask: Mask) -> Losses:
-    """Mean cross-entropy of the answers' tokens in `batch.clean()`, each from what is before it."""
+    """Return the mean cross-entropy of the answers' tokens in `batch.clean()`, each from what precedes it."""
     hidden = model(batch.tokens, batch.layout.position, mask)
     loss = _next_token_loss(model.diffusion_head(hidden), batch)
     return {"loss": loss, "ar_loss": loss.detach()}
@@ -24,10 +24,10 @@ def autoregressive_loss(model: DiffusionModel, batch: Batch, mask: Mask) -> Loss
 def joint_loss(
     model: DiffusionModel, batch: Batch, mask: Mask, phase: ConvertPhase, generator: torch.Generator
 ) -> Losses:
-    """ar_loss_weight L_AR + dlm_loss_weight L_diffusion, from one forward over [clean | noisy].
+    """Return ar_loss_weight L_AR + dlm_loss_weight L_diffusion, from one forward over [clean | noisy].
 
-    L_diffusion is the cross-entropy of the masked tokens at their own place, divided by their block's mask ratio
-    where asked for (the bound on the likelihood), averaged over them (Nemotron-Labs-Diffusion, training recipe).
+    L_diffusion is the mean cross-entropy of the masked tokens at their own positions, divided by their block's mask
+    ratio if `phase` says so (the bound on the likelihood) (Nemotron-Labs-Diffusion, training recipe).
     """
     blocks = _noisy(batch.tokens, batch)
     masked, ratio = phase.masking.draw(blocks, generator)
@@ -45,10 +45,10 @@ def joint_loss(
 
 
 def draft_loss(model: DiffusionModel, batch: Batch, mask: Mask) -> Losses:
-    """Cross-entropy of one-shot drafts against the model's own greedy tokens, as far as a verification reads them.
+    """Return the cross-entropy of one-shot drafts against the model's greedy tokens, as far as a verification reads.
 
-    Of each block all but the first token is masked, with the adapter on. What counts are the drafts that would be
-    accepted and the first that would not: none behind it can matter.
+    In each block all but the first token is masked, with the adapter on. The drafts that would be accepted and the
+    first that would not count; later ones cannot matter.
     """
     blocks = _noisy(batch.tokens, batch)
     is_first = torch.arange(blocks.shape[-1], device=blocks.device) == 0
@@ -73,7 +73,7 @@ def draft_loss(model: DiffusionModel, batch: Batch, mask: Mask) -> Losses:
 
 @torch.no_grad()
 def autoregressive_kl(before: DiffusionModel, after: DiffusionModel, batch: Batch, mask: Mask) -> float:
-    """Mean KL divergence in nats per answer token, of the autoregressive distribution `after` from that `before`."""
+    """Return the mean KL(before || after) of the autoregressive distributions, in nats per answer token."""
     log_p, log_q = (
         model.diffusion_head(model(batch.tokens, batch.layout.position, mask)).float().log_softmax(-1)
         for model in (before, after)
@@ -84,24 +84,24 @@ def autoregressive_kl(before: DiffusionModel, after: DiffusionModel, batch: Batc
 
 
 def _next_token_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Over the answers' tokens; an answer never starts a document, so each has a token before it."""
+    """Return the loss over the answers' tokens; an answer never starts a document, so each has a token before it."""
     targets = batch.is_answer[:, 1:]
     each = _cross_entropy(logits[:, :-1], batch.tokens[:, 1 : batch.num_clean])
     return (each * targets).sum() / targets.sum()
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """[B, T] nats, for `logits` [B, T, V]."""
+    """Return the cross-entropy [B, T] in nats for `logits` [B, T, V]."""
     return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(
         targets.shape
     )
 
 
 def _noisy(per_token: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The noisy part of [B, T] as blocks [B, K, S]."""
+    """Return the noisy part of [B, T] as blocks [B, K, S]."""
     return per_token[:, batch.num_clean :].view(len(per_token), -1, batch.block_size)
 
 
 def _with_noisy(batch: Batch, blocks: torch.Tensor) -> torch.Tensor:
-    """The tokens of `batch` with other noisy blocks [B, K, S]."""
+    """Return the tokens of `batch` with other noisy blocks [B, K, S]."""
     return torch.cat((batch.tokens[:, : batch.num_clean], blocks.flatten(1)), dim=1)

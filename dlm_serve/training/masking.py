@@ -1,6 +1,6 @@
-"""Which tokens of a block are masked: the forward process of block diffusion.
+"""Draw which tokens of a block are masked: the forward process of block diffusion.
 
-The first token of a block is the pending one, known whenever the block is decoded, and never masked.
+The first token of a block is the pending token, which is always known in decoding, and is never masked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class HalfLifeMasking(_Masking):
     half_life_ratio: float = Field(default=0.1, gt=0)
 
     def draw(self, blocks: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """For `blocks` [B, K, S]: which tokens are masked [B, K, S], and the ratios [B, K, 1]."""
+        """Return for `blocks` [B, K, S] which tokens are masked [B, K, S], and the ratios [B, K, 1]."""
         ratio = _draw_ratio(blocks, generator)
         slope = math.log(2) * (1 - ratio) / (self.half_life_ratio * (blocks.shape[-1] - 1))
         return _draw_weighted(blocks, ratio, slope, generator), ratio
@@ -39,7 +39,7 @@ class UniformMasking(_Masking):
     form: Literal["uniform"] = "uniform"
 
     def draw(self, blocks: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """As HalfLifeMasking.draw."""
+        """Draw as HalfLifeMasking.draw does."""
         ratio = _draw_ratio(blocks, generator)
         return _draw_weighted(blocks, ratio, torch.zeros_like(ratio), generator), ratio
 
@@ -51,7 +51,7 @@ class LinearMasking(_Masking):
     decay: float = Field(default=0.9, gt=0, le=1)
 
     def draw(self, blocks: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """As HalfLifeMasking.draw; the ratio is the mean probability."""
+        """Draw as HalfLifeMasking.draw does; the ratio is the mean probability."""
         num_maskable = blocks.shape[-1] - 1
         step = torch.randint(num_maskable, (*blocks.shape[:2], 1), generator=generator, device=blocks.device)
         probability = (self.decay**step) * torch.linspace(0.2, 1.0, num_maskable, device=blocks.device)
@@ -71,7 +71,7 @@ def _draw_ratio(blocks: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 def _draw_weighted(
     blocks: torch.Tensor, ratio: torch.Tensor, slope: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """round(ratio n) of the n maskable tokens, at least one, without replacement, with weights exp(slope i)."""
+    """Draw round(ratio n) of the n maskable tokens, at least one, without replacement, with weights exp(slope i)."""
     num_maskable = blocks.shape[-1] - 1
     index = torch.arange(num_maskable, device=blocks.device)
     uniform = torch.rand((*blocks.shape[:2], num_maskable), generator=generator, device=blocks.device)
@@ -81,5 +81,5 @@ def _draw_weighted(
 
 
 def _behind_first(masked: torch.Tensor) -> torch.Tensor:
-    """[B, K, S - 1] to [B, K, S]: the pending token in front is not masked."""
+    """Extend [B, K, S - 1] to [B, K, S]: the pending token in front is not masked."""
     return torch.cat((torch.zeros_like(masked[..., :1]), masked), dim=-1)

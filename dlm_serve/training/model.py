@@ -1,4 +1,4 @@
-"""The network that the server serves as `NemotronLabsDiffusionModel`, in plain PyTorch, for training.
+"""Define the network that the server serves as `NemotronLabsDiffusionModel` in plain PyTorch, for training.
 
 Ministral-3: RMSNorm, grouped-query attention with YaRN and Llama-4 query scaling, SwiGLU, an untied
 head. Parameter names are the checkpoint's.
@@ -40,7 +40,7 @@ class RMSNorm(nn.Module):
 
 
 class Adapted(nn.Linear):
-    """A linear map with a low-rank addition that counts for some tokens only: the draft adapter."""
+    """A linear map with a low-rank addition for some tokens only: the draft adapter."""
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
@@ -54,7 +54,7 @@ class Adapted(nn.Linear):
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=self.weight.device))
 
     def add(self, x: torch.Tensor, drafting: torch.Tensor | None) -> torch.Tensor:
-        """The map of `x` [B, T, in], with the adapter where `drafting` [B, T] holds."""
+        """Map `x` [B, T, in], with the adapter where `drafting` [B, T] holds."""
         out: torch.Tensor = self(x)
         if self.scale is None or drafting is None:
             return out
@@ -63,7 +63,7 @@ class Adapted(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; what a token sees is the caller's `mask`."""
+    """Grouped-query attention; the caller's `mask` says what a token sees."""
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each on a normed copy of the residual."""
+    """Attention and MLP, each over a normed copy of the residual."""
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Layer(nn.Module):
     def forward(
         self, x: torch.Tensor, rope: tuple[torch.Tensor, ...], mask: Mask, drafting: torch.Tensor | None
     ) -> torch.Tensor:
-        """The residual after this layer."""
+        """Return the residual after this layer."""
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, drafting)
         out: torch.Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -132,7 +132,7 @@ class Encoder(nn.Module):
 
 
 class DiffusionModel(nn.Module):
-    """The whole network; `forward` gives the normed hidden states, which `diffusion_head` turns into logits."""
+    """The whole network; `forward` returns normed hidden states, which `diffusion_head` turns into logits."""
 
     inv_freq: torch.Tensor
 
@@ -149,7 +149,7 @@ class DiffusionModel(nn.Module):
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: Mask, drafting: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states [B, T, hidden] of `tokens` [B, T] at `positions` [B, T].
+        """Return the hidden states [B, T, hidden] of `tokens` [B, T] at `positions` [B, T].
 
         The adapter counts where `drafting` [B, T] holds.
         """
@@ -161,7 +161,7 @@ class DiffusionModel(nn.Module):
         return hidden
 
     def initialise(self, seed: int) -> None:
-        """Random weights: the projections that write the residual start smaller, so that depth does not amplify it."""
+        """Draw random weights, smaller where projections write the residual so that depth does not amplify it."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
@@ -172,7 +172,7 @@ class DiffusionModel(nn.Module):
 
     @torch.no_grad()
     def hold_constant_channel(self) -> None:
-        """Make the constant channel constant again, after an update that did not know of it."""
+        """Restore the constant channel after an update that ignored it."""
         self.encoder.embed_tokens.weight[:, CONSTANT_CHANNEL] = 1.0
         self.encoder.norm.weight[CONSTANT_CHANNEL] = 1.0
         for name, weight in self.named_parameters():
@@ -180,7 +180,7 @@ class DiffusionModel(nn.Module):
                 weight[CONSTANT_CHANNEL] = 0.0
 
     def adapt(self, rank: int, alpha: float, seed: int = 0) -> list[nn.Parameter]:
-        """Give every output projection a draft adapter and freeze the rest; what is left to train."""
+        """Give every output projection a draft adapter and freeze the rest. Return the parameters left to train."""
         self.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         for o_proj in self.adapted():
@@ -188,12 +188,12 @@ class DiffusionModel(nn.Module):
         return [weight for o_proj in self.adapted() for weight in (o_proj.lora_A, o_proj.lora_B)]
 
     def adapted(self) -> list[Adapted]:
-        """The projections that can carry an adapter, layer by layer."""
+        """Return the projections that can carry an adapter, layer by layer."""
         return [module for module in self.modules() if isinstance(module, Adapted)]
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Within this context the adapter does not count."""
+        """Disable the adapter within this context."""
         scales = [o_proj.scale for o_proj in self.adapted()]
         for o_proj in self.adapted():
             o_proj.scale = None
@@ -204,7 +204,7 @@ class DiffusionModel(nn.Module):
                 o_proj.scale = scale
 
     def _rope(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """cos and sin [B, 1, T, head_dim], and the Llama-4 query scale [B, 1, T, 1], for `positions` [B, T]."""
+        """Return cos and sin [B, 1, T, head_dim] and the Llama-4 query scale [B, 1, T, 1] for `positions` [B, T]."""
         angles = (positions[..., None].float() * self.inv_freq)[:, None].repeat(1, 1, 1, 2)
         rope = self.config.rope_parameters
         periods = (positions / rope["original_max_position_embeddings"]).floor()
@@ -216,7 +216,7 @@ _WRITES_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of `x` [B, H, T, D], the halves of D paired."""
+    """Return the rotary embedding of `x` [B, H, T, D], the halves of D paired."""
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

@@ -1,6 +1,6 @@
-"""Batches as a function of the step alone: documents packed into rows, noisy blocks cut out of their answers.
+"""Make batches as a function of the step alone: documents packed into rows, noisy blocks cut from their answers.
 
-Nothing is remembered from one batch to the next, so a resumed run reads what the uninterrupted one would.
+No state is kept between batches, so a resumed run reads what the uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dlm_serve.training.layout import CLEAN, Layout
 from dlm_serve.training.tokenizer import EOS_ID
 
 PADDING = -1
-"""The document of padding."""
+"""The document number of padding."""
 
 _Ints = NDArray[np.int64]
 
@@ -34,11 +34,11 @@ class Batch:
 
     @property
     def num_clean(self) -> int:
-        """L, the clean columns, which come first."""
+        """Return L, the number of clean columns, which come first."""
         return self.is_answer.shape[1]
 
     def to(self, device: torch.device) -> Batch:
-        """A copy on `device`, without waiting for it."""
+        """Return a copy on `device` without waiting for it."""
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(device, non_blocking=True)
@@ -47,14 +47,14 @@ class Batch:
         return Batch(move(self.tokens), layout, move(self.is_answer), move(self.source), self.block_size)
 
     def pin(self) -> Batch:
-        """A copy in page-locked memory, from which a GPU can read while the host goes on."""
+        """Return a copy in page-locked memory, from which a GPU can read while the host goes on."""
         layout = Layout(*(getattr(self.layout, field.name).pin_memory() for field in fields(Layout)))
         return Batch(
             self.tokens.pin_memory(), layout, self.is_answer.pin_memory(), self.source.pin_memory(), self.block_size
         )
 
     def clean(self) -> Batch:
-        """Without the noisy blocks."""
+        """Return the batch without its noisy blocks."""
         width = self.num_clean
         layout = Layout(*(getattr(self.layout, field.name)[:, :width].contiguous() for field in fields(Layout)))
         return Batch(self.tokens[:, :width], layout, self.is_answer, self.source[:, :0], self.block_size)
@@ -62,14 +62,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Order:
-    """One epoch: the documents in their order, and the place in it where each row starts."""
+    """One epoch: the documents in order, and where in it each row starts."""
 
     documents: _Ints
     row_starts: _Ints  # [rows + 1]
 
 
 class Packing:
-    """The batches of a corpus; item `step` is the batch of that step."""
+    """The batches of a corpus; item `step` is that step's batch."""
 
     def __init__(
         self, corpus: Corpus, batch_size: int, sequence_length: int, num_blocks: int, block_size: int, seed: int
@@ -81,7 +81,7 @@ class Packing:
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of `step`. Epochs follow each other inside it."""
+        """Return the batch of `step`, in which one epoch may follow another."""
         epoch, order = 0, self._order(0)
         row = step * self._batch_size
         documents: list[_Ints] = []
@@ -96,7 +96,7 @@ class Packing:
         return self._assemble(documents, np.random.default_rng([self._seed, step]))
 
     def _draw_order(self, epoch: int) -> _Order:
-        """Documents in random order, each put into the row at hand, or into the next where it does not fit."""
+        """Return documents in random order, each in the current row or, if it does not fit, in the next."""
         documents = np.random.default_rng([self._seed, epoch]).permutation(len(self._corpus.lens))
         documents = documents[self._corpus.lens[documents] <= self._length]
         starts, filled = [0], 0
@@ -143,9 +143,9 @@ class Packing:
     def _noisy_part(
         self, documents: _Ints, row: _Ints, lens: _Ints, column: _Ints, random: np.random.Generator
     ) -> dict[str, _Ints]:
-        """Each answer from some offset on in whole blocks, filled up with EOS; as many as fit into the row.
+        """Cut each answer from some offset on into whole blocks, filled up with EOS; keep those that fit into the row.
 
-        Half of the answers start at offset 0, where diffusion starts, the others anywhere, as self-speculation does.
+        Half of the answers start at offset 0, as diffusion does, the others anywhere, as self-speculation does.
         """
         size, first = self._block_size, self._corpus.answer_starts[documents].astype(np.int64)
         room = np.maximum(lens - first - 1, 1)  # places of a first token that leave something to predict

@@ -1,7 +1,7 @@
-"""Decodes with the training model and the very step functions of the server, with no cache.
+"""Decode with the training model and the server's own step functions, without a cache.
 
-Every forward reads everything again: the committed tokens causally, the block as its phase says.
-Slow for long texts, but it can score a model where it is trained, and shows on paper what the engine does.
+Every forward rereads everything: the committed tokens causally, the block as its phase requires. This is slow for
+long texts, but it scores a model where it is trained, and shows plainly what the engine does.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _COMMIT = NEMOTRON_LABS_DIFFUSION.commit
 
 @dataclass
 class Answer:
-    """What one prompt was answered, and the forwards over blocks or tokens that it took after the prompt's own."""
+    """The answer to one prompt, and its forwards over blocks or tokens after the prompt's own."""
 
     ids: list[int]
     nfe: int = 0
     accepted: tuple[int, ...] = ()
-    """Tokens emitted by each causal forward."""
+    """Number of tokens emitted by each causal forward."""
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """B sequences that decode together: committed tokens [B, T], how many of them count, and their blocks."""
+    """B sequences that decode together: committed tokens [B, T], how many of them are real, and their blocks."""
 
     committed: torch.Tensor
     lens: torch.Tensor
@@ -42,7 +42,7 @@ class _Batch:
 def decode(
     model: DiffusionModel, prompts: Sequence[Sequence[int]], options: RowOptions, max_new_tokens: int
 ) -> list[Answer]:
-    """Greedy answers to `prompts`, up to and including a stop id of `options`."""
+    """Return greedy answers to `prompts`, up to and including a stop id of `options`."""
     device = model.inv_freq.device
     mask_token_id = model.mask_token_id
     lens = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -66,7 +66,7 @@ def decode(
 
 
 def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
-    """The first token of each answer [B], from a causal forward over the prompts [B, T]."""
+    """Return the first token of each answer [B], from a causal forward over the prompts [B, T]."""
     position = torch.arange(int(lens.max()), dtype=torch.int32, device=lens.device).expand(len(lens), -1)
     clean = torch.full_like(position, CLEAN)
     mask = Layout(torch.zeros_like(position), position, clean, position + 1).dense_mask()
@@ -76,7 +76,7 @@ def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -
 
 
 def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch:
-    """One forward of all rows; what they emit is appended to `answers`."""
+    """Run one forward of all rows and append what they emit to `answers`."""
     rows, width, spec = batch.rows, batch.rows.width, _COMMIT.attention_spec(batch.rows, batch.lens)
     context = int(batch.lens.max())
     tokens = torch.cat((batch.committed[:, :context], rows.tokens), dim=1)
@@ -99,12 +99,12 @@ def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch
 
 
 def _entered(rows: Rows, emitted: torch.Tensor) -> torch.Tensor:
-    """The tokens whose KV a causal forward leaves behind: the pending one, then what it emitted but the last."""
+    """Return the tokens whose KV a causal forward commits: the pending one, then all emitted ones but the last."""
     return torch.cat((rows.tokens[:, :1], emitted[:, :-1]), dim=1)
 
 
 def _positions_and_mask(batch: _Batch, context: int, bidirectional: torch.Tensor) -> tuple[torch.Tensor, Mask]:
-    """Committed tokens at their columns, then the block, which starts at `lens`; what is behind `lens` is padding."""
+    """Return positions and mask: committed tokens at their columns, then the block, which starts at position `lens`."""
     width, rows = batch.rows.width, len(batch.lens)
     column = torch.arange(context + width, dtype=torch.int32, device=batch.lens.device).expand(rows, -1)
     in_block = column >= context

@@ -1,4 +1,4 @@
-"""Open texts that packages ship, as conversations: where each comes from, its licence, how it is read."""
+"""Turn open texts that packages ship into conversations: where each comes from, its licence, how it is read."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ import yaml
 from dlm_serve.errors import ConfigError
 
 Conversation = tuple[str, ...]
-"""Messages of user and assistant in turn; the last is the assistant's, and the one to be learnt."""
+"""Messages of user and assistant in turn; the last is the assistant's, and is the one to learn."""
 
 _MAX_CONTEXT_MESSAGES = 3
 _MAX_CHARACTERS = 240
-"""Longer messages are left out: a small model answers briefly."""
+"""Characters above which messages are left out: a small model answers briefly."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A package with text in it. `fetch` is a client and its arguments, run in the folder the file shall lie in."""
+    """A package with text in it. `fetch` is a command line, run in the folder that the file should be in."""
 
     name: str
     licence: str
@@ -36,10 +36,10 @@ class Source:
     file_pattern: str
     read: Callable[[Path], Iterator[Conversation]]
     repeats: int
-    """How often its conversations enter the corpus."""
+    """How many times its conversations enter the corpus."""
 
     def archive(self, cache: Path) -> Path:
-        """The package's file in `cache`, fetched if it is not there. Raises ConfigError."""
+        """Return the package's file in `cache`, fetching it if it is not there. Raises ConfigError."""
         found = sorted(cache.glob(self.file_pattern))
         if not found:
             self._run(cache)
@@ -49,7 +49,7 @@ class Source:
         return found[-1]
 
     def conversations(self, cache: Path) -> list[Conversation]:
-        """All that can be learnt from it. Raises ConfigError."""
+        """Return all conversations in the package. Raises ConfigError."""
         archive = self.archive(cache)
         try:
             return [conversation for conversation in self.read(archive) if _is_fit(conversation)]
@@ -87,7 +87,7 @@ _UNFIT = re.compile(
 
 
 def _windows(messages: list[str]) -> Iterator[Conversation]:
-    """Every message but the first as an answer to the few before it; the user always speaks first."""
+    """Yield every message but the first as an answer to the few before it; the user always speaks first."""
     for end in range(1, len(messages)):
         context = min(end, _MAX_CONTEXT_MESSAGES)
         yield tuple(messages[end - (context - (context + 1) % 2) : end + 1])
@@ -131,7 +131,7 @@ def _read_wordnet(deb: Path) -> Iterator[Conversation]:
 
 
 def _deb_member(deb: Path, prefix: str) -> bytes:
-    """The first member of a Debian package whose name starts with `prefix`; it is an `ar` archive."""
+    """Return the first member of a Debian package, an `ar` archive, whose name starts with `prefix`."""
     content = deb.read_bytes()
     offset = len(b"!<arch>\n")
     while offset < len(content):
@@ -167,7 +167,7 @@ ABOUT: tuple[Conversation, ...] = tuple(
     )
     for question in questions
 )
-"""What the model says of itself."""
+"""What the model says about itself."""
 
 
 SOURCES = (

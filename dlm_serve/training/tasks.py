@@ -1,8 +1,8 @@
-"""Seeded synthetic tasks whose answers can be scored exactly.
+"""Generate synthetic tasks from seeds, with answers that can be scored exactly.
 
-Each answer shows its work, so that a small model can reach it and a block of it can be foreseen.
-Whether an example is for training or held out is decided by a hash of what it asks, whatever the
-wording: no seed and no count can make the two overlap.
+Each answer shows its work, so that a small model can reach it and predict a block of it. A hash of what an example
+asks, whatever its wording, decides whether it is for training or held out, so no seed and no count can make the two
+overlap.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 Split = Literal["train", "heldout"]
 
 HELDOUT_SHARE = 10
-"""One in this many of all questions is held out."""
+"""One in this many questions is held out."""
 
 _FINAL = "Answer:"
 
@@ -29,7 +29,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Example:
-    """A question and the answer that a model should give."""
+    """A question and the answer a model should give."""
 
     prompt: str
     answer: str
@@ -37,13 +37,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of question. `draw` makes one: a key that says what is asked, and the example."""
+    """A kind of question. `draw` makes a key, which identifies what is asked, and the example."""
 
     name: str
     draw: Callable[[Random], tuple[str, Example]]
 
     def examples(self, split: Split, count: int, seed: int) -> Iterator[Example]:
-        """`count` examples of `split`, the same for the same seed. They may repeat each other."""
+        """Yield `count` examples of `split`, possibly repeated, the same for the same seed."""
         random = Random(f"{self.name} {split} {seed}")
         while count > 0:
             key, example = self.draw(random)
@@ -52,12 +52,12 @@ class Task:
                 yield example
 
     def split_of(self, key: str) -> Split:
-        """The split to which the question with this key belongs."""
+        """Return the split to which the question with this key belongs."""
         digest = blake2b(f"{self.name} {key}".encode(), digest_size=8).digest()
         return "train" if int.from_bytes(digest, "big") % HELDOUT_SHARE else "heldout"
 
     def is_correct(self, example: Example, text: str) -> bool:
-        """Whether `text` ends in the answer of `example`: what follows its last `Answer:`, else all of it."""
+        """Return whether `text` ends in the answer of `example`: what follows its last `Answer:`, else all of it."""
         return _final_part(text) == _final_part(example.answer)
 
 
@@ -107,7 +107,7 @@ def _subtract(a: int, b: int) -> str:
 
 
 def _columns(a: int, b: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The place and the digits of both numbers, the ones first."""
+    """Yield the place and the digits of both numbers, the ones first."""
     width = len(str(max(a, b)))
     digits = zip(reversed(f"{a:0{width}}"), reversed(f"{b:0{width}}"), strict=True)
     return zip(_PLACES, ((int(x), int(y)) for x, y in digits), strict=False)
@@ -118,7 +118,7 @@ def _multiply(a: int, b: int) -> str:
 
 
 def _products(a: int, b: int) -> list[str]:
-    """a * b place by place, then the sum, one term after the other."""
+    """Return a * b place by place, then the sum, one term after the other."""
     terms = [int(digit) * 10**place * b for place, digit in enumerate(reversed(str(a))) if digit != "0"][::-1]
     lines = [", ".join(f"{term // b} * {b} = {term}" for term in terms)]
     total = terms[0]

@@ -1,4 +1,4 @@
-"""The bundled model's tokenizer: byte-level BPE, each digit a token of its own, ChatML."""
+"""Train and load the bundled model's tokenizer: byte-level BPE, each digit a token of its own, ChatML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNKNOWN, BOS, MASK, TURN, TURN_END, THINK, THINK_END = SPECIAL_TOKENS = (
     "<think>",
     "</think>",
 )
-"""Their ids are their places here."""
+"""Special tokens, in the order of their ids."""
 
 BOS_ID, MASK_ID, EOS_ID, THINK_END_ID = (SPECIAL_TOKENS.index(token) for token in (BOS, MASK, TURN_END, THINK_END))
 
@@ -39,13 +39,13 @@ CHAT_TEMPLATE = (
 
 
 def render_prompt(messages: Sequence[str]) -> str:
-    """What the chat template makes of `messages`, the user's and the assistant's in turn, up to the next answer."""
+    """Return `messages`, the user's and the assistant's in turn, in the chat template, up to the next answer."""
     turns = [f"<|im_start|>{('user', 'assistant')[i % 2]}\n{text}<|im_end|>\n" for i, text in enumerate(messages)]
     return f"<|im_start|>system\n<|im_end|>\n{''.join(turns)}<|im_start|>assistant\n<think></think>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer of `vocab_size` tokens that reads any bytes."""
+    """Train a tokenizer of `vocab_size` tokens that reads any bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -79,7 +79,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`. Raises ConfigError if it is not one of ours."""
+    """Return the tokenizer in `folder`. Raises ConfigError if it is not one of ours."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ConfigError("tokenizer", str(path), "no such file", "build the corpus first: dlm-serve corpus")

@@ -1,4 +1,4 @@
-"""Runs a recipe phase by phase: repeatable by its seed, and resumable at any checkpoint as if never stopped."""
+"""Run a recipe phase by phase: reproducible from its seed, and resumable at any checkpoint as if never stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BATCHES_AHEAD = 4
 
 @dataclass
 class _Progress:
-    """Where a run stands: what a checkpoint holds beside weights and optimizer."""
+    """The progress of a run: what a checkpoint holds besides weights and optimizer."""
 
     phase: str
     step: int = 0
@@ -104,12 +104,12 @@ class _PhaseRun:
                 layer.compile(dynamic=False)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint of this phase."""
+        """Continue from a checkpoint of this phase."""
         self._model.load_state_dict(saved["model"])
         self._optimizer.load_state_dict(saved["optimizer"])
 
     def to_the_end(self) -> None:
-        """The steps that are left."""
+        """Run the remaining steps."""
         progress, config = self._progress, self._config
         minutes_before, began = progress.minutes, time.monotonic()
         bar = tqdm(total=self._phase.steps, initial=progress.step, desc=progress.phase, mininterval=1)
@@ -127,7 +127,7 @@ class _PhaseRun:
         self._save()
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches of the steps that are left, packed by a thread while the device is busy."""
+        """Yield the batches of the remaining steps, packed by a thread while the device is busy."""
 
         def pack(step: int) -> Batch:
             batch = self._packing[step]
@@ -160,7 +160,7 @@ class _PhaseRun:
         return losses
 
     def _share_done(self) -> float:
-        """How much of the phase is over, by steps or by time, whichever is more."""
+        """Return how much of the phase is done, by steps or by time, whichever is more."""
         by_time = self._progress.minutes / self._phase.max_minutes if self._phase.max_minutes else 0.0
         return max(self._progress.step / self._phase.steps, by_time)
 
@@ -184,7 +184,7 @@ class _PhaseRun:
         bar.set_postfix(values)
 
     def _save(self) -> None:
-        """A checkpoint to resume from, the losses so far, and the model as it is."""
+        """Save a checkpoint to resume from, the losses so far, and the model as it is."""
         path = _checkpoint_path(self._config)
         partial = path.with_suffix(".partial")
         content = {
@@ -200,7 +200,7 @@ class _PhaseRun:
 
 
 def _objective(model: DiffusionModel, phase: Phase, seed: int) -> tuple[Objective, list[torch.nn.Parameter]]:
-    """What `phase` minimises, and over which parameters."""
+    """Return what `phase` minimises, and over which parameters."""
     if isinstance(phase, DraftPhase):
         adapter = model.adapt(phase.rank, phase.alpha, seed)
         return lambda batch, mask, _: draft_loss(model, batch, mask), adapter
@@ -211,7 +211,7 @@ def _objective(model: DiffusionModel, phase: Phase, seed: int) -> tuple[Objectiv
 
 
 def _conclude(config: TrainingConfig, last_phase: str, device: torch.device) -> None:
-    """Write `output/report.json` on what was exported: how far it moved autoregressively, and its scores."""
+    """Write `output/report.json` about the exported model: how far it moved autoregressively, and its scores."""
     report: dict[str, Any] = {}
     model = load_model(config.output / last_phase).to(device)
     before = config.output / "pretrain" if config.pretrain else config.start_from

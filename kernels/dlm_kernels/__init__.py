@@ -1,1 +1,1 @@
-"""Kernels for serving diffusion language models. Each has a readable reference that defines it."""
+"""Provide kernels for serving diffusion language models, each defined by a readable reference."""

@@ -199,7 +199,6 @@ def test_statistics(trained: Server) -> None:
         "tokens_per_forward",
         "acceptance_length",
         "block_length",
-        "mode_switches",
     ]
     assert statistics["mode"] == "diffusion"
     assert statistics["tokens_per_forward"] == round(16 / statistics["nfe"], 4)

@@ -1,4 +1,4 @@
-"""The commands of the README, run as they stand there, and its offline example."""
+"""Run the commands of the README and of docs/api.md as they are written, on the server that `make serve` starts."""
 
 from __future__ import annotations
 
@@ -6,42 +6,58 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from typing import Any
 
 import pytest
 from serving import ANSWER_SECONDS, ROOT, START_SECONDS, Server
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [command for block in BLOCKS for command in re.split(r"\n(?! |\\)", block.strip()) if command]
+URL = "http://127.0.0.1:30000"
+README, API = ((ROOT / name).read_text() for name in ("README.md", "docs/api.md"))
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page."""
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+    return found
+
+
+COMMANDS = [
+    command for block in blocks(README + API, "bash") for command in re.split(r"\n(?! |\\)", block.strip()) if command
+]
 CURLS = [command for command in COMMANDS if command.startswith("curl ")]
 
 
-def run(command: str, seconds: int) -> str:
-    """What a command prints, which must succeed."""
-    done = subprocess.run(
-        shlex.split(command.replace("\\\n", " ")),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        cwd=ROOT,
-        check=False,
-    )
+def run(command: list[str], seconds: int) -> str:
+    """Return what a command prints. Fails unless it succeeds."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def words(command: str) -> list[str]:
+    """Return the words of a shell command that may go on over several lines."""
+    return shlex.split(command.replace("\\\n", " "))
+
+
 @pytest.mark.parametrize("command", CURLS)
 def test_curl(nano: Server, command: str) -> None:
-    """`nano` is the server that `make serve` starts."""
-    answer: dict[str, Any] = json.loads(run(f"{command} -s --fail-with-body", ANSWER_SECONDS))
+    output = run([*words(command.replace(URL, nano.url)), "-s", "--fail-with-body"], ANSWER_SECONDS)
+    answer: dict[str, Any] = json.loads(output)
     choices = answer.get("choices", [answer])
     assert all("message" in choice or choice.get("text") is not None for choice in choices)
+    if "return_meta_info" in command:
+        assert choices[0]["meta_info"]["dlm"]["mode"] == "self_speculation"
 
 
-def test_readme_names_the_commands_that_are_tested() -> None:
+def test_openai_client(nano: Server) -> None:
+    [program] = blocks(README, "python")
+    assert URL in program
+    assert "1512" in run([sys.executable, "-c", program.replace(URL, nano.url)], ANSWER_SECONDS)
+
+
+def test_pages_name_the_commands_that_are_tested() -> None:
     assert "make serve" in COMMANDS
-    assert "make test" in COMMANDS
     assert {re.search(r"/v1/[a-z/]+|/generate", curl)[0] for curl in CURLS} == {  # type: ignore[index]
         "/v1/chat/completions",
         "/v1/completions",
@@ -49,7 +65,16 @@ def test_readme_names_the_commands_that_are_tested() -> None:
     }
 
 
+def test_the_error_in_the_documentation(nano: Server) -> None:
+    [block] = blocks(API, "text")
+    response = nano.post(
+        "/generate", {"text": "Hello", "sampling_params": {"custom_params": {"dlm": {"block_length": 48}}}}
+    )
+    assert response.status_code == 400
+    assert block.strip() in response.text
+
+
 def test_offline_example() -> None:
     command = next(command for command in COMMANDS if "offline.py" in command)
-    output = run(command, START_SECONDS)
+    output = run(words(command), START_SECONDS)
     assert "'mode': 'diffusion'" in output.splitlines()[-1]

@@ -82,7 +82,6 @@ class FakeServer(AbstractContextManager["FakeServer"]):
                 "tokens_per_forward": round(end / nfe, 4) if nfe else None,
                 "acceptance_length": 4.0 if mode == "self_speculation" and nfe else None,
                 "block_length": 1 if mode == "autoregressive" else BLOCK_LENGTH,
-                "mode_switches": 0,
             }
             is_last = end == len(ids)
             reason = {"type": "length" if len(whole) > len(ids) else "stop"} if is_last else None

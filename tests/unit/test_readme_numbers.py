@@ -1,4 +1,4 @@
-"""The figures of the README and of the bundled model's card are those that were measured."""
+"""Compare the figures in the README, in docs/ and on the bundled model's card with those that were measured."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from dlm_serve import bundled
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+README, PERFORMANCE, MODELS = (ROOT / name for name in ("README.md", "docs/performance.md", "docs/models.md"))
+CARD = bundled.FOLDER / "README.md"
 COLUMNS = ("exact match", "forward passes", "tokens per forward", "acceptance length", "equal to `autoregressive`")
 HEAD = f"| mode | {' | '.join(COLUMNS)} |\n|---|---|---|---|---|---|"
 
 
+def measured(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
 def results(name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((RESULTS / name).read_text())["results"]
+    found: list[dict[str, Any]] = measured(name)["results"]
     return found
 
 
@@ -42,47 +49,61 @@ def row(result: dict[str, Any], note: str = "") -> str:
     return f"| {' | '.join(cells)} |"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", bundled.FOLDER / "README.md"], ids=["readme", "card"])
+@pytest.mark.parametrize("page", [PERFORMANCE, CARD], ids=["performance", "card"])
 def test_modes(page: Path) -> None:
-    rows = [row(result) for result in results("nano_eval.json")]
-    _, speculative = results("nano_eval_without_adapter.json")
+    rows = [row(result) for result in results("nano_eval")]
+    _, speculative = results("nano_eval_without_adapter")
     rows.append(row(speculative, note=", no adapter"))
     assert "\n".join([HEAD, *rows]) in page.read_text()
 
 
+def test_readme() -> None:
+    """What the README says of nano and of a block's cost in one sentence each."""
+    page = README.read_text()
+    autoregressive, speculative = (
+        next(result for result in results("nano_eval") if result["mode"] == mode)
+        for mode in ("autoregressive", "self_speculation")
+    )
+    alone, drafted = autoregressive["figures"], speculative["figures"]
+    assert (
+        f"Over {alone['answers']} held-out questions, nano takes {alone['forward_passes']:.1f} forward passes "
+        f"per answer autoregressively and {drafted['forward_passes']:.1f} by self-speculation, with the same tokens in "
+        f"{speculative['equal_to_autoregressive']} of {drafted['answers']}."
+    ) in page
+    ratio = measured("decode_speed")["ratios"]["block step of width 32 / autoregressive step, batch 1"]
+    assert f"a forward pass over a block of 32 tokens costs {ratio:.2f} of one over a single token" in page
+
+
 def test_tasks() -> None:
-    measured = results("nano_eval.json")
-    lines = [f"| exact match | {' | '.join(map(label, measured))} |", "|---" * (len(measured) + 1) + "|"]
-    for task in measured[0]["tasks"]:
-        cells = [task, *(f"{result['tasks'][task]['accuracy']:.1%}" for result in measured)]
+    evaluated = results("nano_eval")
+    lines = [f"| exact match | {' | '.join(map(label, evaluated))} |", "|---" * (len(evaluated) + 1) + "|"]
+    for task in evaluated[0]["tasks"]:
+        cells = [task, *(f"{result['tasks'][task]['accuracy']:.1%}" for result in evaluated)]
         lines.append(f"| {' | '.join(cells)} |")
-    assert "\n".join(lines) in (bundled.FOLDER / "README.md").read_text()
+    assert "\n".join(lines) in CARD.read_text()
 
 
 def test_higher_threshold() -> None:
-    [result] = results("nano_eval_threshold_0.95.json")
+    [result] = results("nano_eval_threshold_0.95")
     figures = result["figures"]
     seen = f"{figures['accuracy']:.1%} with {figures['tokens_per_forward']:.2f} tokens per forward"
-    assert f"At threshold {result['threshold']} it is {seen}" in (bundled.FOLDER / "README.md").read_text()
+    assert f"At threshold {result['threshold']} it is {seen}" in CARD.read_text()
 
 
 @pytest.mark.parametrize("name", ["decode_speed", "release_shapes"])
 def test_step_times(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])  # the script extends it
-    figures = json.loads((RESULTS / f"{name}.json").read_text())
-    assert importlib.import_module(name).table(figures) in (ROOT / "README.md").read_text()
+    assert importlib.import_module(name).table(measured(name)) in PERFORMANCE.read_text()
 
 
 def test_second_forward() -> None:
-    """What misses its aim."""
-    ratios = json.loads((RESULTS / "decode_speed.json").read_text())["ratios"]
-    ratio = ratios["127 autoregressive beside one self-speculation / without, 128"]
-    assert f"At 128 tokens of context the fourth row is {ratio:.2f}, " in (ROOT / "README.md").read_text()
+    """The figure that misses its target."""
+    ratio = measured("decode_speed")["ratios"]["127 autoregressive beside one self-speculation / without, 128"]
+    assert f"At 128 tokens of context the fourth row is {ratio:.2f}, " in PERFORMANCE.read_text()
 
 
 def test_ablation() -> None:
-    rows = json.loads((RESULTS / "nano_ablation.json").read_text())["rows"]
-    for row in rows:
+    for row in measured("nano_ablation")["rows"]:
         cells = [
             row["masking"],
             f"{row['ar_loss_weight']}, {row['dlm_loss_weight']}",
@@ -93,31 +114,61 @@ def test_ablation() -> None:
             f"{row['diffusion']['tokens_per_forward']:.2f}",
             f"{row['self_speculation']['acceptance_length']:.1f}",
         ]
-        assert f"| {' | '.join(cells)} |" in (bundled.FOLDER / "README.md").read_text()
+        assert f"| {' | '.join(cells)} |" in CARD.read_text()
 
 
 def test_block_attention() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    for shape, row in json.loads((RESULTS / "block_attention.json").read_text())["batch x prefix x width"].items():
+    page = PERFORMANCE.read_text()
+    for shape, row in measured("block_attention")["batch x prefix x width"].items():
         share, other = f"{row['share']:.0%}", f"{row['flash_attention_3_us']:.1f} us"
         assert f"| {shape} | {row['us']:.1f} us | {share} | {other} |" in page
 
 
+def test_block_attention_launches() -> None:
+    found = measured("block_attention_launches")
+    beside = found["us of the Triton kernel beside the Hopper kernel, by batch x prefix x width"]
+    times = [f"{us:.0f}" for us in beside.values()]
+    seen = f"The Triton kernel takes {', '.join(times[:-1])} and {times[-1]} us at contexts of 8k, 32k and 128k"
+    assert seen in PERFORMANCE.read_text()
+
+
+def test_token_confidence() -> None:
+    found = measured("token_confidence")
+    row, vocab_size = found["rows"]["256"], found["vocab_size"]
+    seen = f"over 256 rows of {vocab_size:,} bf16 logits takes {row['us']:.1f} us, {row['share']:.0%} of copy bandwidth"
+    assert seen in PERFORMANCE.read_text()
+
+
+def test_agreement() -> None:
+    """How often self-speculation differs from autoregression in bf16."""
+    found, page = measured("agreement"), PERFORMANCE.read_text()
+    assert f"{found['different']} of {found['prompts']} answers of {found['tokens']} tokens" in page
+    assert f"({max(map(abs, found['gaps_nats']))} nats; `benchmarks/agreement.py`)" in page
+
+
 def test_prefill_agreement() -> None:
-    measured = json.loads((RESULTS / "prefill_agreement.json").read_text())
-    same, longer = measured["same to longer prompts"], measured["answers to longer prompts"]
-    page = (ROOT / "README.md").read_text()
+    found, page = measured("prefill_agreement"), MODELS.read_text()
+    same, longer = found["same to longer prompts"], found["answers to longer prompts"]
     assert f"{same} of the {longer} answers to prompts longer than a block stay the same" in page
-    changed_shorter = measured["answers"] - longer - (measured["same"] - same)
-    assert changed_shorter == 0, "the README says: those to shorter ones do not change"
+    changed_shorter = found["answers"] - longer - (found["same"] - same)
+    assert changed_shorter == 0, "docs/models.md says: those to shorter ones do not change"
 
 
 def test_bf16_agreement() -> None:
-    cpu, gpu = (
-        json.loads((RESULTS / f"bf16_agreement_{machine}.json").read_text())["checkpoints"].values()
-        for machine in ("cpu", "gpu")
-    )
+    cpu, gpu = (measured(f"bf16_agreement_{machine}")["checkpoints"].values() for machine in ("cpu", "gpu"))
     answers, on_cpu = (sum(part[name] for part in cpu) for name in ("answers", "same"))
     on_gpu = sum(part["same"] for part in gpu)
     seen = f"{on_cpu:,} of the {answers:,} recorded answers stay the same on a CPU, {on_gpu:,} on an H200"
-    assert seen in (ROOT / "README.md").read_text()
+    assert seen in PERFORMANCE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("cases", "family"),
+    [("nld", "Nemotron-Labs-Diffusion"), ("efficient_dlm/", "Efficient-DLM"), ("sdlm/", "SDLM"), ("bd3lm/", "BD3-LM")],
+)
+def test_recorded_answers(cases: str, family: str) -> None:
+    """The number of answers of a family's reference that are recorded, and that its tests compare with."""
+    folder = ROOT / "tests" / "data"
+    file = folder / (f"{cases}cases.json" if cases.endswith("/") else f"{cases}_cases.json")
+    number = len(json.loads(file.read_text()))
+    assert f"| {family} | {number} answers " in MODELS.read_text()

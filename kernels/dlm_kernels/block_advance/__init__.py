@@ -1,1 +1,1 @@
-"""One decode step of rows in place. The tensor functions of `dlm_serve.decoding.causal` define it."""
+"""Advance rows by one decode step, in place. The tensor functions of `dlm_serve.decoding.causal` define it."""

@@ -1,7 +1,7 @@
-"""`decoding.causal.advance` on a table of rows, in one Triton program per row.
+"""Advance rows in their table as `decoding.causal.advance` does, in one Triton program per row.
 
-As tensor functions the same takes some 140 launches, which is a twentieth of an 8B model's step. The
-reference says what each line means; phases are numbered as `decoding.phase.Phase`.
+As tensor functions this takes some 140 launches, a twentieth of an 8B model's step. The reference explains each line;
+phases are numbered as in `decoding.phase.Phase`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COMMIT = tl.constexpr(4)
 
 @triton.jit
 def _first_stop(b_tokens, b_real, p_stops, o_w, NUM_STOPS: tl.constexpr, W: tl.constexpr):
-    """The column of the first stop id among the real tokens, or W."""
+    """Return the column of the first stop id among the real tokens, or W if there is none."""
     stop = W
     for i in tl.static_range(NUM_STOPS):
         stop = tl.minimum(stop, tl.min(tl.where((b_tokens == tl.load(p_stops + i)) & b_real, o_w, W), 0))
@@ -52,7 +52,7 @@ def _advance_kernel(
     BW: tl.constexpr,
     NUM_STOPS: tl.constexpr,
 ):
-    """The row at indices[i_b]: refine its block, or emit and start the next one."""
+    """Advance the row at indices[i_b]: denoise its block, or emit it and start the next one."""
     i_b = tl.program_id(0)
     i_r = tl.load(indices + i_b)
     o_w = tl.arange(0, BW)
@@ -123,7 +123,7 @@ def advance_(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advance the `rows` (a `decoding.Rows`) at `indices` [B] int64 in place by a prediction [B, W].
 
-    Returns the emitted tokens [B, W] int64, of which the first `lens` [B] int32 of each row mean something.
+    Returns the emitted tokens [B, W] int64, of which the first `lens` [B] int32 of each row are valid.
     """
     batch, width = ids.shape
     out_tokens, out_lens = torch.empty_like(ids), torch.empty(batch, dtype=torch.int32, device=ids.device)

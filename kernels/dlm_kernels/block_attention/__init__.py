@@ -1,4 +1,4 @@
-"""Attention of short rows of new tokens over paged committed KV."""
+"""Compute the attention of short rows of new tokens over paged committed KV."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def block_attention(
     new_len: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """As `reference.block_attention`, which defines it: by the kernels on a GPU, by PyTorch elsewhere."""
+    """Compute `reference.block_attention`, which defines it: with the kernels on a GPU, with PyTorch elsewhere."""
     implementation = reference.block_attention
     if q.is_cuda:
         from dlm_kernels.block_attention import launch

@@ -1,9 +1,9 @@
-"""The split kernel of block attention for wide rows on Hopper, in Gluon.
+"""Split kernel of block attention for wide rows on Hopper, in Gluon.
 
-It does by hand what the compiler of `triton.py` does not: one group of warps brings keys and values in, and two
-others attend to them, each with half of the query rows. While such a group computes the softmax of one tile, the
-tensor cores work at its values of the tile before and at the products of the other group (FlashAttention-3,
-Shah et al. 2024, section 3).
+It does by hand what the Triton compiler does not: one group of warps loads keys and values, and two others attend to
+them, each with half of the query rows. While such a group computes the softmax of one tile, the tensor cores compute
+its product with the previous tile's values and the products of the other group (FlashAttention-3, Shah et al. 2024,
+section 3).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 TILE = 128
-"""Query rows of a program."""
+"""Query rows per program."""
 KEYS = 64
-"""Keys of a tile."""
+"""Keys per tile."""
 STAGES = 4
-"""Tiles of keys, and of values, that are in shared memory at a time."""
+"""Tiles of keys, and of values, in shared memory at a time."""
 NUM_WARPS = 4
-"""Of each of the three groups."""
+"""Warps in each of the three groups."""
 WARPS = gl.constexpr(NUM_WARPS)
 LOAD_REGISTERS = gl.constexpr(56)
 ATTEND_REGISTERS = gl.constexpr(216)
@@ -34,7 +34,7 @@ LOG2_E = gl.constexpr(1.4426950408889634)
 
 @gluon.jit
 def _load_tile(p_tile, mask, ring, full, empty, i_tile, STAGES: gl.constexpr):
-    """Start to copy a tile [N, D] to its place in the ring once that is empty; `full` tells when it is there."""
+    """Start copying a tile [N, D] to its place in the ring once that is empty; `full` signals its arrival."""
     stage, parity = i_tile % STAGES, (i_tile // STAGES) & 1
     mbarrier.wait(empty.index(stage), parity ^ 1)
     async_copy.async_copy_global_to_shared(ring.index(stage), p_tile, mask=mask[:, None])
@@ -64,7 +64,7 @@ def _load(
     N: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """What the loading group does: the row's own keys, a last part of a tile, then whole tiles."""
+    """Run the loading group: the row's own keys, a partial last tile, then whole tiles."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
     o_d = gl.arange(0, D, gl.SliceLayout(0, LAYOUT))
     o_key = gl.arange(0, N, gl.SliceLayout(1, LAYOUT))
@@ -93,7 +93,7 @@ def _load(
 
 @gluon.jit
 def _soften(s, m_row, l_row, scale):
-    """One tile of raw scores [M, N] into the running softmax: its weights, the new maximum and sum, the decay."""
+    """Fold a tile of raw scores [M, N] into the running softmax. Return its weights, new maximum and sum, and decay."""
     m_new = gl.maximum(m_row, gl.max(s, 1) * scale)
     # A row that has seen no key yet keeps -inf, and must not subtract it from itself.
     m_safe = gl.where(m_new == float("-inf"), 0.0, m_new)
@@ -128,7 +128,7 @@ def _attend(
     N: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """What an attending group does: the query rows [i_row, i_row + M) over all tiles that are loaded."""
+    """Run an attending group: the query rows [i_row, i_row + M) over all loaded tiles."""
     dtype: gl.constexpr = b_q.dtype
     LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, N, 16])
@@ -236,7 +236,7 @@ def split_kernel(
     STAGES: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    """As `triton.split_kernel`, for 16-bit types and `D` 64 or 128, with W at most N."""
+    """Compute `triton.split_kernel` for 16-bit types and `D` 64 or 128, with W at most N."""
     dtype: gl.constexpr = q.dtype.element_ty
     SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     HALF: gl.constexpr = M // 2

@@ -1,6 +1,6 @@
-"""How block attention runs on a GPU: which kernel, in how many programs.
+"""Launch block attention on a GPU: choose the kernel and the number of programs.
 
-The committed keys of a row are cut into splits that run side by side, so that one long request fills the
+The committed keys of a row are cut into splits that run in parallel, so that one long request fills the
 GPU; a second kernel merges them. Shapes alone decide the grid and lengths are read from tensors, so a
 captured graph serves rows of any length, any mix of `causal_len` and `new_len`, without synchronising.
 """
@@ -19,22 +19,22 @@ from dlm_kernels.block_attention import triton as kernels
 
 MAX_SPLITS = 32
 SMALL_BATCH = 16
-"""(request, KV head) pairs up to which two small tiles side by side beat a large one."""
+"""(request, KV head) pairs up to which two small tiles in parallel beat one large tile."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How the split kernel is launched."""
+    """Launch parameters of the split kernel."""
 
     kernel: Any
     tile: int
-    """Query rows of a program."""
+    """Query rows per program."""
     keys: int
-    """Keys that it reads at a time."""
+    """Keys read at a time."""
     splits: int
-    """Parts that a request's committed keys are cut into."""
+    """Number of parts a request's committed keys are cut into."""
     options: dict[str, Any]
-    """What this kernel alone is given."""
+    """Arguments that only this kernel takes."""
 
 
 def block_attention(
@@ -50,9 +50,9 @@ def block_attention(
     new_len: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """As `reference.block_attention`, for head dimensions of 16 to 256.
+    """Compute `reference.block_attention` for head dimensions of 16 to 256.
 
-    Raises ValueError for shapes or layouts that the kernels do not read.
+    Raises ValueError for shapes or memory layouts that the kernels cannot read.
     """
     batch, width, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
@@ -120,12 +120,15 @@ def _check(
 
 
 def _token_stride(tensor: torch.Tensor) -> int:
-    """From one token to the next; rows of one token lie as far apart as their tokens."""
+    """Return the stride between tokens; rows of one token lie as far apart as their tokens."""
     return tensor.stride(0) if tensor.shape[1] == 1 else tensor.stride(1)
 
 
 def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
-    """What was fastest on an H200 for `width * group` query rows of each of `num_groups` (request, KV head) pairs."""
+    """Return the launch that was fastest on an H200.
+
+    Each of the `num_groups` (request, KV head) pairs has `width * group` query rows.
+    """
     if _is_for_hopper(width, width * group, head_dim, dtype, device):
         return _on_hopper(num_groups, width * group, device)
     largest = 64 if num_groups <= SMALL_BATCH else 128
@@ -143,7 +146,7 @@ def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.
 
 
 def _is_for_hopper(width: int, num_rows: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `hopper.split_kernel` can serve these shapes, and with more than half of its tile in use."""
+    """Return whether `hopper.split_kernel` can serve these shapes with more than half of its tile in use."""
     fits = num_rows > 64 and width <= 64 and head_dim in (64, 128) and dtype in (torch.bfloat16, torch.float16)
     return fits and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
@@ -159,7 +162,7 @@ def _on_hopper(num_groups: int, num_rows: int, device: torch.device) -> Launch:
 
 
 def _splits(wanted: int) -> int:
-    """The largest power of two up to `wanted` that the merge takes."""
+    """Return the largest power of two up to `wanted` that the merge supports."""
     return min(MAX_SPLITS, 1 << int(math.log2(max(1, wanted))))
 
 

@@ -1,4 +1,4 @@
-"""The readable definition of block attention."""
+"""Define block attention readably."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def block_attention(
     new_len: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Rows of `width` queries over their committed KV and their own new keys; returns [B, width, H, D].
+    """Return the attention [B, width, H, D] of rows of queries over their committed KV and their own new keys.
 
     Query i of row b sees all `prefix_lens[b]` committed keys, and its own new key j iff
     `j < new_len[b] and (j <= i or i >= causal_len[b])`. Queries at and past `new_len[b]` are padding:
-    finite, but without meaning.
+    finite but meaningless.
 
     q:           [B, width, H, D]
     k, v:        [B, width, H_kv, D], H a multiple of H_kv
@@ -46,7 +46,7 @@ def block_attention(
 
 
 def _visible(width: int, causal_len: torch.Tensor, new_len: torch.Tensor) -> torch.Tensor:
-    """Which new key j each query i sees, [width, width] bool."""
+    """Return which new key j each query i sees, [width, width] bool."""
     i = torch.arange(width, device=new_len.device)[:, None]
     j = torch.arange(width, device=new_len.device)[None, :]
     return (j < new_len) & ((j <= i) | (i >= causal_len))

@@ -1,4 +1,4 @@
-"""Block attention in Triton: one tile holds all query heads of a KV head for a stretch of a row."""
+"""Block attention in Triton: one tile holds all query heads of a KV head for part of a row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _accumulate(b_q, b_k, b_v, visible, m_row, l_row, b_o, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """One tile of keys [D, N] and values [N, D] into the running softmax of the rows [M]."""
+    """Fold one tile of keys [D, N] and values [N, D] into the running softmax of the rows [M]."""
     b_s = tl.dot(b_q, b_k, input_precision=PRECISION) * (scale * LOG2_E)
     if MASKED:
         b_s = tl.where(visible, b_s, float("-inf"))
@@ -25,7 +25,7 @@ def _accumulate(b_q, b_k, b_v, visible, m_row, l_row, b_o, scale, MASKED: tl.con
 
 @triton.jit
 def _load(p, mask_n, mask_d, MASKED: tl.constexpr, WHOLE: tl.constexpr):
-    """A tile of keys or values; masks that hold everywhere are left out, since they cost wide loads."""
+    """Load a tile of keys or values; masks that are true everywhere are left out because they prevent wide loads."""
     if MASKED:
         return tl.load(p, mask=mask_n & mask_d, other=0.0)
     if WHOLE:
@@ -53,7 +53,7 @@ def _attend_committed(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The committed keys [i_n, i_n + N) into the running softmax; those at and past `stop` count if not MASKED."""
+    """Fold the committed keys [i_n, i_n + N) into the running softmax; those at and past `stop` count unless MASKED."""
     o_key, o_d = i_n + tl.arange(0, N), tl.arange(0, BD)
     mask_key, mask_d = o_key < stop, o_d < D
     if MASKED:
@@ -97,7 +97,7 @@ def split_kernel(
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Attention of the rows [i_m * M, (i_m + 1) * M) of request row i_b and KV head i_h over the keys of split i_s."""
+    """Attend with rows [i_m * M, (i_m + 1) * M) of request row i_b and KV head i_h to the keys of split i_s."""
     i_b, i_mh, i_s = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     i_m, i_h = i_mh // HKV, i_mh % HKV
     o_row = i_m * M + tl.arange(0, M)
@@ -162,7 +162,7 @@ def merge_kernel(
     BD: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """The splits of one query of one head, weighted by their share of the softmax's sum."""
+    """Merge the splits of one query of one head, weighted by their share of the softmax's sum."""
     i_row = tl.program_id(0).to(tl.int64)
     o_s, o_d = tl.arange(0, SPLITS), tl.arange(0, BD)
     mask_d = o_d < D

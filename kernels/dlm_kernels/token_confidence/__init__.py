@@ -1,4 +1,4 @@
-"""The most likely token of each row of logits, its probability and the row's entropy, in one reading."""
+"""Find the most likely token of each row of logits, its probability and the row's entropy, in one pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dlm_kernels.token_confidence import reference
 def token_confidence(
     logits: torch.Tensor, exclude_id: int, exclude_from_denominator: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `reference.token_confidence`, which defines it: by the Triton kernels on a GPU, by PyTorch elsewhere."""
+    """Compute `reference.token_confidence`, which defines it: with Triton kernels on a GPU, with PyTorch elsewhere."""
     implementation = reference.token_confidence
     if logits.is_cuda:
         from dlm_kernels.token_confidence import triton

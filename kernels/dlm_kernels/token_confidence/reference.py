@@ -1,4 +1,4 @@
-"""The readable definition of token confidence."""
+"""Define token confidence readably."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 def token_confidence(
     logits: torch.Tensor, exclude_id: int, exclude_from_denominator: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The best token of each row of `logits` [N, V]: ids [N] int64, probability [N] and the row's entropy [N], float32.
+    """Return the best token of each row of `logits` [N, V]: ids [N] int64, probability and entropy [N] float32.
 
     `exclude_id` is never the best, the lowest id wins a tie. Probability and entropy (nats) are of the
     softmax over the row, without `exclude_id` if `exclude_from_denominator`.

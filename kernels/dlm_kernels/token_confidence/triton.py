@@ -1,4 +1,4 @@
-"""Token confidence in Triton: each program reads one stretch of one row, a second kernel merges a row's stretches.
+"""Token confidence in Triton: each program reads one stretch of one row, and a second kernel merges them.
 
 No program reads what another has read, nothing is copied to float32 in memory, and shapes alone decide
 the grid, so that a graph can capture it.
@@ -28,7 +28,7 @@ def _stretch_kernel(
     STRETCH: tl.constexpr,
     DROP_EXCLUDED: tl.constexpr,
 ):
-    """The best score of stretch i_s of row i_n, and the softmax's sums relative to the maximum times log2(e)."""
+    """Find the best score of stretch i_s of row i_n, and the softmax's sums relative to the maximum times log2(e)."""
     i_n, i_s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start = i_s * STRETCH
     o_id = start + tl.arange(0, STRETCH)
@@ -70,7 +70,7 @@ def _merge_kernel(
     S: tl.constexpr,
     BS: tl.constexpr,
 ):
-    """The row i_n from its S stretches; only where the best score lies is looked up again."""
+    """Merge row i_n from its S stretches; only the stretch with the best score is read again."""
     i_n = tl.program_id(0).to(tl.int64)
     o_s = tl.arange(0, BS)
     mask = o_s < S
@@ -97,7 +97,7 @@ def _merge_kernel(
 def token_confidence(
     logits: torch.Tensor, exclude_id: int, exclude_from_denominator: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `reference.token_confidence`. Raises ValueError for logits whose rows are not contiguous."""
+    """Compute `reference.token_confidence`. Raises ValueError for logits whose rows are not contiguous."""
     if logits.dim() != 2 or logits.stride(1) != 1:
         raise ValueError(f"logits: rows must be contiguous, but strides are {logits.stride()}")
     num_rows, vocab_size = logits.shape
