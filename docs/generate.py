@@ -84,7 +84,7 @@ NOT_USED = (
     "`SpeculativeAlgorithm.register(validate_server_args=...)` to refuse flags: it is called when SGLang has filled "
     "most fields, so that a user's flag and a default look alike, and after SGLang's own errors about the same flags.",
     "`register_model_override` for defaults: it is called when the model's configuration has been read. Path, "
-    "tokenizer, architecture and algorithm must be set before, by the hook on `resolve_once`; the rest stays there too.",
+    "tokenizer, architecture and algorithm must be set before, by the hook on `resolve_once`; the rest stays there.",
     "`TokenizerManager.model_config_class` for the defaults of chats: `ModelConfig.from_server_args` is static and "
     "never makes a subclass.",
     "`CustomSpecAlgo.resolve_max_speculative_num_draft_tokens` for the size of rows: it raises the reserve of each "
