@@ -8,6 +8,7 @@ that serves one of our models, and only those that its role needs.
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from dlm_serve.errors import UnsupportedSGLangError
@@ -123,10 +124,12 @@ def _register_algorithm() -> None:
 def _register_models() -> None:
     """Add our model classes to SGLang's, beside those of a package that the user has named.
 
-    Where none is named, ours is: SGLang then imports its own models only if they are asked for, which takes seconds.
+    Where none is named, ours is, in time for the registry's import: SGLang then imports its own models only if they
+    are asked for, which takes seconds.
     """
-    if os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", MODEL_PACKAGE) == MODEL_PACKAGE:
+    named = os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", MODEL_PACKAGE)
+    if named == MODEL_PACKAGE and "sglang.srt.models.registry" not in sys.modules:
         return
     from sglang.srt.models.registry import ModelRegistry
 
-    ModelRegistry.register(MODEL_PACKAGE)
+    ModelRegistry.register(MODEL_PACKAGE, overwrite=True)

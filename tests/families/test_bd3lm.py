@@ -11,7 +11,7 @@ from golden import BD3LM as GOLDEN
 from golden import DATA
 from serving import RETRACTIONS, Server, generate_body
 
-from dlm_serve.decoding.endings import WINDOW, ended_length
+from dlm_serve.decoding.stop_rules import WINDOW, ended_length
 
 BLOCKS_OF_4, BLOCKS_OF_8 = DATA / "bd3lm" / "bd3lm-b4", DATA / "bd3lm" / "bd3lm-b8"
 EOS, MASK = 256, 257

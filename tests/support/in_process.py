@@ -8,7 +8,6 @@ from typing import Any
 
 def model_runner_of(model_path: Path, **server_args: Any) -> Any:
     """A runner that has loaded `model_path` and holds its KV pool, as the server's would."""
-    from sglang.benchmark.one_batch import load_model
     from sglang.srt.entrypoints.engine import _set_envs_and_config
     from sglang.srt.plugins import load_plugins
     from sglang.srt.runtime_context import SpawnRanks, publish
@@ -19,5 +18,7 @@ def model_runner_of(model_path: Path, **server_args: Any) -> Any:
     args.resolve_once()
     _set_envs_and_config(args)
     publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
+    from sglang.benchmark.one_batch import load_model  # imports the models, ours among them
+
     runner, _ = load_model(args, PortArgs.init_new(args), gpu_id=0, tp_rank=0)
     return runner.torch_runner

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from in_process import model_runner_of
 
-from dlm_serve.decoding import Mode, Nucleus, Phase, Prediction, Rows, RowSettings, Sampling, scores_of
-from dlm_serve.decoding.endings import ended_length, is_degenerate
-from dlm_serve.engine.attention import DlmAttentionBackend, add_block_attention
-from dlm_serve.engine.block_step import BlockStep
-from dlm_serve.engine.serving import current
+from dlm_serve.decoding import Mode, ModeSettings, Phase, Rows, Sampling, TokenChoice
+from dlm_serve.decoding.stop_rules import ended_length, is_degenerate
+from dlm_serve.sglang.attention import DlmAttentionBackend
+from dlm_serve.sglang.block_step import BlockStep
+from dlm_serve.sglang.serving import current
 
 DATA = Path(__file__).parent.parent / "data" / "bd3lm"
 ROW, MAX_LEN = 1, 512
@@ -35,21 +35,22 @@ class Decoder:
         runner = model_runner_of(model)
         self.checkpoint = current().checkpoint
         self.mask, self.eos = self.checkpoint.mask_token_id, self.checkpoint.eos_token_ids[0]
-        self._policy = self.checkpoint.family.policy
+        self._commit = self.checkpoint.family.commit
+        self.choice = self.checkpoint.family.token_choice(self.mask)
         if not isinstance(runner.attn_backend, DlmAttentionBackend):
-            runner.attn_backend = add_block_attention(runner.attn_backend, model_runner=runner)
+            runner.attn_backend = DlmAttentionBackend(runner, runner.attn_backend, self._commit)
         slot_table = runner.req_to_token_pool.req_to_token
         slot_table[ROW, :MAX_LEN] = torch.arange(1, MAX_LEN + 1)
         self._table = Rows.table(slot_table.shape[0], self.checkpoint.block_size, self.mask, "cpu")
-        self._step = BlockStep(runner, self._table, self.mask, self._policy)
+        self._step = BlockStep(runner, self._table, self._commit, self.choice)
         self._at = torch.tensor([ROW])
         self.start([], [])
 
     def start(self, context: list[int], block: list[int]) -> None:
         """Begin a sequence with the blocks of `context`, committed one by one, and the first tokens of the next."""
         size = self.checkpoint.block_size
-        settings = RowSettings(Mode.DIFFUSION, size, 1.0, size, None, 0, (), is_seeded=self._policy.is_seeded)
-        self._rows = Rows.of([settings], size)
+        settings = ModeSettings(Mode.DIFFUSION, size, 1.0, size)
+        self._rows = Rows.of([self._commit.row_options(settings, 0, (), self.checkpoint.vocab_size)], size)
         self._position = 0
         for i in range(0, len(context), size):
             self._set(context[i : i + size])
@@ -83,25 +84,29 @@ class Decoder:
     def forward(self) -> torch.Tensor:
         """Logits [B, V] of the block as it is."""
         committed = self._position - 1 + self._table.num_emitted[self._at].long()
-        logits, self._prediction = self._step.forward(self._at, committed, self.checkpoint.block_size)
-        return logits[0]
+        self._forward = self._step.forward(self._at, committed, self.checkpoint.block_size)
+        return self._forward.logits[0]
 
     def fix(self, fixed: list[list[Any]]) -> None:
         """Advance the block after `forward`, which decided the `fixed` [position, token, ...] and nothing else."""
         ids, confidence = torch.zeros(2, 1, self.checkpoint.block_size)
         for position, token, *_ in fixed:
             ids[0, position - self._position], confidence[0, position - self._position] = token, 1
-        self._step.advance(self._at, Prediction(ids.long(), confidence, torch.zeros_like(confidence)))
+        prediction = self._forward.prediction
+        prediction.ids.copy_(ids)
+        prediction.confidence.copy_(confidence)
+        prediction.entropy.zero_()
+        self._forward.advance()
 
     def commit(self) -> torch.Tensor:
         """The clean pass over the full block; then a new block of masks. Returns its logits [B, V]."""
         logits = self.forward()
-        self._step.advance(self._at, self._prediction)
+        self._forward.advance()
         self._position += self.checkpoint.block_size
         return logits
 
 
-def probabilities(logits: torch.Tensor, nucleus_p: float, mask: int) -> torch.Tensor:
+def probabilities(logits: torch.Tensor, nucleus_p: float, choice: TokenChoice) -> torch.Tensor:
     """What is drawn from at temperature 1, [B, V]."""
     ones = torch.ones(len(logits))
     sampling = Sampling(
@@ -112,9 +117,8 @@ def probabilities(logits: torch.Tensor, nucleus_p: float, mask: int) -> torch.Te
         seed=torch.zeros_like(ones, dtype=torch.int64),
         all_greedy=False,
         needs_filter=nucleus_p < 1,
-        nucleus=Nucleus.WITHIN,
     )
-    return scores_of(logits, sampling, mask).double().softmax(-1)
+    return choice.scores(logits, sampling).double().softmax(-1)
 
 
 def check_forward(decoder: Decoder, case: Case, recorded: Any) -> str | None:
@@ -129,7 +133,7 @@ def check_replay(decoder: Decoder, case: Case) -> str | None:
     decoder.start(ids[:whole], ids[whole:])
     tolerance = SLIDING_PROBABILITY_ERROR if case["mode"] == "sliding" else PROBABILITY_ERROR
     for number, fixed in enumerate(steps):
-        found = probabilities(decoder.forward(), case["params"]["nucleus_p"], decoder.mask)
+        found = probabilities(decoder.forward(), case["params"]["nucleus_p"], decoder.choice)
         for position, token, probability in fixed:
             error = abs(found[position - decoder.position, token].item() - probability)
             if error > tolerance:
@@ -150,7 +154,7 @@ def check_replay(decoder: Decoder, case: Case) -> str | None:
 
 def check_nucleus(decoder: Decoder, case: Case) -> str | None:
     decoder.start(case["context_ids"], case["noisy_block"])
-    found = probabilities(decoder.forward(), case["params"]["nucleus_p"], decoder.mask)
+    found = probabilities(decoder.forward(), case["params"]["nucleus_p"], decoder.choice)
     for column, kept in case["kept"]:
         ours = {i: found[column, i].item() for i in found[column].nonzero().flatten().tolist()}
         theirs = dict(kept)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from in_process import model_runner_of
 
-from dlm_serve.decoding import Mode, Rows, RowSettings, layout
-from dlm_serve.engine.attention import DlmAttentionBackend, add_block_attention
-from dlm_serve.engine.block_step import BlockStep
-from dlm_serve.engine.serving import current
+from dlm_serve.decoding import Mode, ModeSettings, Rows
+from dlm_serve.sglang.attention import DlmAttentionBackend
+from dlm_serve.sglang.block_step import BlockStep
+from dlm_serve.sglang.serving import current
 
 DATA = Path(__file__).parent.parent / "data" / "sdlm"
 ROW, MAX_LEN = 1, 512
@@ -34,23 +34,26 @@ class Windows:
     def __init__(self, model: Path) -> None:
         runner = model_runner_of(model)
         checkpoint = current().checkpoint
-        self._policy, self._mask = checkpoint.family.policy, checkpoint.mask_token_id
+        self._commit, self._mask = checkpoint.family.commit, checkpoint.mask_token_id
+        choice = checkpoint.family.token_choice(self._mask)
         if not isinstance(runner.attn_backend, DlmAttentionBackend):
-            runner.attn_backend = add_block_attention(runner.attn_backend, model_runner=runner)
+            runner.attn_backend = DlmAttentionBackend(runner, runner.attn_backend, self._commit)
         slot_table = runner.req_to_token_pool.req_to_token
         slot_table[ROW, :MAX_LEN] = torch.arange(1, MAX_LEN + 1)
-        self._step = BlockStep(runner, Rows.table(slot_table.shape[0], 1, self._mask, "cpu"), self._mask, self._policy)
+        table = Rows.table(slot_table.shape[0], 1, self._mask, "cpu")
+        self._step = BlockStep(runner, table, self._commit, choice)
 
     def logits_behind(self, tokens: list[int], start: int, block_length: int) -> torch.Tensor:
         """[D, V] of the window behind `tokens` at positions `start` and on; keeps their KV but for the last."""
         width = len(tokens) + block_length - 1
-        settings = RowSettings(Mode.DIFFUSION, block_length, 1.0, 1, None, 0, (), is_seeded=False)
-        rows = Rows.of([settings], width)
+        settings = ModeSettings(Mode.DIFFUSION, block_length, 1.0)
+        rows = Rows.of([self._commit.row_options(settings, 0, (), 0)], width)
         row = torch.tensor([[*tokens, *[self._mask] * (block_length - 1)]])
         rows = rows.with_block(row, torch.tensor([len(tokens)], dtype=torch.int32))
         rows = rows.replace(new_len=torch.tensor([width], dtype=torch.int32))
-        entry = layout(rows, self._policy)
-        logits, _ = self._step.run(rows, torch.tensor([ROW]), torch.tensor([start]), entry)
+        committed = torch.tensor([start + len(tokens) - 1])
+        spec = self._commit.attention_spec(rows, committed)
+        logits, _ = self._step.run(rows, torch.tensor([ROW]), spec)
         return logits[0, -block_length:]
 
 

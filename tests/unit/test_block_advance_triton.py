@@ -1,4 +1,4 @@
-"""The Triton kernel that advances rows against `decoding.advance`: in Triton's interpreter, or on a GPU."""
+"""The Triton kernel that advances rows against `CausalCommit.advance`: in Triton's interpreter, or on a GPU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import pytest
 import torch
 from dlm_kernels.block_advance import triton as kernel
 
-from dlm_serve.decoding import Mode, Phase, Prediction, Rows, RowSettings, advance
-from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.decoding import CausalCommit, ConcreteMode, Mode, ModeSettings, Phase, Prediction, Rows
 
-POLICY = NEMOTRON_LABS_DIFFUSION.policy
+COMMIT = CausalCommit()
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_ROWS = 3, 9, 32, 72
 
-PHASES = {
+PHASES: dict[ConcreteMode, tuple[Phase, ...]] = {
     Mode.AUTOREGRESSIVE: (Phase.DECODE,),
     Mode.DIFFUSION: (Phase.DENOISE, Phase.COMMIT),
     Mode.SELF_SPECULATION: (Phase.DRAFT, Phase.VERIFY),
@@ -35,7 +34,9 @@ def random_table(width: int, generator: torch.Generator) -> Rows:
         steps = int(draw(block_length + 1, low=1))
         convergence = (None, 0.05)[int(draw(2))]
         stop_ids = draw(VOCAB_SIZE, (int(draw(3)),)).tolist()
-        settings.append(RowSettings(mode, block_length, threshold, steps, convergence, i, stop_ids))
+        settings.append(
+            COMMIT.row_options(ModeSettings(mode, block_length, threshold, steps, convergence), i, stop_ids, VOCAB_SIZE)
+        )
         phases.append(PHASES[mode][int(draw(len(PHASES[mode])))] if block_length > 1 else settings[-1].first_phase)
     rows = Rows.of(settings, MAX_WIDTH).start_block(draw(VOCAB_SIZE, (NUM_ROWS,)), MASK)
     filled = draw(2, rows.tokens.shape).bool() | (torch.arange(NUM_ROWS) % 4 == 0)[:, None]
@@ -62,14 +63,14 @@ def test_equals_reference(width: int, device: torch.device) -> None:
         torch.randint(0, 5, shape, generator=generator).to(device) / 4,  # few values, so that some tie
         torch.rand(shape, generator=generator).to(device) / 2,
     )
-    after, emission = advance(table.gather(indices, width), prediction, MASK, POLICY)
+    after, output = COMMIT.advance(table.gather(indices, width), prediction, MASK)
     expected = Rows(**{field.name: getattr(table, field.name).clone() for field in fields(table)})
     expected.scatter_(indices, after)
 
     tokens, lens = kernel.advance_(table, indices, prediction.ids, prediction.confidence, prediction.entropy, MASK)
-    assert torch.equal(lens, emission.lens)
+    assert torch.equal(lens, output.lens)
     emitted = torch.arange(width, device=device) < lens[:, None]
-    assert torch.equal(tokens[emitted], emission.tokens[emitted])
+    assert torch.equal(tokens[emitted], output.tokens[emitted])
     for field in fields(table):
         got, wanted = getattr(table, field.name), getattr(expected, field.name)
         if field.name == "tokens":
@@ -82,7 +83,7 @@ def test_equals_reference(width: int, device: torch.device) -> None:
 
 # A row of 5 whose stop id is 7: mode, tokens, predictions, confidences, and the phase that it goes on to.
 STOP, SURE, UNSURE = 7, 1.0, 0.1
-EARLY_STOPS = {
+EARLY_STOPS: dict[str, tuple[ConcreteMode, list[int], float, Phase]] = {
     "all before the stop is known": (Mode.DIFFUSION, [4, 5, STOP, MASK, MASK], UNSURE, Phase.COMMIT),
     "a mask before the stop": (Mode.DIFFUSION, [4, MASK, STOP, MASK, MASK], UNSURE, Phase.DENOISE),
     "a draft is not cut at a stop": (Mode.SELF_SPECULATION, [4, 5, STOP, MASK, MASK], UNSURE, Phase.DRAFT),
@@ -95,11 +96,13 @@ EARLY_STOPS = {
 def test_early_stops(name: str, device: torch.device) -> None:
     """One token is fixed in this step in any case: the last mask, which is the surest."""
     mode, tokens, confidence, phase = EARLY_STOPS[name]
-    rows = Rows.of([RowSettings(mode, 5, 0.9, 5, None, 1, [STOP])], 5).start_block(torch.tensor([4]), MASK)
+    rows = Rows.of([COMMIT.row_options(ModeSettings(mode, 5, 0.9, 5), 1, [STOP], VOCAB_SIZE)], 5).start_block(
+        torch.tensor([4]), MASK
+    )
     table = rows.replace(tokens=torch.tensor([tokens])).to(device)
     confidences = torch.tensor([[confidence] * 4 + [0.2 if confidence == UNSURE else SURE]], device=device)
     ids, entropy = torch.full((1, 5), 6, device=device), torch.zeros(1, 5, device=device)
-    after, _ = advance(table, Prediction(ids, confidences, entropy), MASK, POLICY)
+    after, _ = COMMIT.advance(table, Prediction(ids, confidences, entropy), MASK)
     kernel.advance_(table, torch.zeros(1, dtype=torch.int64, device=device), ids, confidences, entropy, MASK)
     assert (table.phase.item(), after.phase.item()) == (phase, phase)
     assert torch.equal(table.tokens, after.tokens)

@@ -43,9 +43,9 @@ SHAPES = [
 ]
 
 
-def arguments(shape: Shape, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def arguments(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Any]:
     """Random keys in shuffled slots; rows of all flags and of different lengths."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     batch, width = len(shape.prefix_lens), shape.width
 
     def random(*size: int) -> torch.Tensor:
@@ -73,22 +73,35 @@ def real_tokens(out: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
     return torch.cat([row[:length] for row, length in zip(out.double(), args["new_len"].tolist(), strict=True)])
 
 
+def oracle_of(args: dict[str, Any]) -> torch.Tensor:
+    """The reference in float64."""
+    wide: dict[str, Any] = {
+        name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in args.items()
+    }
+    return real_tokens(reference.block_attention(**wide), args)
+
+
+def error_of(out: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
+    """The largest distance of `out` from the oracle."""
+    return (real_tokens(out, args) - oracle_of(args)).abs().max()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_reference(
     shape: Shape, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most twice as far from the float64 result as the reference in the same precision, plus a rounding."""
+    """At most twice as far from the float64 result as the reference in the same precision, plus a rounding.
+
+    The reference is as far as in the worst of eight draws: one draw of a small shape has too few outputs to tell.
+    """
     choose = launch.choose
     monkeypatch.setattr(launch, "choose", lambda *shapes: replace(choose(*shapes), splits=shape.splits))
     args = arguments(shape, dtype, device)
-    wide: dict[str, Any] = {
-        name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in args.items()
-    }
-    oracle = real_tokens(reference.block_attention(**wide), args)
-    allowed = (real_tokens(reference.block_attention(**args), args) - oracle).abs().max()
-    error = (real_tokens(launch.block_attention(**args), args) - oracle).abs().max()
-    assert error <= 2 * allowed + torch.finfo(dtype).eps * oracle.abs().max()
+    draws = [arguments(shape, dtype, device, seed) for seed in range(8)]
+    allowed = max(error_of(reference.block_attention(**drawn), drawn) for drawn in draws)
+    rounding = torch.finfo(dtype).eps * oracle_of(args).abs().max()
+    assert error_of(launch.block_attention(**args), args) <= 2 * allowed + rounding
 
 
 def test_rows_of_one_batch_are_as_alone(device: torch.device) -> None:

@@ -10,7 +10,7 @@ import pytest
 from golden import DATA
 from processes import output_of
 
-from dlm_serve.engine.shapes import BATCH_SIZES
+from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
 
 SCRIPT = Path(__file__).parent / "server_defaults.py"
 SGLANGS = {

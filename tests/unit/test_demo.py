@@ -91,7 +91,7 @@ def test_no_mode_pays_for_the_prompt_alone() -> None:
 
 def test_blocks_fill_in_live() -> None:
     """On a terminal, an answer is seen before it is whole: a block at a time, each of another colour."""
-    terminal, whole = io.StringIO(), "0123456789abcdefg"
+    terminal, whole = io.StringIO(), "QWERTYUIOPASDFGHJ"
     with FakeServer(lambda question, options: whole if options["mode"] == "diffusion" else "", delay=0.2) as server:
         console = Console(file=terminal, force_terminal=True, color_system="standard", width=200)
         demo.ask(console, Client(server.url), "one?", MODES, 100)
@@ -99,7 +99,7 @@ def test_blocks_fill_in_live() -> None:
     shown = [max((n for n in range(len(whole) + 1) if whole[:n] in plain(frame)), default=0) for frame in frames]
     assert set(shown) == {0, 1, 1 + BLOCK_LENGTH, 1 + 2 * BLOCK_LENGTH}
     assert shown == sorted(shown)
-    assert "\x1b[33m12345678\x1b[0m\x1b[1;36m9abcdefg\x1b[0m" in frames[-1]
+    assert "\x1b[33mWERTYUIO\x1b[0m\x1b[1;36mPASDFGHJ\x1b[0m" in frames[-1]
 
 
 def plain(text: str) -> str:

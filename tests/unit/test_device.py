@@ -16,14 +16,13 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from dlm_serve.decoding import Nucleus, Policy, Prediction, Rows, Sampling, advance, carry, hand_out, layout
-from dlm_serve.decoding.hypotheses import hypotheses, keeping_last, start_draft, verify
-from dlm_serve.decoding.sampling import random_confidence, resample
-from dlm_serve.families import FAMILIES, SDLM
-from dlm_serve.kv.slots import read_slots, write_slots
+from dlm_serve.decoding import Commit, DrawnRows, Nucleus, Prediction, Rows, Sampling, TokenChoice, WindowCommit
+from dlm_serve.decoding.commit.draft_windows import draft_windows, keeping_last, start_draft, verify
+from dlm_serve.decoding.kv_slots import read_slots, write_slots
+from dlm_serve.families import FAMILIES
 
 MASK, BATCH, WIDTH, POOL, VOCAB_SIZE, CONTEXT = 3, 5, 8, 9, 11, 64
-each_policy = pytest.mark.parametrize("policy", [f.policy for f in FAMILIES], ids=[f.name for f in FAMILIES])
+each_commit = pytest.mark.parametrize("commit", [f.commit for f in FAMILIES], ids=[f.name for f in FAMILIES])
 
 
 @pytest.fixture(autouse=True)
@@ -62,28 +61,28 @@ def test_fake_tensors_tell() -> None:
         indices() + torch.zeros(BATCH)
 
 
-@each_policy
-def test_steps(policy: Policy) -> None:
+@each_commit
+def test_steps(commit: Commit) -> None:
     rows = table().gather(indices(), WIDTH)
-    entry = layout(rows, policy)
-    assert {tensor.device.type for tensor in vars(entry).values()} == {"cuda"}
-    after, emission = advance(rows, prediction(), MASK, policy)
+    spec = commit.attention_spec(rows, indices())
+    assert {tensor.device.type for tensor in vars(spec).values()} == {"cuda"}
+    after, output = commit.advance(rows, prediction(), MASK)
     assert_alike(after, rows)
-    assert (emission.tokens.shape, emission.lens.dtype) == ((BATCH, WIDTH), torch.int32)
+    assert (output.tokens.shape, output.lens.dtype) == ((BATCH, WIDTH), torch.int32)
     table().scatter_(indices(), after)
 
 
-@each_policy
-def test_hand_out_and_carry(policy: Policy) -> None:
+@each_commit
+def test_flush_and_skip_emitted(commit: Commit) -> None:
     rows = table().gather(indices())
-    assert_alike(hand_out(rows, policy)[0], rows)
-    assert_alike(carry(rows, indices(), MASK, policy)[0], rows)
+    assert_alike(commit.flush(rows)[0], rows)
+    assert_alike(commit.skip_emitted(rows, indices(), MASK)[0], rows)
 
 
 def test_drafts() -> None:
     rows, number = start_draft(table().gather(indices()), prediction().ids), 4
-    tried = hypotheses(rows, number, WIDTH, MASK)
-    keeping_last(layout(tried, SDLM.policy), rows, number)
+    tried = draft_windows(rows, number, WIDTH, MASK)
+    keeping_last(WindowCommit().attention_spec(tried, zeros(BATCH * number, dtype=torch.int64)), rows, number)
     after, _ = verify(rows, prediction(BATCH * number).ids.view(BATCH, number, WIDTH), MASK)
     assert_alike(after, rows)
 
@@ -93,13 +92,15 @@ def test_slots(window: int | None) -> None:
     slot_table, starts = zeros(POOL, CONTEXT, dtype=torch.int32), indices()
     slots = read_slots(slot_table, indices(), starts, window)
     assert {tensor.device.type for tensor in vars(slots).values()} == {"cuda"}
-    assert write_slots(slot_table, indices(), starts, starts.int(), WIDTH).shape == (BATCH, WIDTH)
+    assert write_slots(slot_table, indices(), prediction().ids, prediction().ids > 0).shape == (BATCH, WIDTH)
 
 
 @pytest.mark.parametrize("nucleus", Nucleus)
 def test_sampling(nucleus: Nucleus) -> None:
     floats, ints = zeros(BATCH), zeros(BATCH, dtype=torch.int32)
-    sampling = Sampling(floats, ints, floats, floats, indices(), all_greedy=False, needs_filter=True, nucleus=nucleus)
+    sampling = Sampling(floats, ints, floats, floats, indices(), all_greedy=False, needs_filter=True)
     positions, logits = prediction().ids, zeros(BATCH, WIDTH, VOCAB_SIZE, dtype=torch.bfloat16)
-    assert_alike(resample(prediction(), logits, positions, sampling, MASK), prediction())
-    assert random_confidence(indices(), positions).device.type == "cuda"
+    found = prediction()
+    choice = TokenChoice(MASK, nucleus=nucleus)
+    choice.draw_(found, logits, positions, sampling, DrawnRows(indices(), indices()))
+    assert_alike(found, prediction())

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from dlm_serve.config import GenerationConfig, RoutingConfig, ServerConfig
-from dlm_serve.decoding import Mode, Prefill, Sharing, StopRule
+from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, PromptMask, StopRule
 from dlm_serve.errors import CheckpointError, ConfigError, OptionError
 from dlm_serve.families import EFFICIENT_DLM, FAMILIES, NEMOTRON_LABS_DIFFUSION, SDLM, Family, family_of
 from dlm_serve.models.checkpoint import Checkpoint
-from dlm_serve.plan import DecodePlan, RequestOptions
+from dlm_serve.options import resolve as resolving
+from dlm_serve.options.file_rules import check_file, commit_of
+from dlm_serve.options.request import RequestOptions
+from dlm_serve.options.server_file import GenerationConfig, RoutingConfig, ServerConfig
 
 DATA = Path(__file__).parents[1] / "data"
 CHECKPOINTS = {
@@ -98,11 +100,11 @@ def test_its_config_need_not_name_an_end(given: dict[str, Any], ids: list[int]) 
 
 
 def resolve(options: dict[str, Any], needs: tuple[str, ...] = ()) -> DecodePlan:
-    return DecodePlan.resolve(RequestOptions.parse(options), ServerConfig(), EFFICIENT_DLM, 32, needs)
+    return resolving.resolve(RequestOptions.parse(options), ServerConfig(), EFFICIENT_DLM, 32, needs)
 
 
 def test_auto_is_what_the_family_has() -> None:
-    assert resolve({}).mode is Mode.DIFFUSION
+    assert resolve({}).permitted[0].mode is Mode.DIFFUSION
     assert resolve({"shift_logits": False}) == resolve({})
 
 
@@ -125,7 +127,7 @@ def test_what_it_has_not_is_refused(options: dict[str, Any], field: str) -> None
 
 def test_a_stop_rule_goes_with_every_mode() -> None:
     options = RequestOptions.parse({"mode": "autoregressive", "stop_rule": "eos"})
-    assert DecodePlan.resolve(options, ServerConfig(), SDLM, 4, ()).stop_rule is StopRule.EOS
+    assert resolving.resolve(options, ServerConfig(), SDLM, 4, ()).stop_rule is StopRule.EOS
 
 
 def test_what_needs_autoregression_is_refused_by_its_name() -> None:
@@ -147,7 +149,7 @@ def test_what_needs_autoregression_is_refused_by_its_name() -> None:
 )
 def test_a_server_file_for_another_family_is_refused(file: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        ServerConfig.model_validate(file).check(EFFICIENT_DLM, 8)
+        check_file(ServerConfig.model_validate(file), EFFICIENT_DLM, 8)
     assert refusal.value.field == field
 
 
@@ -160,20 +162,21 @@ def test_an_adapter_that_nothing_drafts_with_is_not_looked_for(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("prefill", "sharing"),
-    [(None, Sharing.NONE), (Prefill.BIDIRECTIONAL, Sharing.NONE), (Prefill.BLOCK_CAUSAL, Sharing.BLOCKS)],
+    ("mask", "unit", "is_whole"),
+    [(None, 1, True), (PromptMask.BIDIRECTIONAL, 1, True), (PromptMask.BLOCK_CAUSAL, 8, False)],
 )
-def test_the_server_file_chooses_how_prompts_are_encoded(prefill: Prefill | None, sharing: Sharing) -> None:
-    policy = ServerConfig(generation=GenerationConfig(prefill=prefill)).policy_of(EFFICIENT_DLM)
-    assert (policy.prefill, policy.sharing) == (prefill or Prefill.BIDIRECTIONAL, sharing)
+def test_the_server_file_chooses_how_prompts_are_encoded(mask: PromptMask | None, unit: int, is_whole: bool) -> None:
+    found = commit_of(ServerConfig(generation=GenerationConfig(prefill=mask)), EFFICIENT_DLM).prompt_mask
+    assert found is (mask or PromptMask.BIDIRECTIONAL)
+    assert (found.shared_unit(8), found.is_whole) == (unit, is_whole)
 
 
 # --- SDLM ---
 
 
-def sdlm_plan(options: dict[str, Any], block_size: int = 4, widths: tuple[int, ...] = (4, 8, 16, 32)) -> DecodePlan:
+def sdlm_plan(options: dict[str, Any], block_size: int = 4, widths: tuple[int, ...] = (4, 8, 16, 32)) -> ModeSettings:
     config = ServerConfig(routing=RoutingConfig(widths=widths))
-    return DecodePlan.resolve(RequestOptions.parse(options), config, SDLM, block_size, ())
+    return resolving.resolve(RequestOptions.parse(options), config, SDLM, block_size, ()).permitted[0]
 
 
 @pytest.mark.parametrize("mark", SDLM.marks)
@@ -248,5 +251,5 @@ def test_what_windows_have_not_is_refused(options: dict[str, Any], field: str) -
 )
 def test_a_server_file_that_windows_cannot_follow(content: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        ServerConfig.model_validate(content).check(SDLM, 4)
+        check_file(ServerConfig.model_validate(content), SDLM, 4)
     assert refusal.value.field == field

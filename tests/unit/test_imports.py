@@ -19,9 +19,11 @@ LIGHT_MODULES = (
     "dlm_serve.training.tasks",
     "dlm_serve.decoding",
     "dlm_serve.families",
-    "dlm_serve.kv.slots",
-    "dlm_serve.config",
-    "dlm_serve.plan",
+    "dlm_serve.options.server_file",
+    "dlm_serve.options.resolve",
+    "dlm_serve.options.file_rules",
+    "dlm_serve.scheduling.step_plan",
+    "dlm_serve.scheduling.graph_shapes",
     "dlm_serve.options.request_rules",
     "dlm_serve.sglang.ledger",
     "dlm_serve.sglang.protocols",
@@ -90,7 +92,16 @@ def test_light_modules_load_nothing_heavy(module: str, loaded_by: dict[str, list
 ALLOWED = {
     "dlm_serve.decoding": ("torch", "dlm_kernels", "dlm_serve.decoding"),
     "dlm_serve.families": ("dlm_serve.decoding", "dlm_serve.errors", "dlm_serve.families"),
-    "dlm_serve.kv": ("torch", "dlm_serve.kv"),
+    "dlm_serve.options": (
+        "pydantic",
+        "pydantic_core",
+        "yaml",
+        "dlm_serve.decoding",
+        "dlm_serve.errors",
+        "dlm_serve.families",
+        "dlm_serve.options",
+    ),
+    "dlm_serve.scheduling": ("dlm_serve.decoding", "dlm_serve.scheduling"),
     "dlm_serve.errors": (),
     "dlm_serve.training.tasks": (),
     "dlm_serve.training.layout": ("torch",),
@@ -118,7 +129,7 @@ ALLOWED = {
         "dlm_serve.bundled",
         "dlm_serve.cli",
         "dlm_serve.client",
-        "dlm_serve.config",
+        "dlm_serve.options",
         "dlm_serve.errors",
         "dlm_serve.evaluation",
         "dlm_serve.inflation",
@@ -142,15 +153,12 @@ def test_pure_packages_import_only(package: str) -> None:
 
 
 # Which packages the modules of a package may not import, because they stand above them.
-SERVING = ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.platform", "dlm_serve.sglang")
+SERVING = ("dlm_serve.plugin", "dlm_serve.platform", "dlm_serve.sglang")
 COMMANDS = ("dlm_serve.cli", "dlm_serve.training")
 FORBIDDEN = {
-    "dlm_serve.models": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
-    "dlm_serve.config": ("dlm_serve.plan", "dlm_serve.models", *SERVING, *COMMANDS),
-    "dlm_serve.plan": ("dlm_serve.models", *SERVING, *COMMANDS),
-    "dlm_serve.sglang.compat": ("dlm_serve.engine", "dlm_serve.plugin", "dlm_serve.models", *COMMANDS),
-    "dlm_serve.platform": ("dlm_serve.engine", "dlm_serve.plugin", *COMMANDS),
-    "dlm_serve.engine": ("dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.models": ("dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.sglang.compat": ("dlm_serve.plugin", "dlm_serve.models", *COMMANDS),
+    "dlm_serve.platform": ("dlm_serve.plugin", *COMMANDS),
     "dlm_serve.sglang": ("dlm_serve.plugin", *COMMANDS),
     "dlm_serve.options": ("dlm_serve.models", *SERVING, *COMMANDS),
     "dlm_serve.plugin": COMMANDS,
@@ -174,7 +182,7 @@ def test_nothing_imports_the_commands() -> None:
 
 
 def test_only_the_outer_packages_import_sglang() -> None:
-    outer = ("dlm_serve.plugin", "dlm_serve.engine", "dlm_serve.platform", "dlm_serve.models", "dlm_serve.sglang")
+    outer = ("dlm_serve.plugin", "dlm_serve.platform", "dlm_serve.models", "dlm_serve.sglang")
     importing = {module for module, file in sources() if any(is_inside(i, ("sglang",)) for i in imports_of(file))}
     assert importing, "none found: the search is broken"
     assert {module for module in importing if not is_inside(module, outer)} == set()

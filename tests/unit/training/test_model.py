@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 
-from dlm_serve.decoding import Mode, RowSettings
+from dlm_serve.decoding import CausalCommit, ConcreteMode, Mode, ModeSettings, RowOptions
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.training.checkpoint import load_model, save_model
 from dlm_serve.training.layout import Layout
@@ -20,7 +20,11 @@ from dlm_serve.training.reference_decoder import decode
 
 TESTS = Path(__file__).parent.parent.parent
 WITH_ADAPTER = TESTS / "data" / "nld-trained-b32-lora"
-MODES = {"ar": Mode.AUTOREGRESSIVE, "diffusion": Mode.DIFFUSION, "linear_spec": Mode.SELF_SPECULATION}
+MODES: dict[str, ConcreteMode] = {
+    "ar": Mode.AUTOREGRESSIVE,
+    "diffusion": Mode.DIFFUSION,
+    "linear_spec": Mode.SELF_SPECULATION,
+}
 EVERY = 12
 """One in so many golden cases: the server's tests run them all."""
 
@@ -39,12 +43,13 @@ def golden(folder: Path) -> list[Case]:
     ][::EVERY]
 
 
-def settings_of(case: Case) -> RowSettings:
+def settings_of(case: Case) -> RowOptions:
     params, mode = case["params"], MODES[case["mode"]]
     length = 1 if mode is Mode.AUTOREGRESSIVE else params["block_length"]
     threshold = params.get("threshold", 0.0 if mode is Mode.SELF_SPECULATION else None)
     stops = [] if params.get("eos_token_id") == -1 else [11]
-    return RowSettings(mode, length, threshold, length, None, seed=0, stop_ids=stops)
+    settings = ModeSettings(mode, length, threshold, length)
+    return CausalCommit().row_options(settings, 0, stops, case.get("vocab_size", 0))
 
 
 @pytest.mark.parametrize("folder", [WITH_ADAPTER, TESTS / "data" / "nld-trained-b8"], ids=lambda folder: folder.name)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dlm_serve.decoding.endings import WINDOW, ended_length, entropy, is_degenerate
+from dlm_serve.decoding.stop_rules import WINDOW, ended_length, entropy, is_degenerate
 
 EOS = 256
-RULES = Path(__file__).parent.parent / "data" / "bd3lm" / "rule_cases.json"
+RULES = Path(__file__).parents[2] / "data" / "bd3lm" / "rule_cases.json"
 CASES = [case for case in json.loads(RULES.read_text()) if case["mode"] == "stop_rule"]
 
 

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from dlm_serve.decoding import Mode
-from dlm_serve.engine.requests import FirstBlock, RequestRecord, first_block_of, shareable_len
-from dlm_serve.families import SDLM
-from dlm_serve.plan import DecodePlan
+from dlm_serve.decoding import DecodePlan, FirstBlock, Mode, ModeSettings, RequestState, WindowCommit
 
-NUM_PROMPT = 5
+COMMIT, NUM_PROMPT = WindowCommit(), 5
 
 
-def request(num_output: int, first_run: range, algorithm: str = "prob_conf", **more: int) -> SimpleNamespace:
-    """A request whose tokens are their positions, resumed after `num_output` tokens of its answer."""
+def request(first_run: range, algorithm: str = "prob_conf", last_emitted: int = 0) -> RequestState:
+    """A request in a mode of its own where there is no algorithm."""
     threshold = 0.9 if algorithm == "prob_conf" else None
-    options = {"block_length": 4, "threshold": threshold, "steps": 1, "convergence_threshold": None}
-    mode = Mode.DIFFUSION if algorithm else Mode.AUTOREGRESSIVE
-    plan = DecodePlan.model_validate({"mode": mode, "algorithm": algorithm or None, **options})
-    num_tokens = NUM_PROMPT + num_output
-    return SimpleNamespace(
-        origin_input_ids=list(range(NUM_PROMPT)),
-        output_ids=list(range(NUM_PROMPT, num_tokens)),
-        extend_end=more.get("extend_end", num_tokens),
-        dlm_record=RequestRecord(plan, first_run=first_run, last_emitted=more.get("last_emitted", 0)),
-    )
+    settings = ModeSettings(Mode.DIFFUSION, 4, threshold, algorithm=algorithm)
+    if not algorithm:
+        settings = ModeSettings(Mode.AUTOREGRESSIVE, 1)
+    return RequestState(DecodePlan((settings,)), first_run=first_run, last_emitted=last_emitted)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +32,7 @@ def request(num_output: int, first_run: range, algorithm: str = "prob_conf", **m
     ids=["new", "one of three", "two of three", "three of three", "later", "one of one", "a draft"],
 )
 def test_the_first_window(num_output: int, first_run: range, algorithm: str, anchor: int) -> None:
-    found = first_block_of(request(num_output, first_run, algorithm), SDLM.policy)
+    found = COMMIT.first_block(request(first_run, algorithm), list(range(NUM_PROMPT + num_output)), NUM_PROMPT)
     assert found == FirstBlock(anchor, list(range(anchor, NUM_PROMPT + num_output)), 1)
 
 
@@ -59,11 +48,6 @@ def test_the_first_window(num_output: int, first_run: range, algorithm: str, anc
 )
 def test_what_a_run_that_starts_over_has_to_repeat(emitted: list[int], found: list[int], expected: bool) -> None:
     assert FirstBlock(4, emitted, 1).goes_on_as(found) is expected
-
-
-def test_no_window_for_one_token_at_a_time_nor_before_the_last_chunk() -> None:
-    assert first_block_of(request(2, range(0), ""), SDLM.policy) is None
-    assert first_block_of(request(0, range(0), extend_end=3), SDLM.policy) is None
 
 
 @pytest.mark.parametrize(
@@ -83,6 +67,8 @@ def test_what_has_kv(algorithm: str, num_output: int, last_emitted: int, is_deci
 
     Otherwise SGLang counts right by itself.
     """
-    req = request(num_output, range(0), algorithm, extend_end=NUM_PROMPT, last_emitted=last_emitted)
-    req.dlm_record.steps_before_rest = 0 if is_decided else None
-    assert min(NUM_PROMPT + num_output, shareable_len(req, SDLM.policy)) == length
+    state = request(range(0), algorithm, last_emitted)
+    state.steps_before_flush = 0 if is_decided else None
+    num_tokens = NUM_PROMPT + num_output
+    found = COMMIT.shareable_len(state, NUM_PROMPT, num_tokens, num_encoded=NUM_PROMPT, block_size=4)
+    assert min(num_tokens, found) == length

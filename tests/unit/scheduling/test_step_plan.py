@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from dlm_serve.config import ServerConfig
-from dlm_serve.engine.shapes import Shape, Shapes
-from dlm_serve.engine.split import Split
+from dlm_serve.decoding import DecodePlan, RequestState
 from dlm_serve.families import BD3LM, EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, SDAR, SDLM, Family
-from dlm_serve.plan import DecodePlan, RequestOptions
+from dlm_serve.options.request import RequestOptions
+from dlm_serve.options.resolve import resolve
+from dlm_serve.options.server_file import ServerConfig
+from dlm_serve.scheduling.graph_shapes import GraphShape, GraphShapes
+from dlm_serve.scheduling.step_plan import StepPlan
 
 AUTOREGRESSIVE, BLOCK_8, BLOCK_32 = (
-    DecodePlan.resolve(RequestOptions.parse(options), ServerConfig(), NEMOTRON_LABS_DIFFUSION, 32, ())
+    resolve(RequestOptions.parse(options), ServerConfig(), NEMOTRON_LABS_DIFFUSION, 32, ())
     for options in ({"mode": "autoregressive"}, {"mode": "diffusion", "block_length": 8}, {"mode": "self_speculation"})
 )
 
 
+def states_of(plans: Sequence[DecodePlan], decided: Sequence[int] = ()) -> list[RequestState]:
+    """Requests with these plans, of which all is `decided` for some."""
+    return [RequestState(plan, steps_before_flush=0 if i in decided else None) for i, plan in enumerate(plans)]
+
+
 def test_shapes_end_at_the_token_budget_and_at_the_running_requests() -> None:
-    shapes = Shapes.within((32, 4), max_batch_size=20, max_tokens=128)
+    shapes = GraphShapes.within((32, 4), max_batch_size=20, max_tokens=128)
     expected = [(4, 32), (20, 4), (16, 4), (2, 32), (8, 4), (1, 32), (4, 4), (2, 4), (1, 4)]
     assert [(shape.batch_size, shape.width) for shape in shapes] == expected
     assert (shapes.widths, shapes.max_batch_size, shapes.max_tokens) == ([4, 32], 20, 128)
 
 
 def test_no_shape_fits_too_small_a_budget() -> None:
-    assert len(Shapes.within((8, 16), 4, 7)) == 0
+    assert len(GraphShapes.within((8, 16), 4, 7)) == 0
 
 
 @pytest.mark.parametrize(
@@ -40,25 +49,25 @@ def test_no_shape_fits_too_small_a_budget() -> None:
     ids=lambda value: value.name if isinstance(value, Family) else None,
 )
 def test_widths_that_no_row_takes_are_not_captured(family: Family, block_size: int, expected: list[int]) -> None:
-    assert family.policy.usable_widths(block_size, ServerConfig().routing.widths) == expected
+    assert family.commit.usable_widths(block_size, ServerConfig().routing.widths) == expected
 
 
 @pytest.mark.parametrize(
     ("num_rows", "width", "expected"),
     [
-        (1, 1, Shape(1, 4)),
-        (1, 4, Shape(1, 4)),
-        (1, 5, Shape(1, 32)),
-        (3, 4, Shape(4, 4)),
-        (17, 3, Shape(20, 4)),
-        (3, 32, Shape(4, 32)),
+        (1, 1, GraphShape(1, 4)),
+        (1, 4, GraphShape(1, 4)),
+        (1, 5, GraphShape(1, 32)),
+        (3, 4, GraphShape(4, 4)),
+        (17, 3, GraphShape(20, 4)),
+        (3, 32, GraphShape(4, 32)),
         (5, 32, None),
         (21, 4, None),
         (1, 33, None),
     ],
 )
-def test_a_step_takes_the_smallest_shape_that_holds_it(num_rows: int, width: int, expected: Shape | None) -> None:
-    assert Shapes.within((32, 4), max_batch_size=20, max_tokens=128).find(num_rows, width) == expected
+def test_a_step_takes_the_smallest_shape_that_holds_it(num_rows: int, width: int, expected: GraphShape | None) -> None:
+    assert GraphShapes.within((32, 4), max_batch_size=20, max_tokens=128).find(num_rows, width) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,19 +94,22 @@ def test_a_step_takes_the_smallest_shape_that_holds_it(num_rows: int, width: int
 def test_rows_take_the_cheaper_way(
     plans: list[DecodePlan], decode_rows: tuple[int, ...], block_rows: tuple[int, ...], width: int
 ) -> None:
-    assert Split.of(plans, NEMOTRON_LABS_DIFFUSION.policy) == Split(decode_rows, block_rows, width)
+    is_padded = bool(block_rows) and any(plans[i] is AUTOREGRESSIVE for i in block_rows)
+    assert StepPlan.of(states_of(plans), NEMOTRON_LABS_DIFFUSION.commit) == StepPlan(
+        decode_rows, block_rows, width, padded_decode=is_padded
+    )
 
 
 def test_rows_whose_rest_is_decided_take_no_forward() -> None:
     """Beside them no row is padded into another's forward: a step of several forwards samples in the decode forward."""
-    policy = NEMOTRON_LABS_DIFFUSION.policy
-    split = Split.of([BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8], policy, decided=[0, 3])
-    assert split == Split((2,), (1,), 8, decided_rows=(0, 3))
-    assert Split.of([BLOCK_8], policy, decided=[0]) == Split((), (), 1, decided_rows=(0,))
+    commit = NEMOTRON_LABS_DIFFUSION.commit
+    plan = StepPlan.of(states_of([BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8], decided=[0, 3]), commit)
+    assert plan == StepPlan((2,), (1,), 8, flush_rows=(0, 3))
+    assert StepPlan.of(states_of([BLOCK_8], decided=[0]), commit) == StepPlan((), (), 1, flush_rows=(0,))
 
 
 def test_drafts_that_windows_verify_take_a_forward_of_their_own() -> None:
     options = [{"algorithm": "self_speculative"}, {"block_length": 8}, {"mode": "autoregressive"}, {}]
-    plans = [DecodePlan.resolve(RequestOptions.parse(asked), ServerConfig(), SDLM, 4, ()) for asked in options]
-    assert Split.of(plans, SDLM.policy) == Split((2,), (1, 3), 16, draft_rows=(0,))
-    assert Split.of(plans[:1], SDLM.policy) == Split((), (), 1, draft_rows=(0,))
+    plans = [resolve(RequestOptions.parse(asked), ServerConfig(), SDLM, 4, ()) for asked in options]
+    assert StepPlan.of(states_of(plans), SDLM.commit) == StepPlan((2,), (1, 3), 16, window_rows=(0,))
+    assert StepPlan.of(states_of(plans[:1]), SDLM.commit) == StepPlan((), (), 1, window_rows=(0,))

@@ -1,4 +1,4 @@
-"""Driving rows through `layout` and `advance` gives what the reference's loops give, one request at a time.
+"""Driving rows through `attention_spec` and `advance` gives what the reference's loops give, one request at a time.
 
 The loops below are written from the description of the reference: batch 1, lists, the whole sequence in each
 forward, the last token repeated as the window's anchor, and a mask that hides the original from the window. Both
@@ -13,12 +13,20 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from dlm_serve.decoding import Layout, Mode, Phase, Prediction, Rows, RowSettings, carry, predict
-from dlm_serve.decoding import advance as advance_by
-from dlm_serve.decoding import layout as layout_by
-from dlm_serve.decoding.fused import entropy_below
-from dlm_serve.decoding.hypotheses import hypotheses, start_draft, verify
-from dlm_serve.families import SDLM
+from dlm_serve.decoding import (
+    AttentionSpec,
+    Mode,
+    ModeSettings,
+    Phase,
+    Prediction,
+    RowOptions,
+    Rows,
+    TokenChoice,
+    WindowCommit,
+)
+from dlm_serve.decoding.commit.draft_windows import draft_windows, start_draft, verify
+
+COMMIT = WindowCommit()
 
 VOCAB_SIZE, MASK, NUM_TOKENS = 23, 5, 40
 PROMPTS = ((3,), (1, 2), (9, 4, 4, 17, 20, 1, 0), tuple(range(6, 22)))
@@ -97,23 +105,23 @@ def reference_speculative(prompt: tuple[int, ...], block_length: int) -> Decoded
     return Decoded(tokens[len(prompt) :], num_forwards)
 
 
-def settings(block_length: int, algorithm: str = "prob_conf", threshold: float = 0.5) -> RowSettings:
-    number = SDLM.algorithms.index(algorithm)
-    limit = entropy_below(threshold, VOCAB_SIZE) if algorithm == "entropy_conf" else threshold
-    return RowSettings(Mode.DIFFUSION, block_length, limit, 1, None, 0, (), is_seeded=False, algorithm=number)
+def settings(block_length: int, algorithm: str = "prob_conf", threshold: float = 0.5) -> RowOptions:
+    limit = None if algorithm == "self_speculative" else threshold
+    asked = ModeSettings(Mode.DIFFUSION, block_length, limit, algorithm=algorithm)
+    return COMMIT.row_options(asked, 0, (), VOCAB_SIZE)
 
 
-def logits_of(tokens: list[list[int]], rows: Rows, starts: torch.Tensor) -> torch.Tensor:
-    """[B, W, V]: each row behind the first `starts` of its request's tokens, seen as its layout says."""
-    entry = layout_by(rows, SDLM.policy)
-    return torch.stack([_logits_of(tokens[i], rows, entry, i, int(starts[i])) for i in range(len(tokens))])
+def logits_of(tokens: list[list[int]], rows: Rows, committed: torch.Tensor) -> torch.Tensor:
+    """[B, W, V]: each row behind the first `starts` of its request's tokens, seen as its spec says."""
+    spec = COMMIT.attention_spec(rows, committed)
+    return torch.stack([_logits_of(tokens[i], rows, spec, i, int(spec.prefix_lens[i])) for i in range(len(tokens))])
 
 
-def _logits_of(tokens: list[int], rows: Rows, entry: Layout, i: int, start: int) -> torch.Tensor:
-    assert entry.kept_len[i] <= entry.causal_len[i] or rows.phase[i] == Phase.DECODE, "only causal KV may be kept"
+def _logits_of(tokens: list[int], rows: Rows, spec: AttentionSpec, i: int, start: int) -> torch.Tensor:
+    assert spec.kept[i].sum() <= spec.causal_len[i] or rows.phase[i] == Phase.DECODE, "only causal KV may be kept"
     sequence = torch.cat([torch.tensor(tokens[:start], dtype=torch.int64), rows.tokens[i]])
     query, key = torch.arange(rows.width)[:, None], torch.arange(rows.width)[None, :]
-    visible = (key < entry.new_len[i]) & ((key <= query) | (query >= entry.causal_len[i]))
+    visible = (key < spec.new_len[i]) & ((key <= query) | (query >= spec.causal_len[i]))
     before = torch.ones(len(sequence), len(sequence)).tril().bool()
     before[start:, start:] = visible
     return MODEL(sequence, torch.arange(len(sequence)), before)[start:]
@@ -122,21 +130,21 @@ def _logits_of(tokens: list[int], rows: Rows, entry: Layout, i: int, start: int)
 class Batch:
     """Requests that decode together, each starting with its prompt's last token as the anchor."""
 
-    def __init__(self, prompts: list[tuple[int, ...]], requests: list[RowSettings]) -> None:
-        width = max(SDLM.policy.row_width(request.block_length) for request in requests)
+    def __init__(self, prompts: list[tuple[int, ...]], requests: list[RowOptions]) -> None:
+        width = max(COMMIT.row_width(request.block_length) for request in requests)
         self.tokens = [list(prompt) for prompt in prompts]
         self.rows = Rows.of(requests, width).start_block(torch.tensor([p[-1] for p in prompts]), MASK)
         self.committed = torch.tensor([len(prompt) - 1 for prompt in prompts])
 
     def predict(self, rows: Rows | None = None, times: int = 1) -> Prediction:
         rows = self.rows if rows is None else rows
-        starts = self.rows.starts(self.committed).repeat_interleave(times)
+        committed = self.committed.repeat_interleave(times)
         tokens = [request for request in self.tokens for _ in range(times)]
-        return predict(logits_of(tokens, rows, starts), MASK)
+        return TokenChoice(MASK).greedy(logits_of(tokens, rows, committed))
 
     def step(self) -> None:
-        self.rows, emission = advance_by(self.rows, self.predict(), MASK, SDLM.policy)
-        self._append(emission.tokens, emission.lens)
+        self.rows, output = COMMIT.advance(self.rows, self.predict(), MASK)
+        self._append(output.tokens, output.lens)
 
     def draft(self) -> None:
         """The first window and the first verification, neither of which keeps KV, as inside the EXTEND call."""
@@ -145,10 +153,10 @@ class Batch:
 
     def verify(self, *, kept: bool = True) -> None:
         number = int(self.rows.block_length.max())
-        each = hypotheses(self.rows, number, 3 * number, MASK)
+        each = draft_windows(self.rows, number, 3 * number, MASK)
         ids = self.predict(each, number).ids
-        self.rows, emission = verify(self.rows, ids.view(-1, number, ids.shape[1]), MASK, kept=kept)
-        self._append(emission.tokens, emission.lens)
+        self.rows, output = verify(self.rows, ids.view(-1, number, ids.shape[1]), MASK, kept=kept)
+        self._append(output.tokens, output.lens)
 
     def _append(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
         for request, emitted, length in zip(self.tokens, tokens.tolist(), lens.tolist(), strict=True):
@@ -228,8 +236,8 @@ def test_known_tokens_are_emitted_by_the_next_step(num_had: int) -> None:
         if len(whole.tokens[0]) - before > 1 + num_had:
             break
     whole.step()
-    part.rows, _ = advance_by(part.rows, part.predict(), MASK, SDLM.policy)
-    part.rows, first = carry(part.rows, torch.tensor([1 + num_had]), MASK, SDLM.policy)
+    part.rows, _ = COMMIT.advance(part.rows, part.predict(), MASK)
+    part.rows, first = COMMIT.skip_emitted(part.rows, torch.tensor([1 + num_had]), MASK)
     assert first.item() == whole.tokens[0][before + num_had]
     part.tokens[0] = whole.tokens[0][: before + num_had + 1]
     part.committed = torch.tensor([before + num_had])
@@ -240,13 +248,13 @@ def test_known_tokens_are_emitted_by_the_next_step(num_had: int) -> None:
 
 def test_one_token_rows_decode_beside_windows() -> None:
     """A row of the autoregressive mode is its pending token, keeps its KV and predicts the next."""
-    rows = Rows.of([RowSettings(Mode.AUTOREGRESSIVE, 1, None, 1, None, 0, (), is_seeded=False), settings(4)], 8)
+    rows = Rows.of([COMMIT.row_options(ModeSettings(Mode.AUTOREGRESSIVE, 1), 0, (), VOCAB_SIZE), settings(4)], 8)
     rows = rows.start_block(torch.tensor([7, 9]), MASK)
-    entry = layout_by(rows, SDLM.policy)
-    assert (entry.new_len.tolist(), entry.kept_len.tolist(), entry.shift.tolist()) == ([1, 4], [1, 0], [1, 1])
+    spec = COMMIT.attention_spec(rows, torch.tensor([20, 20]))
+    assert (spec.new_len.tolist(), spec.kept.sum(1).tolist(), spec.shift.tolist()) == ([1, 4], [1, 0], [1, 1])
     ids = torch.arange(16).view(2, 8) + 10
-    after, emission = advance_by(rows, Prediction(ids, torch.ones(2, 8), torch.zeros(2, 8)), MASK, SDLM.policy)
-    assert emission.lens.tolist() == [1, 4]
+    after, output = COMMIT.advance(rows, Prediction(ids, torch.ones(2, 8), torch.zeros(2, 8)), MASK)
+    assert output.lens.tolist() == [1, 4]
     assert after.tokens[0, 0] == 10
     assert (after.new_len.tolist(), after.num_emitted.tolist()) == ([1, 8], [1, 5])
 
@@ -256,5 +264,5 @@ def test_confidence_must_exceed_the_threshold() -> None:
     rows = Rows.of([settings(4)], 8).start_block(torch.tensor([7]), MASK)
     ids, entropy = torch.full((1, 8), 9), torch.zeros(1, 8)
     for confidence, accepted in (([0.5] * 8, 1), ([0.1, 0.9, 0.9, 0.9] * 2, 1), ([0.51, 0.51, 0.5, 0.9] * 2, 2)):
-        _, emission = advance_by(rows, Prediction(ids, torch.tensor([confidence]), entropy), MASK, SDLM.policy)
-        assert emission.lens.tolist() == [accepted]
+        _, output = COMMIT.advance(rows, Prediction(ids, torch.tensor([confidence]), entropy), MASK)
+        assert output.lens.tolist() == [accepted]

@@ -8,53 +8,57 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
 
-from dlm_serve.decoding import Emission, Mode, Policy, Prediction, Rows, RowSettings, advance_, predict
-from dlm_serve.engine import block_graphs
-from dlm_serve.engine.attention import DlmAttentionBackend
-from dlm_serve.engine.block_graphs import BlockGraphs
-from dlm_serve.engine.prefill import StretchBackend
-from dlm_serve.engine.shapes import Shapes
+from dlm_serve.decoding import AttentionSpec, Mode, ModeSettings, Prediction, RowOptions, Rows
 from dlm_serve.families import FAMILIES, Family
+from dlm_serve.scheduling.graph_shapes import GraphShapes
+from dlm_serve.sglang import block_graphs
+from dlm_serve.sglang.attention import DlmAttentionBackend
+from dlm_serve.sglang.block_graphs import BlockGraphs
+from dlm_serve.sglang.block_step import BlockStep
+from dlm_serve.sglang.prompt_attention import SpanBackend
 
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_REQUESTS = 3, 11, 8, 12
 
 
-def settings_of(family: Family, number: int) -> RowSettings:
+def settings_of(family: Family, number: int) -> RowOptions:
     """The requests of a family in turn: its modes and algorithms, each with short and long blocks."""
     mode = family.modes[number % len(family.modes)]
     turn = number // len(family.modes)
-    longest = family.policy.longest_block(MAX_WIDTH, MAX_WIDTH)
+    longest = family.commit.longest_block(MAX_WIDTH, MAX_WIDTH)
     block_length = 1 if mode is Mode.AUTOREGRESSIVE else (longest // 2, longest - 1, longest)[turn % 3]
-    algorithm = turn % max(1, len(family.algorithms))
-    return RowSettings(mode, block_length, 0.5, 4, None, number, (), family.policy.is_seeded, algorithm)
+    algorithm = family.algorithms[turn % len(family.algorithms)] if family.algorithms else None
+    settings = ModeSettings(mode, block_length, 0.5, 4, algorithm=algorithm)
+    return family.commit.row_options(settings, number, (), VOCAB_SIZE)
 
 
-class Step:
+class Step(BlockStep):
     """A step whose logits are a function of token, column and committed length."""
 
     def __init__(self, family: Family) -> None:
-        self.policy: Policy = family.policy
-        settings = [settings_of(family, i) for i in range(NUM_REQUESTS)]
-        rows = Rows.of(settings, MAX_WIDTH).start_block(torch.arange(NUM_REQUESTS) % 7 + 4, MASK)
-        self.table = Rows.table(NUM_REQUESTS + 1, MAX_WIDTH, MASK, "cpu")
-        self.table.scatter_(torch.arange(1, NUM_REQUESTS + 1), rows)
+        options = [settings_of(family, i) for i in range(NUM_REQUESTS)]
+        rows = Rows.of(options, MAX_WIDTH).start_block(torch.arange(NUM_REQUESTS) % 7 + 4, MASK)
+        table = Rows.table(NUM_REQUESTS + 1, MAX_WIDTH, MASK, "cpu")
+        table.scatter_(torch.arange(1, NUM_REQUESTS + 1), rows)
+        runner: Any = SimpleNamespace(shared_read_done_event=None)
+        super().__init__(runner, table, family.commit, family.token_choice(MASK))
 
-    def forward(
-        self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int, on_slots_read: object = None
+    def run(
+        self,
+        rows: Rows,
+        indices: torch.Tensor,
+        spec: AttentionSpec,
+        on_slots_read: Callable[[], None] | None = None,
     ) -> tuple[torch.Tensor, Prediction]:
-        tokens = self.table.gather(indices, width).tokens
-        columns, ids = torch.arange(width)[None, :, None], torch.arange(VOCAB_SIZE)
-        logits = (tokens[..., None] * 7 + columns * 3 + committed_lens[:, None, None] * 5 + ids * 13) % 17
-        return logits.float(), predict(logits.float(), MASK, mask_in_denominator=self.policy.mask_in_denominator)
-
-    def advance(self, indices: torch.Tensor, prediction: Prediction) -> Emission:
-        return advance_(self.table, indices, prediction, MASK, self.policy)
+        ids = torch.arange(VOCAB_SIZE)
+        logits = (rows.tokens[..., None] * 7 + spec.positions[..., None] * 3 + ids * 13) % 17
+        return logits.float(), self.choice.greedy(logits.float())
 
 
 class Replaying:
@@ -84,8 +88,9 @@ def graphs_of(step: Step) -> BlockGraphs:
         mock.patch.object(torch.cuda, "mem_get_info", return_value=(0, 0)),
     ):
         runner = SimpleNamespace(device="cpu", shared_read_done_event="of the step before")
-        shapes = Shapes.within((4, 8), NUM_REQUESTS, 64)
-        return BlockGraphs(step, runner, shapes, VOCAB_SIZE, torch.float32)  # type: ignore[arg-type]
+        step._model_runner = runner
+        shapes = GraphShapes.within((4, 8), NUM_REQUESTS, 64)
+        return BlockGraphs(step, runner, shapes, VOCAB_SIZE, torch.float32)
 
 
 def check(family: Family) -> None:
@@ -97,25 +102,27 @@ def check(family: Family) -> None:
     ways = set()
     for number in range(300):
         indices = torch.randperm(NUM_REQUESTS)[: int(torch.randint(1, NUM_REQUESTS + 1, ()))] + 1
-        width = family.policy.row_width(int(eager.table.block_length[indices].max()))
-        ways.add(graphs.is_captured(len(indices), width))
-        logits, prediction = graphs.forward(indices, committed_lens[indices], width)
-        expected_logits, expected = eager.forward(indices, committed_lens[indices], logits.shape[1])
-        assert torch.equal(logits, expected_logits)
-        assert torch.equal(prediction.ids, expected.ids)
+        width = family.commit.row_width(int(eager.table.block_length[indices].max()))
+        forward = graphs.forward(indices, committed_lens[indices], width)
+        expected = eager.forward(indices, committed_lens[indices], forward.logits.shape[1])
+        ways.add(forward.is_captured)
+        assert torch.equal(forward.logits, expected.logits)
+        assert torch.equal(forward.positions, expected.positions)
+        assert torch.equal(forward.prediction.ids, expected.prediction.ids)
         if number % 2:  # as sampling does
-            ids = torch.randint(4, VOCAB_SIZE, expected.ids.shape)
-            prediction, expected = replace(prediction, ids=ids), replace(expected, ids=ids)
-        emission, wanted = graphs.advance(indices, prediction), eager.advance(indices, expected)
-        assert torch.equal(emission.tokens, wanted.tokens)
-        assert torch.equal(emission.lens, wanted.lens)
+            ids = torch.randint(4, VOCAB_SIZE, expected.prediction.ids.shape)
+            for prediction in (forward.prediction, expected.prediction):
+                prediction.ids.copy_(ids)
+        output, wanted = forward.advance(), expected.advance()
+        assert torch.equal(output.tokens, wanted.tokens)
+        assert torch.equal(output.lens, wanted.lens)
         for field in fields(Rows):
             ours, theirs = getattr(captured.table, field.name)[1:], getattr(eager.table, field.name)[1:]
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
         committed_lens[indices] += wanted.lens
-        earlier.append((emission.tokens, emission.tokens.clone()))
+        earlier.append((output.tokens, output.tokens.clone()))
     assert ways == {True, False}
-    assert all(torch.equal(tokens, copy) for tokens, copy in earlier), "a later step overwrote an emission"
+    assert all(torch.equal(tokens, copy) for tokens, copy in earlier), "a later step overwrote an output"
     runner = graphs._model_runner
     graphs.forward(torch.arange(1, 13), committed_lens[1:], 8)
     assert runner.shared_read_done_event is None, "an eager step must be waited for as a whole"
@@ -125,7 +132,7 @@ def check_decode_graphs() -> None:
     """SGLang's own graphs are of single-token decode: how prompts attend takes no part in them."""
     backend = object.__new__(DlmAttentionBackend)
     backend.decode_backend = mock.Mock()
-    backend.prefill_backend = object.__new__(StretchBackend)
+    backend.prefill_backend = object.__new__(SpanBackend)
     backend.init_cuda_graph_state(4, 4)
     backend.decode_backend.init_cuda_graph_state.assert_called_once_with(4, 4)
 

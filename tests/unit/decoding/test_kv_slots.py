@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dlm_serve.kv.slots import NO_SLOT, read_slots, write_slots
+from dlm_serve.decoding.kv_slots import NO_SLOT, read_slots, write_slots
 
 MAX_LEN = 12
 
@@ -16,6 +16,14 @@ def slot_table(dtype: torch.dtype = torch.int32) -> torch.Tensor:
     return torch.cat([torch.zeros(1, MAX_LEN, dtype=torch.int64), slots]).to(dtype)
 
 
+def written(
+    table: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor, kept_len: torch.Tensor, width: int
+) -> torch.Tensor:
+    """The slots of contiguous rows that keep the KV of their first `kept_len` tokens."""
+    columns = torch.arange(width)[None, :]
+    return write_slots(table, rows, starts[:, None] + columns, columns < kept_len[:, None])
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("width", [1, 4, 5])
 def test_each_new_token_has_the_slot_of_its_position(width: int, dtype: torch.dtype) -> None:
@@ -24,7 +32,7 @@ def test_each_new_token_has_the_slot_of_its_position(width: int, dtype: torch.dt
     short = max(1, width - 1)
     cases = [(3, 0, width), (1, 7, 1), (2, 3, 0), (1, 2, short), (0, 0, 1)]
     rows, starts, kept_len = (torch.tensor(column) for column in zip(*cases, strict=True))
-    slots = write_slots(table, rows.int(), starts.int(), kept_len.int(), width)
+    slots = written(table, rows.int(), starts, kept_len, width)
     wanted = [
         [int(table[row, start + i]) if i < length else NO_SLOT for i in range(width)] for row, start, length in cases
     ]
@@ -33,7 +41,7 @@ def test_each_new_token_has_the_slot_of_its_position(width: int, dtype: torch.dt
 
 
 def test_a_row_that_keeps_no_kv_writes_to_no_request() -> None:
-    slots = write_slots(slot_table(), torch.tensor([1, 2]), torch.tensor([0, 5]), torch.tensor([0, 0]), 4)
+    slots = written(slot_table(), torch.tensor([1, 2]), torch.tensor([0, 5]), torch.tensor([0, 0]), 4)
     assert slots.tolist() == [[NO_SLOT] * 4] * 2
 
 
@@ -43,14 +51,14 @@ def test_a_row_that_keeps_no_kv_writes_to_no_request() -> None:
 def test_the_end_of_the_table_is_usable(committed: int, new_len: int) -> None:
     """Padding columns that would lie past the table are not looked up."""
     table = slot_table()
-    slots = write_slots(table, torch.tensor([2]), torch.tensor([committed]), torch.tensor([new_len]), 8)
+    slots = written(table, torch.tensor([2]), torch.tensor([committed]), torch.tensor([new_len]), 8)
     assert slots.tolist() == [table[2, committed:].tolist() + [NO_SLOT] * (8 - new_len)]
 
 
 def test_live_rows_never_share_a_slot() -> None:
-    slots = write_slots(slot_table(), torch.tensor([1, 2, 3]), torch.tensor([4, 0, 8]), torch.tensor([4, 3, 4]), 4)
-    written = slots[slots != NO_SLOT].tolist()
-    assert len(written) == len(set(written)) == 11
+    slots = written(slot_table(), torch.tensor([1, 2, 3]), torch.tensor([4, 0, 8]), torch.tensor([4, 3, 4]), 4)
+    used = slots[slots != NO_SLOT].tolist()
+    assert len(used) == len(set(used)) == 11
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, MAX_LEN, 2 * MAX_LEN])

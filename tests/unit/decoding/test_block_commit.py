@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from dlm_serve.decoding import (
-    Commit,
+    BlockCommit,
+    DecodePlan,
+    FirstBlock,
     Mode,
+    ModeSettings,
     Phase,
-    Policy,
     Prediction,
-    Prefill,
+    PromptMask,
+    RequestState,
     Rows,
-    RowSettings,
-    Sharing,
-    advance,
-    carry,
-    hand_out,
-    layout,
-    stretch_ends,
 )
-from dlm_serve.engine.requests import FirstBlock, RequestRecord, first_block_of
-from dlm_serve.plan import DecodePlan
 
-MASK, STOP = 0, 7
-POLICY = Policy(Prefill.BIDIRECTIONAL, Commit.BLOCK, Sharing.NONE)
-ANCHORED = Policy(Prefill.BLOCK_CAUSAL, Commit.BLOCK, Sharing.BLOCKS, is_anchored=True)
+MASK, STOP, VOCAB_SIZE = 0, 7, 16
+COMMIT = BlockCommit(PromptMask.BIDIRECTIONAL)
+ON_GRID = BlockCommit(PromptMask.BLOCK_CAUSAL, on_grid=True)
 
 
 def rows_of(tokens: Sequence[int], phase: Phase, num_emitted: int, width: int = 6, **settings: Any) -> Rows:
     """One row in the middle of a block."""
-    defaults: dict[str, Any] = {"threshold": 0.9, "steps": len(tokens), "convergence_threshold": None}
-    asked = RowSettings(
-        Mode.DIFFUSION, len(tokens), seed=0, stop_ids=[STOP], is_seeded=False, **{**defaults, **settings}
-    )
-    rows = Rows.of([asked], width).start_masked_block(MASK)
+    asked = ModeSettings(Mode.DIFFUSION, len(tokens), **{"threshold": 0.9, "steps": len(tokens), **settings})
+    rows = Rows.of([COMMIT.row_options(asked, 0, [STOP], VOCAB_SIZE)], width).start_masked_block(MASK)
     rows.tokens[0, : len(tokens)] = torch.tensor(tokens)
     return rows.replace(
         phase=torch.tensor([int(phase)], dtype=torch.int32),
@@ -51,24 +41,25 @@ def stepped(rows: Rows, ids: Sequence[int] = (), confidence: Sequence[float] = (
     """The row after a forward, and the tokens that it emitted."""
     padded = [torch.tensor([[*given, *[0] * (rows.width - len(given))]]) for given in (ids, confidence)]
     prediction = Prediction(padded[0].long(), padded[1].float(), torch.zeros(1, rows.width))
-    after, emission = advance(rows, prediction, MASK, POLICY)
-    return after, emission.tokens[0, : emission.lens[0]].tolist()
+    after, output = COMMIT.advance(rows, prediction, MASK)
+    return after, output.tokens[0, : output.lens[0]].tolist()
 
 
 @pytest.mark.parametrize("length", [1, 4])
-def test_a_block_starts_as_masks_and_is_refined(length: int) -> None:
+def test_a_block_starts_as_masks_and_is_denoised(length: int) -> None:
     """Also one of a single token, which no earlier forward predicts."""
-    asked = RowSettings(Mode.DIFFUSION, length, 0.9, length, None, seed=0, stop_ids=[], is_seeded=False)
-    rows = Rows.of([asked], 6).start_masked_block(MASK)
+    asked = ModeSettings(Mode.DIFFUSION, length, 0.9, length)
+    rows = Rows.of([COMMIT.row_options(asked, 0, [], VOCAB_SIZE)], 6).start_masked_block(MASK)
     assert (rows.phase.tolist(), rows.num_emitted.tolist(), rows.new_len.tolist()) == ([Phase.DENOISE], [0], [length])
     assert rows.tokens.tolist() == [[MASK] * 6]
 
 
 @pytest.mark.parametrize(("phase", "keeps_kv"), [(Phase.DENOISE, False), (Phase.COMMIT, True)])
 def test_every_forward_is_bidirectional_and_predicts_its_own_positions(phase: Phase, keeps_kv: bool) -> None:
-    step = layout(rows_of([1, 2, 3], phase, 0), POLICY)
-    assert (step.causal_len.tolist(), step.new_len.tolist(), step.shift.tolist()) == ([0], [3], [0])
-    assert (step.kept_len.tolist(), step.lora_on.tolist()) == ([3 if keeps_kv else 0], [False])
+    spec = COMMIT.attention_spec(rows_of([1, 2, 3], phase, 0), torch.tensor([20]))
+    assert (spec.causal_len.tolist(), spec.new_len.tolist(), spec.shift.tolist()) == ([0], [3], [0])
+    assert (spec.kept.tolist(), spec.lora_on.tolist()) == ([[keeps_kv] * 3 + [False] * 3], [False])
+    assert (spec.prefix_lens.tolist(), spec.positions.tolist()) == ([21], [[21, 22, 23, 24, 25, 26]])
 
 
 @pytest.mark.parametrize(("num_emitted", "start"), [(0, 21), (1, 20), (3, 18)])
@@ -130,65 +121,56 @@ def test_the_schedule_counts_all_tokens_of_a_block(steps: int, quotas: list[int]
 def test_a_block_of_an_extend_emits_one_token_there(num_emitted: int) -> None:
     """The rest comes with its commit, or without a forward where the request ends with it."""
     block = rows_of([1, 2, 3, 4], Phase.COMMIT, 4)
-    rows, first = carry(block, torch.tensor([num_emitted]), MASK, POLICY)
+    rows, first = COMMIT.skip_emitted(block, torch.tensor([num_emitted]), MASK)
     assert first.tolist() == [num_emitted + 1]
     rest = [1, 2, 3, 4][num_emitted + 1 :]
     assert stepped(rows)[1] == rest
-    after, emission = hand_out(rows, POLICY)
-    assert emission.tokens[0, : emission.lens[0]].tolist() == rest
-    assert hand_out(after, POLICY)[1].lens.tolist() == [0]
+    after, output = COMMIT.flush(rows)
+    assert output.tokens[0, : output.lens[0]].tolist() == rest
+    assert COMMIT.flush(after)[1].lens.tolist() == [0]
 
 
-# --- Which block an EXTEND refines, and who sees whom in it ---
+# --- Which block an EXTEND denoises, and who sees whom in it ---
 
 
-def request(num_prompt: int, num_output: int, extend_end: int | None = None) -> SimpleNamespace:
-    plan = DecodePlan(mode=Mode.DIFFUSION, block_length=4, threshold=0.9, steps=4, convergence_threshold=None)
-    return SimpleNamespace(
-        origin_input_ids=list(range(100, 100 + num_prompt)),
-        output_ids=list(range(200, 200 + num_output)),
-        extend_end=num_prompt + num_output if extend_end is None else extend_end,
-        dlm_record=RequestRecord(plan),
-    )
+def request() -> RequestState:
+    return RequestState(DecodePlan((ModeSettings(Mode.DIFFUSION, 4, 0.9, 4),)))
 
 
 @pytest.mark.parametrize(
-    ("num_prompt", "num_output", "policy", "block"),
+    ("num_prompt", "num_output", "commit", "block"),
     [
-        (6, 0, POLICY, FirstBlock(6, [], 0)),
-        (6, 3, POLICY, FirstBlock(6, [200, 201, 202], 0)),
-        (6, 4, POLICY, FirstBlock(10, [], 0)),
-        (6, 9, POLICY, FirstBlock(14, [208], 0)),
-        (6, 0, ANCHORED, FirstBlock(4, [104, 105], 2)),
-        (6, 1, ANCHORED, FirstBlock(4, [104, 105, 200], 2)),
-        (6, 2, ANCHORED, FirstBlock(8, [], 0)),
-        (8, 0, ANCHORED, FirstBlock(8, [], 0)),
-        (1, 0, ANCHORED, FirstBlock(0, [100], 1)),
+        (6, 0, COMMIT, FirstBlock(6, [], 0)),
+        (6, 3, COMMIT, FirstBlock(6, [200, 201, 202], 0)),
+        (6, 4, COMMIT, FirstBlock(10, [], 0)),
+        (6, 9, COMMIT, FirstBlock(14, [208], 0)),
+        (6, 0, ON_GRID, FirstBlock(4, [104, 105], 2)),
+        (6, 1, ON_GRID, FirstBlock(4, [104, 105, 200], 2)),
+        (6, 2, ON_GRID, FirstBlock(8, [], 0)),
+        (8, 0, ON_GRID, FirstBlock(8, [], 0)),
+        (1, 0, ON_GRID, FirstBlock(0, [100], 1)),
     ],
     ids=str,
 )
-def test_the_first_block(num_prompt: int, num_output: int, policy: Policy, block: FirstBlock) -> None:
-    """What a resumed request emitted of its block is refined again; the end of a prompt is given."""
-    assert first_block_of(request(num_prompt, num_output), policy) == block
-
-
-def test_no_block_before_the_last_chunk() -> None:
-    assert first_block_of(request(6, 0, extend_end=5), POLICY) is None
+def test_the_first_block(num_prompt: int, num_output: int, commit: BlockCommit, block: FirstBlock) -> None:
+    """What a resumed request emitted of its block is denoised again; the end of a prompt is given."""
+    tokens = [*range(100, 100 + num_prompt), *range(200, 200 + num_output)]
+    assert commit.first_block(request(), tokens, num_prompt) == block
 
 
 @pytest.mark.parametrize(
-    ("prefill", "is_anchored", "num_prompt", "num_tokens", "ends"),
+    ("mask", "on_grid", "num_prompt", "num_tokens", "ends"),
     [
-        (Prefill.BIDIRECTIONAL, False, 10, 10, [10]),
-        (Prefill.BIDIRECTIONAL, False, 10, 17, [10, 13, 16, 17]),
-        (Prefill.BLOCK_CAUSAL, False, 10, 10, [4, 8, 10]),
-        (Prefill.BLOCK_CAUSAL, False, 8, 8, [4, 8]),
-        (Prefill.BLOCK_CAUSAL, False, 10, 17, [4, 8, 10, 13, 16, 17]),
-        (Prefill.BLOCK_CAUSAL, True, 10, 17, [3, 6, 9, 12, 15, 17]),
-        (Prefill.BLOCK_CAUSAL, True, 3, 3, [3]),
+        (PromptMask.BIDIRECTIONAL, False, 10, 10, [10]),
+        (PromptMask.BIDIRECTIONAL, False, 10, 17, [10, 13, 16, 17]),
+        (PromptMask.BLOCK_CAUSAL, False, 10, 10, [4, 8, 10]),
+        (PromptMask.BLOCK_CAUSAL, False, 8, 8, [4, 8]),
+        (PromptMask.BLOCK_CAUSAL, False, 10, 17, [4, 8, 10, 13, 16, 17]),
+        (PromptMask.BLOCK_CAUSAL, True, 10, 17, [3, 6, 9, 12, 15, 17]),
+        (PromptMask.BLOCK_CAUSAL, True, 3, 3, [3]),
     ],
 )
-def test_stretches(prefill: Prefill, is_anchored: bool, num_prompt: int, num_tokens: int, ends: list[int]) -> None:
-    """Prompts in blocks of 4 where they have any, answers in blocks of 3; anchored, all are blocks of 3."""
-    policy = Policy(prefill, Commit.BLOCK, Sharing.BLOCKS, is_anchored=is_anchored)
-    assert stretch_ends(policy, num_prompt, num_tokens, block_size=4, block_length=3) == ends
+def test_spans(mask: PromptMask, on_grid: bool, num_prompt: int, num_tokens: int, ends: list[int]) -> None:
+    """Prompts in blocks of 4 where they have any, answers in blocks of 3; on the grid, all are blocks of 3."""
+    commit = BlockCommit(mask, on_grid=on_grid)
+    assert commit.span_ends(num_prompt, num_tokens, block_size=4, block_length=3) == ends

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from dlm_serve.config import CONFIG_VARIABLE, ServerConfig
-from dlm_serve.decoding import Mode, StopRule, Unmasking
+from dlm_serve.decoding import BlockAlgorithm, DecodePlan, Mode, ModeSettings, StopRule
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError, OptionError
 from dlm_serve.families import BD3LM, NEMOTRON_LABS_DIFFUSION, Family
-from dlm_serve.plan import OPTIONS_FIELD, DecodePlan, RequestOptions
+from dlm_serve.options import resolve as resolving
+from dlm_serve.options.file_rules import check_file
+from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
+from dlm_serve.options.server_file import CONFIG_VARIABLE, ServerConfig
 
 AR, DIFFUSION, SPECULATION = Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION
 BLOCK_SIZE = 8
 
 
-def resolve(
+def plan_of(
     options: dict[str, Any] | None,
     generation: dict[str, Any] | None = None,
     *,
@@ -31,7 +32,12 @@ def resolve(
 ) -> DecodePlan:
     """The plan of a request on a server whose file has this `generation` section."""
     config = ServerConfig.model_validate({"generation": generation or {}, "routing": {"widths": widths}})
-    return DecodePlan.resolve(RequestOptions.parse(options), config, family, block_size, needs)
+    return resolving.resolve(RequestOptions.parse(options), config, family, block_size, needs)
+
+
+def resolve(options: dict[str, Any] | None, generation: dict[str, Any] | None = None, **more: Any) -> ModeSettings:
+    """The settings with which a request starts."""
+    return plan_of(options, generation, **more).permitted[0]
 
 
 def check_message(error: InvalidValueError) -> None:
@@ -169,7 +175,7 @@ def test_a_pinned_mode_that_cannot_honour_the_request_is_refused_with_all_reason
 
 def test_autoregressive_decodes_one_token_at_a_time() -> None:
     plan = resolve({"mode": "autoregressive"}, {"block_length": 16, "steps": 4, "convergence_threshold": 0.5})
-    assert plan == DecodePlan(
+    assert plan == ModeSettings(
         mode=Mode.AUTOREGRESSIVE, block_length=1, threshold=None, steps=1, convergence_threshold=None
     )
 
@@ -304,13 +310,30 @@ def test_convergence_threshold(
 
 def test_a_plan_survives_its_way_to_the_scheduler() -> None:
     """It travels as plain data."""
-    plan = resolve({"mode": "diffusion", "threshold": None, "steps": 4})
-    assert DecodePlan.model_validate(plan.model_dump(mode="json")) == plan
+    plan = plan_of({"mode": "diffusion", "threshold": None, "steps": 4})
+    assert pickle.loads(pickle.dumps(plan)) == plan
 
 
-def test_a_plan_has_no_open_mode() -> None:
-    with pytest.raises(ValidationError):
-        DecodePlan.model_validate(resolve({}).model_dump() | {"mode": "auto"})
+@pytest.mark.parametrize(
+    ("options", "generation", "family", "modes"),
+    [
+        ({}, {}, NEMOTRON_LABS_DIFFUSION, [SPECULATION, AR]),
+        ({"mode": "auto"}, {"mode": "diffusion"}, NEMOTRON_LABS_DIFFUSION, [SPECULATION, AR]),
+        ({"mode": "self_speculation"}, {}, NEMOTRON_LABS_DIFFUSION, [SPECULATION]),
+        ({}, {"mode": "self_speculation"}, NEMOTRON_LABS_DIFFUSION, [SPECULATION]),
+        ({"steps": 2}, {}, NEMOTRON_LABS_DIFFUSION, [DIFFUSION]),
+        ({}, {}, BD3LM, [DIFFUSION]),
+    ],
+)
+def test_auto_permits_the_modes_with_the_same_answers(
+    options: dict[str, Any], generation: dict[str, Any], family: Family, modes: list[Mode]
+) -> None:
+    """It starts with the first; a mode that was asked for is the only one."""
+    assert [settings.mode for settings in plan_of(options, generation, family=family).permitted] == modes
+
+
+def test_what_needs_autoregression_permits_nothing_else() -> None:
+    assert [settings.mode for settings in plan_of({}, needs=("a grammar",)).permitted] == [AR]
 
 
 # --- The server's file ---
@@ -466,19 +489,20 @@ def test_autoregression_has_no_blocks(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "algorithm", "threshold", "steps"),
     [
-        ({}, Unmasking.FIRST_HITTING, None, 8),
-        ({"steps": 2}, Unmasking.FIRST_HITTING, None, 2),
-        ({"threshold": None}, Unmasking.FIRST_HITTING, None, 8),
-        ({"algorithm": "confidence"}, Unmasking.CONFIDENCE, None, 8),
-        ({"algorithm": "threshold"}, Unmasking.THRESHOLD, 0.9, 8),
-        ({"algorithm": "threshold", "threshold": 0.5, "steps": 3}, Unmasking.THRESHOLD, 0.5, 3),
-        ({"algorithm": "threshold", "steps": 3}, Unmasking.THRESHOLD, 0.9, 3),
-        ({"algorithm": "threshold", "threshold": None, "steps": 3}, Unmasking.THRESHOLD, None, 3),
+        ({}, BlockAlgorithm.FIRST_HITTING, None, 8),
+        ({"steps": 2}, BlockAlgorithm.FIRST_HITTING, None, 2),
+        ({"threshold": None}, BlockAlgorithm.FIRST_HITTING, None, 8),
+        ({"algorithm": "confidence"}, BlockAlgorithm.CONFIDENCE, None, 8),
+        ({"algorithm": "threshold"}, BlockAlgorithm.THRESHOLD, 0.9, 8),
+        ({"algorithm": "threshold", "threshold": 0.5, "steps": 3}, BlockAlgorithm.THRESHOLD, 0.5, 3),
+        ({"algorithm": "threshold", "steps": 3}, BlockAlgorithm.THRESHOLD, 0.9, 3),
+        ({"algorithm": "threshold", "threshold": None, "steps": 3}, BlockAlgorithm.THRESHOLD, None, 3),
     ],
 )
 def test_algorithms_of_bd3lm(options: dict[str, Any], algorithm: str, threshold: float | None, steps: int) -> None:
-    plan = resolve(options, family=BD3LM)
-    assert (plan.mode, plan.algorithm, plan.threshold, plan.steps) == (DIFFUSION, algorithm, threshold, steps)
+    plan = plan_of(options, family=BD3LM)
+    (start,) = plan.permitted
+    assert (start.mode, start.algorithm, start.threshold, start.steps) == (DIFFUSION, algorithm, threshold, steps)
     assert plan.stop_rule is StopRule.EOS
 
 
@@ -500,8 +524,8 @@ def test_what_bd3lm_has_not(options: dict[str, Any], field: str) -> None:
 
 
 def test_stop_rules_are_the_familys() -> None:
-    assert resolve({"stop_rule": "upstream"}, family=BD3LM).stop_rule is StopRule.UPSTREAM
-    assert resolve({"stop_rule": "eos"}).stop_rule is StopRule.EOS
+    assert plan_of({"stop_rule": "upstream"}, family=BD3LM).stop_rule is StopRule.UPSTREAM
+    assert plan_of({"stop_rule": "eos"}).stop_rule is StopRule.EOS
     with pytest.raises(OptionError, match="stop_rule"):
         resolve({"stop_rule": "upstream"})
 
@@ -515,7 +539,7 @@ def test_stop_rules_are_the_familys() -> None:
 )
 def test_a_server_cannot_leave_the_grid_of_bd3lm(content: dict[str, Any], field: str) -> None:
     config = ServerConfig.model_validate(content)
-    config.check(NEMOTRON_LABS_DIFFUSION, BLOCK_SIZE)
+    check_file(config, NEMOTRON_LABS_DIFFUSION, BLOCK_SIZE)
     with pytest.raises(ConfigError) as refusal:
-        config.check(BD3LM, BLOCK_SIZE)
+        check_file(config, BD3LM, BLOCK_SIZE)
     assert refusal.value.field == field

@@ -1,4 +1,6 @@
-"""Driving rows through `layout` and `advance` gives what three plain decoding loops give, one request at a time.
+"""Driving rows through `attention_spec` and `advance` gives what three plain decoding loops give.
+
+One request at a time.
 
 The loops below are written from the description of the reference implementation: batch 1, lists and
 floats. Both they and the rows ask the same fake model, a pure function of the tokens it may see.
@@ -11,31 +13,32 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Final
 
 import pytest
 import torch
 
 from dlm_serve.decoding import (
-    Layout,
+    AttentionSpec,
+    CausalCommit,
+    ConcreteMode,
+    DrawnRows,
     Mode,
+    ModeSettings,
     Phase,
     Prediction,
+    RowOptions,
     Rows,
-    RowSettings,
     Sampling,
-    advance,
-    carry,
-    layout,
-    predict,
-    resample,
+    TokenChoice,
 )
 from dlm_serve.decoding.rows import MAX_STOP_IDS
 from dlm_serve.decoding.sampling import gumbel_noise
-from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 
-POLICY = NEMOTRON_LABS_DIFFUSION.policy
+COMMIT = CausalCommit()
 
 VOCAB_SIZE, MASK, STOP, OTHER_STOP = 23, 5, 7, 11
+CHOICE = TokenChoice(MASK)
 TABLE_WIDTH = 32
 STOPS = (STOP, OTHER_STOP)
 
@@ -82,7 +85,7 @@ MODEL = FakeModel()
 class Ask:
     """One request."""
 
-    mode: Mode
+    mode: ConcreteMode
     block_length: int = 1
     threshold: float | None = None
     steps: int | None = None
@@ -95,20 +98,15 @@ class Ask:
 
     @property
     def step_limit(self) -> int:
-        """Most refining forwards per block."""
+        """Most denoising forwards per block."""
         return self.block_length if self.steps is None else self.steps
 
     @property
-    def settings(self) -> RowSettings:
-        return RowSettings(
-            mode=self.mode,
-            block_length=self.block_length,
-            threshold=self.threshold,
-            steps=self.step_limit,
-            convergence_threshold=self.convergence_threshold,
-            seed=self.seed,
-            stop_ids=self.stop_ids,
+    def options(self) -> RowOptions:
+        settings = ModeSettings(
+            self.mode, self.block_length, self.threshold, self.step_limit, self.convergence_threshold
         )
+        return COMMIT.row_options(settings, self.seed, self.stop_ids, VOCAB_SIZE)
 
 
 @dataclass
@@ -166,7 +164,7 @@ def autoregress(ask: Ask) -> Answer:
 
 
 def fill(block: list[int], context: list[int], step: int, previous: float | None, ask: Ask, *, lora: bool) -> float:
-    """One refining forward: fixes some masks of `block` in place and returns their mean entropy before."""
+    """One denoising forward: fixes some masks of `block` in place and returns their mean entropy before."""
     masked = [i for i, token in enumerate(block) if token == MASK]
     logits = MODEL([*context, *block], len(context), causal=False, lora=lora)
     guess = {i: choose(logits[i], len(context) + i, ask) for i in masked}
@@ -273,24 +271,26 @@ def sampling_of(asks: Sequence[Ask]) -> Sampling:
     )
 
 
-def forward(rows: Rows, contexts: Sequence[Sequence[int]], step: Layout) -> torch.Tensor:
+def forward(rows: Rows, contexts: Sequence[Sequence[int]], spec: AttentionSpec) -> torch.Tensor:
     """Logits [B, W, V] of the fake model. Those of padding cry for a stop id with full confidence."""
     logits = torch.zeros(len(contexts), rows.width, VOCAB_SIZE)
     logits[:, :, STOP] = 80.0
     for row, context in enumerate(contexts):
-        length = int(step.new_len[row])
+        length = int(spec.new_len[row])
         tokens = [*context, *rows.tokens[row, :length].tolist()]
-        causal, lora = int(step.causal_len[row]) >= length, bool(step.lora_on[row])
+        causal, lora = int(spec.causal_len[row]) >= length, bool(spec.lora_on[row])
         logits[row, :length] = MODEL(tokens, len(context), causal=causal, lora=lora)
     return logits
 
 
 def predicted(rows: Rows, contexts: Sequence[Sequence[int]], asks: Sequence[Ask]) -> Prediction:
-    step = layout(rows, POLICY)
-    committed = torch.tensor([len(context) for context in contexts])
-    positions = committed[:, None] + torch.arange(rows.width) + step.shift[:, None]
-    logits = forward(rows, contexts, step)
-    return resample(predict(logits, MASK), logits, positions, sampling_of(asks), MASK)
+    spec = COMMIT.attention_spec(rows, torch.tensor([len(context) for context in contexts]))
+    logits = forward(rows, contexts, spec)
+    prediction = CHOICE.greedy(logits)
+    sampled = [row for row, ask in enumerate(asks) if ask.temperature]
+    drawn = DrawnRows(torch.tensor(sampled) if sampled else None)
+    CHOICE.draw_(prediction, logits, spec.predicted_positions, sampling_of(asks), drawn)
+    return prediction
 
 
 def serve(asks: Sequence[Ask]) -> list[Answer]:
@@ -298,16 +298,16 @@ def serve(asks: Sequence[Ask]) -> list[Answer]:
     answers = [Answer([first_token(ask)]) for ask in asks]
     contexts = [list(ask.prompt) for ask in asks]
     pending = torch.tensor([answer.ids[0] for answer in answers])
-    table = Rows.of([ask.settings for ask in asks], TABLE_WIDTH).start_block(pending, MASK)
+    table = Rows.of([ask.options for ask in asks], TABLE_WIDTH).start_block(pending, MASK)
     while live := [i for i, ask in enumerate(asks) if not cut(answers[i].ids, ask)[1]]:
         indices = torch.tensor(live)
         rows = table.gather(indices, max(asks[i].block_length for i in live))
         prediction = predicted(rows, [contexts[i] for i in live], [asks[i] for i in live])
-        after, emission = advance(rows, prediction, MASK, POLICY)
+        after, output = COMMIT.advance(rows, prediction, MASK)
         table.scatter_(indices, after)
         for row, i in enumerate(live):
-            length = int(emission.lens[row])
-            run = emission.tokens[row, :length].tolist()
+            length = int(output.lens[row])
+            run = output.tokens[row, :length].tolist()
             answers[i].nfe += 1
             answers[i].runs += [run] if run else []
             answers[i].ids += run
@@ -329,7 +329,9 @@ def asks_of(base: Ask) -> list[Ask]:
     ]
 
 
-AR, DIFFUSION, SPECULATION = Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION
+AR: Final = Mode.AUTOREGRESSIVE
+DIFFUSION: Final = Mode.DIFFUSION
+SPECULATION: Final = Mode.SELF_SPECULATION
 CASES = {
     "ar": Ask(AR, max_new_tokens=17),
     "ar-one-token": Ask(AR, max_new_tokens=1),
@@ -446,11 +448,11 @@ def test_a_shorter_answer_is_a_prefix_of_the_longer_one(case: str) -> None:
 # --- One step at a time ---
 
 
-def rows_in(phase: Phase, blocks: Sequence[Sequence[int]], width: int, **settings: object) -> Rows:
+def rows_in(phase: Phase, blocks: Sequence[Sequence[int]], width: int, **changes: object) -> Rows:
     """Rows in the middle of a block, with `blocks` as their tokens."""
-    defaults = {"mode": DIFFUSION, "block_length": len(blocks[0]), "threshold": 0.9, "steps": len(blocks[0])}
-    shared = {"convergence_threshold": None, "seed": 0, "stop_ids": STOPS}
-    made = Rows.of([RowSettings(**{**defaults, **shared, **settings}) for _ in blocks], width)  # type: ignore[arg-type]
+    asked = {"mode": DIFFUSION, "block_length": len(blocks[0]), "threshold": 0.9, "steps": len(blocks[0]), **changes}
+    options = COMMIT.row_options(ModeSettings(**asked), 0, STOPS, VOCAB_SIZE)  # type: ignore[arg-type]
+    made = Rows.of([options for _ in blocks], width)
     made = made.start_block(torch.zeros(len(blocks), dtype=torch.int64), MASK)
     for row, block in enumerate(blocks):
         made.tokens[row, : len(block)] = torch.tensor(block)
@@ -481,10 +483,10 @@ def prediction_of(
         (SPECULATION, 2, Phase.DRAFT),
     ],
 )
-def test_a_block_starts_in_its_first_phase(mode: Mode, block_length: int, phase: Phase) -> None:
-    """A block of one token has nothing to refine."""
+def test_a_block_starts_in_its_first_phase(mode: ConcreteMode, block_length: int, phase: Phase) -> None:
+    """A block of one token has nothing to denoise."""
     ask = Ask(mode, block_length, 0.5)
-    rows = Rows.of([ask.settings], 4).start_block(torch.tensor([9]), MASK)
+    rows = Rows.of([ask.options], 4).start_block(torch.tensor([9]), MASK)
     assert rows.phase.tolist() == [phase]
     assert rows.tokens.tolist() == [[9, MASK, MASK, MASK]]
     assert rows.new_len.tolist() == [block_length]
@@ -502,13 +504,16 @@ def test_a_block_starts_in_its_first_phase(mode: Mode, block_length: int, phase:
         (Phase.COMMIT, True, True, 1, False),
     ],
 )
-def test_layout_of_each_phase(phase: Phase, is_causal: bool, keeps_kv: bool, shift: int, lora_on: bool) -> None:
-    step = layout(rows_in(phase, [[1, 2, 3]], width=5), POLICY)
-    assert step.causal_len.tolist() == [5 if is_causal else 0]
-    assert step.new_len.tolist() == [3]
-    assert step.kept_len.tolist() == [3 if keeps_kv else 0]
-    assert step.shift.tolist() == [shift]
-    assert step.lora_on.tolist() == [lora_on]
+def test_attention_spec_of_each_phase(phase: Phase, is_causal: bool, keeps_kv: bool, shift: int, lora_on: bool) -> None:
+    spec = COMMIT.attention_spec(rows_in(phase, [[1, 2, 3]], width=5), torch.tensor([20]))
+    assert spec.causal_len.tolist() == [5 if is_causal else 0]
+    assert spec.new_len.tolist() == [3]
+    assert spec.kept.tolist() == [[keeps_kv] * 3 + [False] * 2]
+    assert spec.prefix_lens.tolist() == [20]
+    assert spec.positions.tolist() == [[20, 21, 22, 23, 24]]
+    assert spec.predicted_positions.tolist() == [[20 + shift + i for i in range(5)]]
+    assert spec.shift.tolist() == [shift]
+    assert spec.lora_on.tolist() == [lora_on]
 
 
 @pytest.mark.parametrize(
@@ -524,8 +529,8 @@ def test_layout_of_each_phase(phase: Phase, is_causal: bool, keeps_kv: bool, shi
 )
 def test_verify_emits_the_models_own_tokens(block: list[int], ids: list[int], emitted: list[int]) -> None:
     rows = rows_in(Phase.VERIFY, [block], 4, mode=SPECULATION, block_length=4, threshold=0.0)
-    after, emission = advance(rows, prediction_of([ids]), MASK, POLICY)
-    assert emission.tokens[0, : emission.lens[0]].tolist() == emitted
+    after, output = COMMIT.advance(rows, prediction_of([ids]), MASK)
+    assert output.tokens[0, : output.lens[0]].tolist() == emitted
     assert after.phase.tolist() == [Phase.DRAFT]
     assert after.tokens.tolist() == [[emitted[-1], MASK, MASK, MASK]]
     assert after.new_len.tolist() == [4], "a new block has its full length again"
@@ -534,8 +539,8 @@ def test_verify_emits_the_models_own_tokens(block: list[int], ids: list[int], em
 def test_verify_never_accepts_padding() -> None:
     """Predictions that happen to equal what lies in the padding do not count."""
     rows = rows_in(Phase.VERIFY, [[1, 2]], 4, mode=SPECULATION, threshold=0.0)
-    _, emission = advance(rows, prediction_of([[2, MASK, MASK, MASK]]), MASK, POLICY)
-    assert emission.lens.tolist() == [2]
+    _, output = COMMIT.advance(rows, prediction_of([[2, MASK, MASK, MASK]]), MASK)
+    assert output.lens.tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -552,23 +557,23 @@ def test_verify_never_accepts_padding() -> None:
 )
 def test_commit_emits_the_block_behind_its_first_token(block: list[int], emitted: list[int]) -> None:
     ids = [[9 if i == len(block) - 1 else 0 for i in range(5)]]
-    _, emission = advance(rows_in(Phase.COMMIT, [block], 5), prediction_of(ids), MASK, POLICY)
-    assert emission.tokens[0, : emission.lens[0]].tolist() == emitted
+    _, output = COMMIT.advance(rows_in(Phase.COMMIT, [block], 5), prediction_of(ids), MASK)
+    assert output.tokens[0, : output.lens[0]].tolist() == emitted
 
 
 def test_a_stop_id_in_the_padding_does_not_count() -> None:
     rows = rows_in(Phase.COMMIT, [[1, 2, 3]], 6)
     rows.tokens[:, 5] = STOP
-    _, emission = advance(rows, prediction_of([[9] * 6]), MASK, POLICY)
-    assert emission.tokens[0, : emission.lens[0]].tolist() == [2, 3, 9]
+    _, output = COMMIT.advance(rows, prediction_of([[9] * 6]), MASK)
+    assert output.tokens[0, : output.lens[0]].tolist() == [2, 3, 9]
 
 
 @pytest.mark.parametrize("phase", [Phase.DENOISE, Phase.DRAFT])
-def test_refining_emits_nothing_and_fixes_what_is_sure(phase: Phase) -> None:
+def test_denoising_emits_nothing_and_fixes_what_is_sure(phase: Phase) -> None:
     rows = rows_in(phase, [[1, MASK, MASK, 4, MASK]], 6, mode=DIFFUSION)
     prediction = prediction_of([[6, 2, 3, 6, 8, STOP]], [[1.0, 0.9, 0.89, 1.0, 0.95, 1.0]])
-    after, emission = advance(rows, prediction, MASK, POLICY)
-    assert emission.lens.tolist() == [0]
+    after, output = COMMIT.advance(rows, prediction, MASK)
+    assert output.lens.tolist() == [0]
     assert after.tokens.tolist() == [[1, 2, MASK, 4, 8, MASK]], "the threshold is inclusive, the known stay"
     assert (after.phase.tolist(), after.step.tolist()) == ([phase], [1])
 
@@ -586,13 +591,13 @@ def test_denoising_ends_at_a_stop_id_only_when_all_before_it_is_known(
     block: list[int], ids: list[int], settles: bool
 ) -> None:
     confidence = [1.0 if token else 0.0 for token in ids]
-    after, _ = advance(rows_in(Phase.DENOISE, [block], 4), prediction_of([ids], [confidence]), MASK, POLICY)
+    after, _ = COMMIT.advance(rows_in(Phase.DENOISE, [block], 4), prediction_of([ids], [confidence]), MASK)
     assert after.phase.tolist() == [Phase.COMMIT if settles else Phase.DENOISE]
 
 
 def test_a_stop_id_does_not_end_a_draft() -> None:
     prediction = prediction_of([[0, STOP, 0, 0]], [[0.0, 1.0, 0.0, 0.0]])
-    after, _ = advance(rows_in(Phase.DRAFT, [[1, MASK, MASK, MASK]], 4, mode=SPECULATION), prediction, MASK, POLICY)
+    after, _ = COMMIT.advance(rows_in(Phase.DRAFT, [[1, MASK, MASK, MASK]], 4, mode=SPECULATION), prediction, MASK)
     assert after.phase.tolist() == [Phase.DRAFT]
 
 
@@ -613,7 +618,7 @@ def test_convergence_fixes_the_rest(before: float | None, now: float, limit: flo
     if before is not None:
         rows.mean_entropy[0] = before
     prediction = prediction_of([[0, 0, 3, 4, 0]], entropies=[[50.0, 50.0, now - 0.25, now + 0.25, 50.0]])
-    after, _ = advance(rows, prediction, MASK, POLICY)
+    after, _ = COMMIT.advance(rows, prediction, MASK)
     assert after.mean_entropy.tolist() == [now]
     assert after.phase.tolist() == [Phase.COMMIT if settles else Phase.DENOISE]
 
@@ -627,7 +632,7 @@ def test_the_schedule_spreads_masks_evenly_remainder_first(steps: int, quotas: l
     fixed = []
     while rows.phase.tolist() == [Phase.DENOISE]:
         before = int((rows.tokens == MASK).sum())
-        rows, _ = advance(rows, prediction_of([[2] * 8], [[0.5] * 8]), MASK, POLICY)
+        rows, _ = COMMIT.advance(rows, prediction_of([[2] * 8], [[0.5] * 8]), MASK)
         fixed.append(before - int((rows.tokens == MASK).sum()))
     assert fixed == quotas
 
@@ -635,11 +640,11 @@ def test_the_schedule_spreads_masks_evenly_remainder_first(steps: int, quotas: l
 # --- A block that is resumed ---
 
 
-def refined_block(ask: Ask) -> Rows:
+def denoised_block(ask: Ask) -> Rows:
     """The request's first block, ready to commit."""
-    rows = Rows.of([ask.settings], ask.block_length + 1).start_block(torch.tensor([first_token(ask)]), MASK)
+    rows = Rows.of([ask.options], ask.block_length + 1).start_block(torch.tensor([first_token(ask)]), MASK)
     while rows.phase.tolist() != [Phase.COMMIT]:
-        rows, _ = advance(rows, predicted(rows, [ask.prompt], [ask]), MASK, POLICY)
+        rows, _ = COMMIT.advance(rows, predicted(rows, [ask.prompt], [ask]), MASK)
     return rows
 
 
@@ -651,20 +656,20 @@ def test_a_resumed_block_ends_as_the_uninterrupted_one(
 ) -> None:
     """For every number of tokens that were emitted before, all in one batch."""
     ask = Ask(DIFFUSION, block_length, 0.4, prompt=prompt, stop_ids=stop_ids)
-    rows = refined_block(ask)
-    after, emission = advance(rows, predicted(rows, [prompt], [ask]), MASK, POLICY)
-    whole = emission.tokens[0, : emission.lens[0]].tolist()
+    rows = denoised_block(ask)
+    after, output = COMMIT.advance(rows, predicted(rows, [prompt], [ask]), MASK)
+    whole = output.tokens[0, : output.lens[0]].tolist()
     counts = range(min(block_length - 1, len(whole)))
 
     block = rows.tokens[0].tolist()
     copies = rows.gather(torch.zeros(len(counts), dtype=torch.int64))
-    rest, first = carry(copies, torch.tensor(counts) + 1, MASK, POLICY)
+    rest, first = COMMIT.skip_emitted(copies, torch.tensor(counts) + 1, MASK)
     contexts = [[*prompt, *block[: 1 + count]] for count in counts]
-    resumed, emission = advance(rest, predicted(rest, contexts, [ask] * len(counts)), MASK, POLICY)
+    resumed, output = COMMIT.advance(rest, predicted(rest, contexts, [ask] * len(counts)), MASK)
 
     assert rest.tokens[:, 0].tolist() == first.tolist()
     for row, count in enumerate(counts):
-        tail = emission.tokens[row, : emission.lens[row]].tolist()
+        tail = output.tokens[row, : output.lens[row]].tolist()
         if int(first[row]) in stop_ids:
             assert whole[: count + 1] == [*whole[:count], int(first[row])]
             continue
@@ -678,7 +683,7 @@ def test_a_resumed_block_ends_as_the_uninterrupted_one(
 
 
 def numbered(num_rows: int, width: int) -> Rows:
-    rows = Rows.of([Ask(DIFFUSION, width, 0.5, seed=row).settings for row in range(num_rows)], width)
+    rows = Rows.of([Ask(DIFFUSION, width, 0.5, seed=row).options for row in range(num_rows)], width)
     rows.tokens.copy_(torch.arange(num_rows * width).view(num_rows, width))
     return rows
 
@@ -687,8 +692,8 @@ def test_of_keeps_the_settings_of_each_row() -> None:
     many = tuple(range(30, 30 + MAX_STOP_IDS + 2))
     rows = Rows.of(
         [
-            Ask(DIFFUSION, 8, None, steps=3, seed=-1, stop_ids=many).settings,
-            Ask(SPECULATION, 4, 0.0, convergence_threshold=0.5, seed=2**62, stop_ids=(STOP,)).settings,
+            Ask(DIFFUSION, 8, None, steps=3, seed=-1, stop_ids=many).options,
+            Ask(SPECULATION, 4, 0.0, convergence_threshold=0.5, seed=2**62, stop_ids=(STOP,)).options,
         ],
         width=8,
     )

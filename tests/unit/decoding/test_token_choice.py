@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from dlm_serve.decoding import Nucleus, Prediction, Sampling, predict, random_confidence, resample, sample, scores_of
-from dlm_serve.decoding.sampling import gumbel_noise
+from dlm_serve.decoding import DrawnRows, Nucleus, Prediction, Sampling, TokenChoice
+from dlm_serve.decoding.sampling import gumbel_noise, random_confidence
 
 MASK, VOCAB_SIZE = 3, 12
+CHOICE = TokenChoice(MASK)
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 UINT32 = 0xFFFFFFFF
 
@@ -44,7 +45,9 @@ def sampling_of(
 
 def sampled(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling) -> Prediction:
     """What the server predicts for `logits` [B, W, V] at `positions` [B, W]."""
-    return resample(predict(logits, MASK), logits, positions, sampling, MASK)
+    prediction = CHOICE.greedy(logits)
+    CHOICE.draw_(prediction, logits, positions, sampling, DrawnRows(torch.arange(len(logits))))
+    return prediction
 
 
 def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -57,7 +60,7 @@ def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_greedy_takes_the_best_token_but_the_mask() -> None:
     logits = random_logits(200, VOCAB_SIZE)
     logits[::3, MASK] = 50.0
-    ids = sample(logits, torch.arange(200), sampling_of(200, top_k=1), MASK)
+    ids = CHOICE.sample(logits, torch.arange(200), sampling_of(200, top_k=1))
     wanted = [max((t for t in range(VOCAB_SIZE) if t != MASK), key=row.__getitem__) for row in logits.tolist()]
     assert ids.tolist() == wanted
 
@@ -65,7 +68,7 @@ def test_greedy_takes_the_best_token_but_the_mask() -> None:
 def test_sampling_leaves_the_logits_as_they_are() -> None:
     logits = random_logits(4, VOCAB_SIZE)
     before = logits.clone()
-    sample(logits, torch.arange(4), sampling_of(4, temperature=0.5, top_p=0.5), MASK)
+    CHOICE.sample(logits, torch.arange(4), sampling_of(4, temperature=0.5, top_p=0.5))
     assert torch.equal(logits, before)
 
 
@@ -74,8 +77,8 @@ def test_greedy_rows_stay_greedy_beside_sampled_ones() -> None:
     logits = random_logits(400, VOCAB_SIZE)
     mixed = sampling_of(400, temperature=5.0, top_p=0.9)
     mixed.top_k[::2] = 1
-    ids = sample(logits, torch.arange(400), mixed, MASK)
-    greedy = sample(logits, torch.arange(400), sampling_of(400, top_k=1), MASK)
+    ids = CHOICE.sample(logits, torch.arange(400), mixed)
+    greedy = CHOICE.sample(logits, torch.arange(400), sampling_of(400, top_k=1))
     assert torch.equal(ids[::2], greedy[::2])
     assert not torch.equal(ids[1::2], greedy[1::2])
 
@@ -83,7 +86,7 @@ def test_greedy_rows_stay_greedy_beside_sampled_ones() -> None:
 def test_low_precision_logits_are_compared_as_they_are() -> None:
     logits = random_logits(50, VOCAB_SIZE).bfloat16()
     positions, one = torch.arange(50), sampling_of(50, temperature=0.7)
-    assert torch.equal(sample(logits, positions, one, MASK), sample(logits.float(), positions, one, MASK))
+    assert torch.equal(CHOICE.sample(logits, positions, one), CHOICE.sample(logits.float(), positions, one))
 
 
 # --- Noise ---
@@ -204,7 +207,7 @@ def test_samples_follow_the_distribution(name: str, seed: int) -> None:
     temperature, top_k, top_p, min_p = SAMPLINGS[name]
     count = 20_000
     sampling = sampling_of(count, temperature, top_k, top_p, min_p, seed)
-    ids = sample(LOGITS.expand(count, -1), torch.arange(count), sampling, MASK)
+    ids = CHOICE.sample(LOGITS.expand(count, -1), torch.arange(count), sampling)
     found = torch.bincount(ids, minlength=VOCAB_SIZE).tolist()
     wanted = distribution(LOGITS.tolist(), temperature, top_k, top_p, min_p)
     possible = [token for token in range(VOCAB_SIZE) if wanted[token] > 0]
@@ -218,7 +221,7 @@ def test_samples_follow_the_distribution_over_seeds() -> None:
     count = 20_000
     sampling = sampling_of(count)
     sampling.seed.copy_(torch.arange(count))
-    ids = sample(LOGITS.expand(count, -1), torch.full((count,), 17), sampling, MASK)
+    ids = CHOICE.sample(LOGITS.expand(count, -1), torch.full((count,), 17), sampling)
     wanted = distribution(LOGITS.tolist(), 1.0, VOCAB_SIZE, 1.0, 0.0)
     found = torch.bincount(ids, minlength=VOCAB_SIZE).tolist()
     possible = [token for token in range(VOCAB_SIZE) if token != MASK]
@@ -233,7 +236,7 @@ def test_filters_are_those_of_each_row() -> None:
     seeds, positions = torch.arange(len(rows)), torch.arange(len(rows)) * 31
     sampling = Sampling(temperature, top_k.int(), top_p, min_p, seeds, all_greedy=False, needs_filter=True)
     noise = gumbel_noise(seeds, positions, VOCAB_SIZE).tolist()
-    ids = sample(logits, positions, sampling, MASK).tolist()
+    ids = CHOICE.sample(logits, positions, sampling).tolist()
     for row, settings in enumerate(rows):
         probs = distribution(logits[row].tolist(), *settings)
         kept = [token for token in range(VOCAB_SIZE) if probs[token] > 0]
@@ -245,8 +248,10 @@ def test_a_batch_samples_as_each_row_alone(name: str) -> None:
     logits, positions = random_logits(16, VOCAB_SIZE), torch.arange(16) * 7
     sampling = sampling_of(16, *SAMPLINGS[name])
     sampling.seed.copy_(torch.arange(16) % 5)
-    batch = sample(logits, positions, sampling, MASK)
-    alone = [sample(logits[r : r + 1], positions[r : r + 1], sampling.select(slice(r, r + 1)), MASK) for r in range(16)]
+    batch = CHOICE.sample(logits, positions, sampling)
+    alone = [
+        CHOICE.sample(logits[r : r + 1], positions[r : r + 1], sampling.select(slice(r, r + 1))) for r in range(16)
+    ]
     assert torch.equal(batch, torch.cat(alone))
 
 
@@ -256,14 +261,14 @@ def test_the_filter_flag_only_saves_work() -> None:
     filtered = Sampling(
         plain.temperature, plain.top_k, plain.top_p, plain.min_p, plain.seed, all_greedy=False, needs_filter=True
     )
-    assert torch.equal(sample(logits, positions, plain, MASK), sample(logits, positions, filtered, MASK))
+    assert torch.equal(CHOICE.sample(logits, positions, plain), CHOICE.sample(logits, positions, filtered))
 
 
 def test_a_tiny_top_p_is_greedy() -> None:
     """The best token always stays."""
     logits, positions = random_logits(64, VOCAB_SIZE), torch.arange(64)
-    tiny = sample(logits, positions, sampling_of(64, temperature=3.0, top_p=1e-6), MASK)
-    assert torch.equal(tiny, sample(logits, positions, sampling_of(64, top_k=1), MASK))
+    tiny = CHOICE.sample(logits, positions, sampling_of(64, temperature=3.0, top_p=1e-6))
+    assert torch.equal(tiny, CHOICE.sample(logits, positions, sampling_of(64, top_k=1)))
 
 
 # --- Predictions ---
@@ -290,7 +295,7 @@ def test_entropy_of_certainty_is_zero() -> None:
     """Probabilities that underflow to 0 give no nan."""
     logits = torch.full((1, 1, VOCAB_SIZE), -1e4)
     logits[..., 5] = 1e4
-    prediction = predict(logits, MASK)
+    prediction = CHOICE.greedy(logits)
     assert (prediction.ids.item(), prediction.confidence.item(), prediction.entropy.item()) == (5, 1.0, 0.0)
 
 
@@ -309,7 +314,7 @@ def test_resampling_samples_every_position_with_its_rows_sampling() -> None:
     for row in range(3):
         one = rows.select(slice(row, row + 1))
         for i in range(5):
-            assert ids[row, i] == sample(logits[row, i : i + 1], positions[row, i : i + 1], one, MASK)
+            assert ids[row, i] == CHOICE.sample(logits[row, i : i + 1], positions[row, i : i + 1], one)
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
@@ -329,8 +334,8 @@ def test_a_draft_and_its_verification_choose_the_same_token(name: str) -> None:
 @pytest.mark.parametrize("top_p", [0.0, 0.3, 0.7, 0.9, 0.999, 1.0])
 def test_a_nucleus_within_p(top_p: float) -> None:
     """The best tokens whose probabilities together stay within p, at least one; all for 1; never the mask."""
-    sampling = replace(sampling_of(1, top_p=top_p), nucleus=Nucleus.WITHIN)
-    kept = scores_of(LOGITS[None], sampling, MASK)[0].isfinite().nonzero().flatten().tolist()
+    choice = replace(CHOICE, nucleus=Nucleus.WITHIN)
+    kept = choice.scores(LOGITS[None], sampling_of(1, top_p=top_p))[0].isfinite().nonzero().flatten().tolist()
     allowed = LOGITS.double()
     allowed[MASK] = float("-inf")
     probs = allowed.softmax(-1)
@@ -357,3 +362,26 @@ def test_random_confidences_depend_on_seed_and_position_only() -> None:
     both = random_confidence(seeds, positions)
     assert torch.equal(both[1:], random_confidence(seeds[1:], positions[1:]))
     assert len(set(both.flatten().tolist())) == 4
+
+
+# --- Which rows are left to chance ---
+
+
+def test_chance_touches_drawn_rows_alone() -> None:
+    """Sampled rows change ids and confidences, shuffled ones confidences, all others nothing."""
+    logits, positions = random_logits(4, 5, VOCAB_SIZE), torch.arange(20).view(4, 5)
+    sampling = sampling_of(4, temperature=3.0, seed=5)
+    greedy, prediction = CHOICE.greedy(logits), CHOICE.greedy(logits)
+    CHOICE.draw_(prediction, logits, positions, sampling, DrawnRows(torch.tensor([2]), torch.tensor([1])))
+    assert (prediction.ids != greedy.ids).any(1).tolist() == [False, False, True, False]
+    assert (prediction.confidence != greedy.confidence).any(1).tolist() == [False, True, True, False]
+    assert torch.equal(prediction.entropy, greedy.entropy)
+    assert torch.equal(prediction.ids[2], sampled(logits, positions, sampling).ids[2])
+    assert torch.equal(prediction.confidence[1:2], random_confidence(sampling.seed[1:2], positions[1:2]))
+
+
+def test_drawn_rows_repeat() -> None:
+    drawn = DrawnRows(torch.tensor([0, 2])).repeat(3)
+    assert drawn.sampled is not None
+    assert (drawn.sampled.tolist(), drawn.shuffled, drawn.any) == ([0, 1, 2, 6, 7, 8], None, True)
+    assert not DrawnRows().repeat(2).any

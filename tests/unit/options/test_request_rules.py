@@ -6,11 +6,12 @@ from unittest.mock import patch
 
 import pytest
 
-from dlm_serve.config import ServerConfig
 from dlm_serve.errors import OptionError
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.options import request_rules
 from dlm_serve.options.request_rules import PLAN_KEY, RequestRules
-from dlm_serve.plan import DecodePlan
+from dlm_serve.options.resolve import resolve
+from dlm_serve.options.server_file import ServerConfig
 
 
 @pytest.fixture
@@ -18,27 +19,26 @@ def rules() -> RequestRules:
     return RequestRules(
         config=ServerConfig(),
         family=NEMOTRON_LABS_DIFFUSION,
+        commit=NEMOTRON_LABS_DIFFUSION.commit,
         block_size=8,
         vocab_size=320,
         mask_token_id=100,
-        allows_mask=True,
-        encodes_whole_prompts=False,
     )
 
 
 def test_a_plan_is_made_once(rules: RequestRules) -> None:
     request = {"custom_params": {"dlm": {"mode": "diffusion", "block_length": 4}, "other": 1}, "top_k": 3}
-    with patch.object(DecodePlan, "resolve", wraps=DecodePlan.resolve) as resolve:
+    with patch.object(request_rules, "resolve", wraps=resolve) as resolved:
         assert rules.plan(request) is rules.plan({**request, "stream": True})
-    assert resolve.call_count == 1
+    assert resolved.call_count == 1
 
 
 def test_null_is_not_absent(rules: RequestRules) -> None:
     """A threshold of null is the fixed schedule, none is the server's."""
     scheduled = rules.plan({"custom_params": {"dlm": {"mode": "diffusion", "threshold": None}}})
     default = rules.plan({"custom_params": {"dlm": {"mode": "diffusion"}}})
-    assert scheduled.threshold is None
-    assert default.threshold is not None
+    assert scheduled.permitted[0].threshold is None
+    assert default.permitted[0].threshold is not None
 
 
 @pytest.mark.parametrize("plan", [None, "{}", {}])

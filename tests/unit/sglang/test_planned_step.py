@@ -1,0 +1,69 @@
+"""A step is planned anew when the batch has changed, or when it is said that a request has."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from dlm_serve.decoding import CausalCommit, DecodePlan, Mode, ModeSettings, RequestState, WindowCommit
+from dlm_serve.sglang.planned_step import StepPlanner
+from dlm_serve.sglang.requests import first_block_of
+
+SPECULATION, AUTOREGRESSIVE = ModeSettings(Mode.SELF_SPECULATION, 8), ModeSettings(Mode.AUTOREGRESSIVE, 1)
+
+
+class Req(SimpleNamespace):
+    """Equal to itself alone, as SGLang's requests are."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # SimpleNamespace has none
+
+
+def req_of(settings: ModeSettings, **fields: Any) -> Any:
+    return Req(dlm_state=RequestState(DecodePlan((settings,)), is_greedy=False), **fields)
+
+
+def test_the_plan_lasts_while_the_batch_does() -> None:
+    planner, first, second = StepPlanner(CausalCommit(), "cpu"), req_of(SPECULATION), req_of(SPECULATION)
+    planned = planner.plan([first, second])
+    assert planner.plan([first, second]) is planned
+    assert planner.plan([second, first]) is not planned
+    assert planner.plan([first]).plan.block_rows == (0,)
+
+
+def test_a_batch_changed_in_place_is_planned_anew() -> None:
+    planner, batch = StepPlanner(CausalCommit(), "cpu"), [req_of(SPECULATION), req_of(SPECULATION)]
+    planned = planner.plan(batch)
+    batch.pop()
+    assert planner.plan(batch).plan.block_rows == (0,) != planned.plan.block_rows
+
+
+def test_forget() -> None:
+    planner, req = StepPlanner(CausalCommit(), "cpu"), req_of(SPECULATION)
+    assert planner.plan([req]).flush is None
+    req.dlm_state.steps_before_flush = 0
+    assert planner.plan([req]).flush is None
+    planner.forget()
+    assert planner.plan([req]).flush is not None
+
+
+def test_groups() -> None:
+    reqs = [req_of(SPECULATION), req_of(AUTOREGRESSIVE), req_of(SPECULATION)]
+    reqs[2].dlm_state.steps_before_flush = 0
+    planned = StepPlanner(CausalCommit(), "cpu").plan(reqs)
+    assert planned.windows is None
+    for group, number in ((planned.block, 0), (planned.decode, 1), (planned.flush, 2)):
+        assert group is not None
+        assert group.rows is not None
+        assert (group.numbers, group.rows.tolist(), group.states) == ((number,), [number], [reqs[number].dlm_state])
+    assert planned.block is not None
+    assert planned.block.drawn.sampled is not None
+    assert planned.block.drawn.sampled.tolist() == [0]
+
+
+def test_no_first_block_for_one_token_at_a_time_nor_before_the_last_chunk() -> None:
+    tokens = {"origin_input_ids": [1, 2, 3, 4, 5], "output_ids": []}
+    window = ModeSettings(Mode.DIFFUSION, 4, 0.9)
+    assert first_block_of(req_of(window, extend_end=5, **tokens), WindowCommit()) is not None
+    assert first_block_of(req_of(window, extend_end=3, **tokens), WindowCommit()) is None
+    assert first_block_of(req_of(AUTOREGRESSIVE, extend_end=5, **tokens), WindowCommit()) is None
