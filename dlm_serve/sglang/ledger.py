@@ -144,7 +144,7 @@ HOOKS = (
 """Installed in a process that serves one of our models, those of its role."""
 
 ENTRY_SEAMS = (
-    Seam(f"{_SRT}.plugins.hook_registry.HookRegistry.register", ("target", "hook", "hook_type")),
+    Seam(f"{_SRT}.plugins.hook_registry.HookRegistry.register", ("target", "hook", "hook_type", "source")),
     Seam(f"{_SRT}.plugins.hook_registry.HookRegistry.apply_hooks"),
     Seam(f"{_SRT}.speculative.spec_info.SpeculativeAlgorithm.register", ("name", "supports_overlap", "spec_class")),
 )
