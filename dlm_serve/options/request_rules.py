@@ -144,7 +144,7 @@ class RequestRules:
 
 
 def check_num_samples(params: Mapping[str, object]) -> None:
-    """Refuse an `n` for which SGLang would never answer."""
+    """Refuse an `n` that is no number of samples."""
     n = params.get("n", 1)
     if not isinstance(n, int) or n < 1:
         raise OptionError("n", n, "must be an integer of at least 1", "ask for one sample or more")

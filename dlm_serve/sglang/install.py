@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
 from dlm_serve.errors import UnsupportedSGLangError
 from dlm_serve.sglang.ledger import Hook, Role, hooks_of
@@ -18,7 +18,12 @@ from dlm_serve.sglang.ledger import Hook, Role, hooks_of
 def register(hooks: Iterable[Hook]) -> None:
     """Hand `hooks` to SGLang, which applies them once all plugins are loaded."""
     for hook in hooks:
-        HookRegistry.register(hook.target, pkgutil.resolve_name(hook.hook), HookType(hook.kind))
+        HookRegistry.register(
+            hook.target,
+            pkgutil.resolve_name(hook.hook),
+            HookType(hook.kind),
+            source=HookSource("dlm_serve", "dlm-serve"),  # which SGLang logs
+        )
 
 
 def install(role: Role) -> None:

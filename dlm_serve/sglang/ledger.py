@@ -74,7 +74,7 @@ HOOKS = (
         hook=f"{_OURS}.admission:DlmTokenizerManager",
         role=Role.MAIN,
         why="requests need a check and a plan, their samples seeds, their answers the newest statistics; "
-        "n = 0 hangs, and input ids outside the vocabulary kill the scheduler",
+        "n = 0 ends in HTTP 500 or an empty stream, and input ids outside the vocabulary kill the scheduler",
         until="a plugin can validate requests; SGLang refuses n < 1 and numbers the samples of a request",
     ),
     Hook(
@@ -135,7 +135,7 @@ HOOKS = (
 """Installed in a process that serves one of our models, those of its role."""
 
 ENTRY_SEAMS = (
-    Seam(f"{_SRT}.plugins.hook_registry.HookRegistry.register", ("target", "hook", "hook_type")),
+    Seam(f"{_SRT}.plugins.hook_registry.HookRegistry.register", ("target", "hook", "hook_type", "source")),
     Seam(f"{_SRT}.plugins.hook_registry.HookRegistry.apply_hooks"),
     Seam(f"{_SRT}.speculative.spec_info.SpeculativeAlgorithm.register", ("name", "supports_overlap", "spec_class")),
 )

@@ -61,7 +61,7 @@ def test_a_hook_that_fails_is_fatal(found: dict[str, Any], hook: Hook) -> None:
 
 
 def test_what_sglang_only_logs_is_fatal(found: dict[str, Any]) -> None:
-    assert "replace sglang.srt.managers.schedule_batch.Req (without it: " in found["not applied"]
+    assert "are not in place: replace sglang.srt.managers.scheduler.Scheduler" in found["not applied"]
 
 
 def test_a_hook_that_came_too_late_is_fatal(found: dict[str, Any]) -> None:
