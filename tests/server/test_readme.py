@@ -6,9 +6,12 @@ import json
 import re
 import shlex
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+from preloaded import Program
+from processes import users_environment
 from serving import ANSWER_SECONDS, ROOT, START_SECONDS, Server
 
 README = (ROOT / "README.md").read_text()
@@ -49,7 +52,9 @@ def test_readme_names_the_commands_that_are_tested() -> None:
     }
 
 
-def test_offline_example() -> None:
-    command = next(command for command in COMMANDS if "offline.py" in command)
-    output = run(command, START_SECONDS)
-    assert "'mode': 'diffusion'" in output.splitlines()[-1]
+def test_offline_example(tmp_path: Path) -> None:
+    python, *arguments = shlex.split(next(command for command in COMMANDS if "offline.py" in command))
+    assert python.endswith("python")
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    assert Program(arguments, users_environment(), output, errors).wait(START_SECONDS) == 0, errors.read_text()
+    assert "'mode': 'diffusion'" in output.read_text().splitlines()[-1]

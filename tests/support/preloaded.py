@@ -209,7 +209,7 @@ def _run(arguments: Sequence[str]) -> int:
     """Run a program as `python` would; returns its exit code."""
     from spare_processes import fork_spares
 
-    fork_spares(NUM_SPARE if arguments[0] == "-m" else 0)
+    fork_spares(NUM_SPARE)
     try:
         if arguments[0] == "-m":
             sys.argv = list(arguments[1:])

@@ -43,6 +43,7 @@ class Process(Protocol):
     """What a server runs in: a `subprocess.Popen`, or a program that is forked."""
 
     pid: int
+    returncode: int | Any
 
     def poll(self) -> int | None:
         """Its exit code, once it has ended."""

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import io
 import multiprocessing.context
+import multiprocessing.forkserver
+import multiprocessing.util
 import os
 import pickle
 import socket
-from multiprocessing import popen_fork, popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn, util
-from multiprocessing.forkserver import _forkserver
+from multiprocessing import popen_fork, popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
+
+# What `multiprocessing` does not publish.
+_context: Any = multiprocessing.context
+_util: Any = multiprocessing.util
+_forkserver: Any = multiprocessing.forkserver
 
 MAX_DESCRIPTORS = 64
 _SIZE = 8
@@ -48,8 +54,7 @@ def fork_spares(number: int) -> None:
         theirs.close()
         os.close(alive)
         _spares.append(_Spare(pid, ours, ended))
-    contexts: dict[str, Any] = multiprocessing.context._concrete_contexts
-    contexts["spawn"] = _Context()
+    _context._concrete_contexts["spawn"] = _Context()
 
 
 def _become_process(connection: socket.socket) -> None:
@@ -60,7 +65,7 @@ def _become_process(connection: socket.socket) -> None:
         if not header:
             os._exit(0)
         count, size = header[0], int.from_bytes(header[1:])
-        _forkserver._inherited_fds = reduction.recvfds(connection, count) if count else []
+        _forkserver._forkserver._inherited_fds = reduction.recvfds(connection, count) if count else []
         received = io.BytesIO(connection.recv(size, socket.MSG_WAITALL))
         connection.close()
         environment, preparation = pickle.load(received), pickle.load(received)
@@ -69,7 +74,7 @@ def _become_process(connection: socket.socket) -> None:
         spawn.prepare(preparation)
         code = pickle.load(received)._bootstrap()
     finally:
-        util._flush_std_streams()
+        _util._flush_std_streams()
         os._exit(code)
 
 
@@ -90,14 +95,14 @@ class _Popen(popen_fork.Popen):
     def _launch(self, process: BaseProcess) -> None:
         buffer = io.BytesIO()
         reduction.dump(dict(os.environ), buffer)
-        multiprocessing.context.set_spawning_popen(self)
+        _context.set_spawning_popen(self)
         try:
             reduction.dump(spawn.get_preparation_data(process.name), buffer)
             reduction.dump(process, buffer)
         finally:
-            multiprocessing.context.set_spawning_popen(None)
+            _context.set_spawning_popen(None)
         self.pid, connection, self.sentinel = _spares.pop(0)
-        self.finalizer = util.Finalize(self, util.close_fds, (self.sentinel,))
+        self.finalizer = _util.Finalize(self, _util.close_fds, (self.sentinel,))
         count = len(self._descriptors)
         assert count <= MAX_DESCRIPTORS
         with connection:
