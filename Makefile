@@ -1,6 +1,7 @@
 # make serve   set up what is missing and serve the bundled model, or a tiny one of FAMILY=efficient-dlm, sdlm or bd3lm
 #              (MODEL=, FLAGS= for others)
-# make test    set up what is missing and run every test
+# make test    set up what is missing and run every test, on two cores (WORKERS=)
+# make test-quick  the unit tests, and those of the reference on one server
 # make check   formatter, linter, type checker, generated pages of the documentation
 # make lock    pin the dependencies anew
 
@@ -13,16 +14,24 @@ TINY_sdlm := tests/data/sdlm/sdlm-d4-tied
 FAMILY ?= nemotron-labs-diffusion
 MODEL ?= $(or $(TINY_$(FAMILY)),$(error no FAMILY $(FAMILY): $(patsubst TINY_%,%,$(filter TINY_%,$(.VARIABLES)))))
 FLAGS ?=
+WORKERS ?= 2
 PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
-.PHONY: serve test check lock clean
+# Each process would compile what it imports, which takes longer than to import it.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: serve test test-quick check lock clean
 
 serve: .venv/ready
 	$(PYTHON) -m sglang.launch_server --model-path $(MODEL) $(FLAGS)
 
 test: .venv/ready
-	$(PYTHON) -m pytest
+	$(PYTEST)
+
+test-quick: .venv/ready
+	$(PYTEST) tests/unit tests/server/test_golden.py::test_blocks_of_8
 
 check: .venv/ready
 	.venv/bin/ruff format --check .

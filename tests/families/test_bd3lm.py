@@ -117,10 +117,11 @@ def test_default_temperature(server: Server) -> None:
 def test_upstream_stop_rule(server: Server) -> None:
     """The answer ends where the rule ends the sequence that is generated without it, after one of its blocks."""
     stops = set()
-    for seed in range(4):
-        sampling = {"temperature": 1.0, "sampling_seed": seed}
-        whole = server.generate([EOS], 400, ignore_eos=True, **sampling)
-        ended = server.generate([EOS], 400, dlm={"stop_rule": "upstream"}, **sampling)
+    sampling: list[dict[str, Any]] = [{"temperature": 1.0, "sampling_seed": seed} for seed in range(4)]
+    bodies = [generate_body([EOS], 400, ignore_eos=True, **seeded) for seeded in sampling]
+    bodies += [generate_body([EOS], 400, dlm={"stop_rule": "upstream"}, **seeded) for seeded in sampling]
+    answers = server.generate_all(bodies, len(bodies))
+    for whole, ended in zip(answers[:4], answers[4:], strict=True):
         tokens = [EOS, *whole["output_ids"]]
         lengths = (ended_length(tokens[:n], EOS) for n in range(WINDOW + 4, len(tokens) + 1, 4))
         kept = next((length for length in lengths if length is not None), len(tokens))

@@ -14,8 +14,9 @@ from serving import RETRACTIONS, Server, free_port
 
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The README's `make serve`: the bundled model at SGLang's default port."""
-    with Server(["make", "serve"], 30000, tmp_path_factory.mktemp("nano") / "log") as server:
+    """The README's `make serve`: the bundled model."""
+    port, log = free_port(), tmp_path_factory.mktemp("nano") / "log"
+    with Server.command("make", "serve", f"FLAGS=--port {port}", port=port, log=log) as server:
         yield server
 
 
@@ -41,17 +42,21 @@ def without_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
     config = folder / "config.yaml"
     config.write_text("lora: {draft_adapter: none}\n")
     cache = _hub_cache(folder, "acme/tiny-dlm", "v1", WITH_ADAPTER)
+    port = free_port()
     flags = ("--revision", "v1", "--dllm-algorithm-config", str(config), "--disable-overlap-schedule")
-    with Server.launch("acme/tiny-dlm", *flags, log=folder / "log", env={"HF_HUB_CACHE": str(cache)}) as server:
+    command = (sys.executable, "-m", "sglang.launch_server", "--model-path", "acme/tiny-dlm", "--port", str(port))
+    environment = {"HF_HUB_CACHE": str(cache)}
+    with Server.command(*command, *flags, port=port, log=folder / "log", env=environment) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`sglang serve` of the untrained checkpoint with KV pages as large as its blocks."""
-    port = free_port()
-    command = [str(Path(sys.executable).parent / "sglang"), "serve", "--model-path", str(RANDOM), "--port", str(port)]
-    with Server([*command, "--page-size", "8"], port, tmp_path_factory.mktemp("paged") / "log") as server:
+    port, log = free_port(), tmp_path_factory.mktemp("paged") / "log"
+    sglang = str(Path(sys.executable).parent / "sglang")
+    flags = ("--model-path", str(RANDOM), "--port", str(port), "--page-size", "8")
+    with Server.command(sglang, "serve", *flags, port=port, log=log) as server:
         yield server
 
 

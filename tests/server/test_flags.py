@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 from golden import TRAINED
-from serving import START_SECONDS
+from processes import output_of
 
 # In a process of its own: importing SGLang here would disturb Triton's interpreter, which the unit tests use.
 REFUSALS = """
@@ -28,12 +27,10 @@ print(json.dumps([list(fine), refused]))
 """
 
 
-def test_refused() -> None:
-    script = REFUSALS.replace("MODEL_PATH", repr(str(TRAINED)))
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=START_SECONDS, check=True
-    )
-    names, refused = json.loads(done.stdout.splitlines()[-1])
+def test_refused(tmp_path: Path) -> None:
+    script = tmp_path / "refusals.py"
+    script.write_text(REFUSALS.replace("MODEL_PATH", repr(str(TRAINED))))
+    names, refused = json.loads(output_of(script).splitlines()[-1])
     assert "speculative_num_draft_tokens" in names
     for name in names:
         assert f"--{name.replace('_', '-')} = 'something-else'" in refused[name]

@@ -7,9 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from preloaded import Program
+from processes import users_environment
 from serving import ANSWER_SECONDS, ROOT, START_SECONDS, Server
 
 URL = "http://127.0.0.1:30000"
@@ -74,7 +77,9 @@ def test_the_error_in_the_documentation(nano: Server) -> None:
     assert block.strip() in response.text
 
 
-def test_offline_example() -> None:
-    command = next(command for command in COMMANDS if "offline.py" in command)
-    output = run(words(command), START_SECONDS)
-    assert "'mode': 'diffusion'" in output.splitlines()[-1]
+def test_offline_example(tmp_path: Path) -> None:
+    python, *arguments = shlex.split(next(command for command in COMMANDS if "offline.py" in command))
+    assert python.endswith("python")
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    assert Program(arguments, users_environment(), output, errors).wait(START_SECONDS) == 0, errors.read_text()
+    assert "'mode': 'diffusion'" in output.read_text().splitlines()[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from golden import TRAINED
+from preloaded import Program
+from processes import users_environment
 from serving import START_SECONDS, Server
 
 PRETEND_OTHER_VERSION = """
@@ -19,20 +20,6 @@ importlib.metadata.version = lambda name: "0.4.0" if name == "sglang" else real(
 sys.argv = ["sglang.launch_server", "--model-path", {model!r}]
 runpy.run_module("sglang.launch_server", run_name="__main__")
 """
-
-
-def failed_start(command: list[str]) -> str:
-    """What a server that must not start prints before it ends with a non-zero exit."""
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    assert done.returncode != 0
-    return done.stderr
 
 
 @pytest.fixture
@@ -45,14 +32,22 @@ def without_weights(tmp_path: Path) -> Path:
 
 def test_incomplete_checkpoint(without_weights: Path) -> None:
     """The other ways in which a checkpoint can be wrong are unit tests of `Checkpoint`; they end here too."""
-    message = failed_start([sys.executable, "-m", "sglang.launch_server", "--model-path", str(without_weights)])
-    assert "CheckpointError: weights" in message.splitlines()[-1]
-    assert "no *.safetensors file" in message.splitlines()[-1]
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(without_weights)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=START_SECONDS, env=users_environment(), check=False
+    )
+    assert done.returncode != 0
+    message = done.stderr.splitlines()[-1]
+    assert "CheckpointError: weights" in message
+    assert "no *.safetensors file" in message
 
 
-def test_unsupported_sglang() -> None:
-    message = failed_start([sys.executable, "-c", PRETEND_OTHER_VERSION.format(model=str(TRAINED))])
-    assert "UnsupportedSGLangError: dlm-serve cannot extend the installed sglang 0.4.0" in message.splitlines()[-1]
+def test_unsupported_sglang(tmp_path: Path) -> None:
+    script, log = tmp_path / "start.py", tmp_path / "log"
+    script.write_text(PRETEND_OTHER_VERSION.format(model=str(TRAINED)))
+    assert Program([str(script)], users_environment(), log).wait(START_SECONDS) != 0
+    message = log.read_text().splitlines()[-1]
+    assert "UnsupportedSGLangError: dlm-serve cannot extend the installed sglang 0.4.0" in message
 
 
 def test_random_weights(without_weights: Path, tmp_path: Path) -> None:

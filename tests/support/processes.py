@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
+from preloaded import Program
+
 SECONDS = 600
+TESTS_OWN = ("TRITON_INTERPRET", "PYTHONDONTWRITEBYTECODE")
+"""Without bytecode each server would compile what it imports."""
+
 _SUPPORT = Path(__file__).parent
 
 
 def users_environment() -> dict[str, str]:
-    """The environment as the user has it, without what the tests set for themselves."""
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    """The environment as the user has it, without what the tests set for themselves, and offline."""
+    environment = {name: value for name, value in os.environ.items() if name not in TESTS_OWN}
+    return {**environment, "HF_HUB_OFFLINE": "1"}
 
 
 def output_of(script: Path, *arguments: str) -> str:
     """What `script` prints; it must succeed."""
     environment = users_environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(_SUPPORT), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "output", Path(folder) / "errors"
+        code = Program([str(script), *arguments], environment, output, errors).wait(SECONDS)
+        assert code == 0, errors.read_text()[-3000:]
+        return output.read_text()

@@ -1,4 +1,4 @@
-"""A real SGLang server in a process of its own, and the requests that tests send to it."""
+"""A real SGLang server in processes of its own, and the requests that tests send to it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import requests
+import torch
+from preloaded import Program
 from processes import users_environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,28 +39,48 @@ def free_port() -> int:
         return port
 
 
-class Server:
-    """A server started by a command; use as a context manager."""
+class Process(Protocol):
+    """What a server runs in: a `subprocess.Popen`, or a program that is forked."""
 
-    def __init__(self, command: list[str], port: int, log: Path, env: Mapping[str, str] | None = None) -> None:
+    pid: int
+    returncode: int | Any
+
+    def poll(self) -> int | None:
+        """Its exit code, once it has ended."""
+
+    def wait(self) -> int:
+        """Its exit code."""
+
+
+class Server:
+    """A server that was started; use as a context manager."""
+
+    def __init__(self, process: Process, port: int, log: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
+        self._process = process
+
+    @classmethod
+    def command(cls, *command: str, port: int, log: Path, env: Mapping[str, str] | None = None) -> Server:
+        """Any command that starts a server at `port`."""
+        environment = {**users_environment(), **(env or {})}
         with log.open("w") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env={**users_environment(), "HF_HUB_OFFLINE": "1", **(env or {})},
-                start_new_session=True,
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
             )
+        return cls(process, port, log)
 
     @classmethod
     def launch(cls, model_path: Path | str, *flags: str, log: Path, env: Mapping[str, str] | None = None) -> Server:
-        """`python -m sglang.launch_server` on a free port."""
+        """`python -m sglang.launch_server` on a free port, forked from a process that has imported SGLang.
+
+        Where there is a GPU it is started plainly: what has looked for one must not be forked.
+        """
         port = free_port()
-        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model_path), "--port", str(port)]
-        return cls([*command, *flags], port, log, env)
+        module = ["-m", "sglang.launch_server", "--model-path", str(model_path), "--port", str(port), *flags]
+        if torch.accelerator.is_available():
+            return cls.command(sys.executable, *module, port=port, log=log, env=env)
+        return cls(Program(module, {**users_environment(), **(env or {})}, log), port, log)
 
     def __enter__(self) -> Server:
         deadline = time.monotonic() + START_SECONDS
@@ -67,7 +89,7 @@ class Server:
                 raise RuntimeError(f"the server ended with {self._process.returncode}:\n{self.tail()}")
             if self.is_healthy():
                 return self
-            time.sleep(0.5)
+            time.sleep(0.1)
         self.stop()
         raise TimeoutError(f"no server after {START_SECONDS} s:\n{self.tail()}")
 
