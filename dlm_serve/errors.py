@@ -55,4 +55,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return what to write in place of the unknown `name`."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}" if close else f"known are {', '.join(known)}"
+    return f"did you mean {close[0]!r}" if close else f"known options are {', '.join(known)}"

@@ -34,6 +34,6 @@ EFFICIENT_DLM = Family(
     modes=(Mode.DIFFUSION,),
     refusals={
         Mode.AUTOREGRESSIVE: "Efficient-DLM is not trained to predict the next token",
-        Mode.SELF_SPECULATION: "a draft is verified autoregressively, and Efficient-DLM is not trained for that",
+        Mode.SELF_SPECULATION: "drafts are verified autoregressively, which Efficient-DLM was not trained for",
     },
 )

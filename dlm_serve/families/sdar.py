@@ -34,7 +34,7 @@ SDAR = Family(
     commit=BlockCommit(PromptMask.BLOCK_CAUSAL, on_grid=True),
     modes=(Mode.DIFFUSION,),
     refusals={
-        Mode.AUTOREGRESSIVE: "SDAR's tokens see the whole of their block",
+        Mode.AUTOREGRESSIVE: "SDAR's tokens attend to their whole block, so it cannot decode one token at a time",
         Mode.SELF_SPECULATION: "SDAR has no causal predictions to verify a draft with",
     },
 )

@@ -16,9 +16,7 @@ from dlm_serve.families.family import LLAMA_LAYER, Config, Family, Tensors, rope
 def _normalise(config: Config) -> dict[str, Any]:
     """Return the fields of Qwen2's `config.json`, whose heads divide the hidden size, and the trainer's own."""
     if config.get("causal_attn"):
-        raise CheckpointError(
-            "causal_attn", True, "windows that are causal are not supported", "use another checkpoint"
-        )
+        raise CheckpointError("causal_attn", True, "causal windows are not supported", "use another checkpoint")
     fields = {**rope_parameters(config), **config, "mask_token_id": config["text_mask_token_id"]}
     if config.get("head_dim") is None and config.get("hidden_size") and config.get("num_attention_heads"):
         fields["head_dim"] = config["hidden_size"] // config["num_attention_heads"]

@@ -77,7 +77,7 @@ class Checkpoint(ModelShape):
         path = self.folder / "generation_config.json"
         content = _read_json(path) if path.is_file() else {}
         if content is None:
-            raise CheckpointError("generation_config.json", str(path), "is no JSON object", "correct or remove it")
+            raise CheckpointError("generation_config.json", str(path), "is not a JSON object", "correct or remove it")
         names = ("temperature", "top_p", "top_k", "min_p")
         return {
             "temperature": self.family.temperature,
@@ -116,7 +116,7 @@ class Checkpoint(ModelShape):
                     names.extend(tensors.keys())
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    "weights", str(file), f"cannot be read ({error})", "it may be cut short: download it again"
+                    "weights", str(file), f"cannot be read ({error})", "the file may be truncated: download it again"
                 ) from error
         self.check_tensor_names(names)
 
@@ -152,7 +152,9 @@ class Checkpoint(ModelShape):
             return folder
         if choice == "auto":
             return None
-        raise CheckpointError("lora.draft_adapter", choice, "no adapter_config.json there", "give an adapter's folder")
+        raise CheckpointError(
+            "lora.draft_adapter", choice, "the folder has no adapter_config.json", "give an adapter's folder"
+        )
 
     def _check_mask_token_id(self) -> None:
         if not 0 <= self.mask_token_id < self.vocab_size or self.mask_token_id in self.eos_token_ids:

@@ -57,7 +57,10 @@ class DraftAdapter:
         """Add this adapter's product to what `o_proj` puts out, before ranks are summed."""
         if layer_id not in self._weights:
             raise CheckpointError(
-                "draft adapter", layer_id, "no weights for this layer", "use an adapter for this model"
+                "draft adapter",
+                layer_id,
+                "the adapter has no weights for this layer",
+                "use an adapter made for this model",
             )
         lora_a, lora_b = self._weights[layer_id]
 

@@ -65,7 +65,7 @@ class DenoiseRules(BlockRules):
             raise OptionError(
                 f"{OPTIONS_FIELD}.{name}",
                 getattr(options, name),
-                "self_speculation drafts by confidence and has no fixed schedule",
+                "self_speculation drafts by confidence, so it has no fixed schedule",
                 "give a threshold (0 drafts in one forward), or use mode diffusion",
             )
         steps = options.steps if "steps" in given else defaults.steps and min(defaults.steps, block_length)
@@ -90,7 +90,7 @@ class DenoiseRules(BlockRules):
             raise OptionError(
                 f"{OPTIONS_FIELD}.threshold",
                 options.threshold,
-                "the algorithm fixes as many tokens per forward as its schedule says",
+                "this algorithm follows the schedule of `steps` and has no threshold",
                 "leave it out, or use algorithm threshold",
             )
         if "threshold" in options.model_fields_set:
@@ -108,8 +108,8 @@ class WindowRules(BlockRules):
     )
     _ABSENT = ("steps", "convergence_threshold")
     """Options of blocks that take several forwards."""
-    _ONE_FORWARD = "each block takes one forward"
-    _NO_SCHEDULE = "there is no fixed schedule: a block is cut where its confidence ends"
+    _ONE_FORWARD = "this family decodes each block in one forward"
+    _NO_SCHEDULE = "this family has no fixed schedule: a window ends where confidence drops"
 
     def check_file(self, config: ServerConfig, block_size: int) -> None:
         """See `BlockRules`."""

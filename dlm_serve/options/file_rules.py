@@ -40,8 +40,8 @@ def _check_grid(config: ServerConfig, family: Family, block_size: int) -> None:
         raise ConfigError(
             "routing.widths",
             list(config.routing.widths),
-            f"must reach the checkpoint's block size, {block_size}",
-            "add its width",
+            f"must include a width of at least the checkpoint's block size, {block_size}",
+            "add one",
         )
 
 

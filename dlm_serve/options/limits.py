@@ -10,7 +10,7 @@ from dlm_serve.families import Family
 
 def on_grid(family: Family, block_size: int) -> tuple[str, str]:
     """Return why blocks may have no other length, and the remedy."""
-    return f"{family.name} decodes in the blocks it was trained with, of {block_size} tokens", "leave it out"
+    return f"{family.name} only decodes in blocks of {block_size} tokens, as it was trained", "leave it out"
 
 
 def use_one_of(family: Family) -> str:

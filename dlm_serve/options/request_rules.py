@@ -91,7 +91,7 @@ class RequestRules:
         """
         for name, nothing in UNSUPPORTED.items():
             if values.get(name) not in nothing:
-                raise OptionError(name, values[name], "not supported for these models", "leave it out")
+                raise OptionError(name, values[name], "diffusion language models do not support it", "leave it out")
         custom = values.get("custom_params") or {}
         if not isinstance(custom, dict):
             raise OptionError("custom_params", custom, "must be a mapping", "give options by name")
@@ -121,7 +121,7 @@ class RequestRules:
             raise OptionError("input_ids", outside, limit, "use this model's tokenizer")
         if self.commit.on_grid and self.mask_token_id in input_ids:
             raise OptionError(
-                "input_ids", self.mask_token_id, "is the mask, which the first block would fill", "leave it out"
+                "input_ids", self.mask_token_id, "is the mask token, which decoding would fill in", "leave it out"
             )
 
     def check_prompt_length(self, num_input: int, most: int) -> None:
@@ -130,8 +130,8 @@ class RequestRules:
             raise OptionError(
                 "prompt",
                 f"{num_input} tokens",
-                f"at most {most}, --max-prefill-tokens: prompts of {self.family.name} are encoded at once",
-                "shorten the prompt or start the server with more",
+                f"at most {most} (--max-prefill-tokens), because {self.family.name} encodes a prompt in one forward",
+                "shorten the prompt, or raise --max-prefill-tokens",
             )
 
     def _check_logprobs(self, values: Mapping[str, Any]) -> None:
@@ -178,6 +178,6 @@ def _check_upstream_stops(values: Mapping[str, Any]) -> None:
             raise OptionError(
                 name,
                 value,
-                "stop_rule upstream decides alone where an answer ends, when its blocks are there",
+                "with stop_rule upstream only that rule ends an answer, and only after whole blocks",
                 "leave it out, or use stop_rule eos",
             )

@@ -98,8 +98,8 @@ def _start_mode(
         raise OptionError(
             f"{OPTIONS_FIELD}.mode",
             str(mode),
-            f"cannot honour {', '.join(autoregressive_only)}",
-            "leave that out, or use mode auto or autoregressive",
+            f"does not support {', '.join(autoregressive_only)}",
+            "leave them out, or use mode auto or autoregressive",
         )
     return Mode.AUTOREGRESSIVE
 

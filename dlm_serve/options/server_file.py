@@ -74,13 +74,15 @@ class ServerConfig(Frozen):
         try:
             content = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError("server config", path, f"cannot be read ({error})", "give a YAML file") from error
+            raise ConfigError(
+                "server config", path, f"cannot be read ({error})", "give the path of a YAML file"
+            ) from error
         config = validate(cls, {} if content is None else content, ConfigError, path)
         if (config.generation.block_length or 1) > config.routing.max_width:
             raise ConfigError(
                 f"{path}.generation.block_length",
                 config.generation.block_length,
                 f"at most {config.routing.max_width}, the largest of routing.widths",
-                "lower it or add its width",
+                "lower it, or add this width to routing.widths",
             )
         return config

@@ -96,7 +96,7 @@ def contract_error(error: str | None, body: Any) -> str | None:
     rules = current().request_rules
     try:
         if body.get("custom_params") is not None:
-            raise OptionError("custom_params", body["custom_params"], "belongs into sampling_params", "move it there")
+            raise OptionError("custom_params", body["custom_params"], "belongs in sampling_params", "move it there")
         for ids in _as_list(body.get("input_ids"), of=list):
             rules.check_input_ids(ids)
             rules.check_prompt_length(len(ids), _max_prefill_tokens())
@@ -157,7 +157,7 @@ def _check_transport(params: SamplingParamsLike) -> None:
         msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=type(params))
     except (msgspec.ValidationError, TypeError, OverflowError) as error:
         raise OptionError(
-            "sampling_params", "<as sent>", f"cannot be passed on ({error})", "use plain values, nested at most once"
+            "sampling_params", "<as sent>", f"cannot be serialised ({error})", "use plain values, nested at most once"
         ) from error
     for token_id in params.stop_token_ids or ():
         if not -_INT64 <= token_id < _INT64:

@@ -51,7 +51,7 @@ class BlockGraphs:
         self._slots_read = make_external_event(torch.cuda)
         self._capture()
         logger.info(
-            "Captured block steps: %d shapes, widths %s, up to %d tokens, %.1f s, %.2f GB",
+            "Captured CUDA graphs of block steps: %d shapes, widths %s, up to %d tokens, in %.1f s, %.2f GB",
             len(shapes),
             shapes.widths,
             shapes.max_tokens,
@@ -78,7 +78,7 @@ class BlockGraphs:
             raise ConfigError(
                 "routing.graph_memory_gb",
                 routing.graph_memory_gb,
-                f"holds {max_tokens} tokens, less than the smallest of routing.widths",
+                f"fits only {max_tokens} tokens, fewer than the smallest of routing.widths",
                 "raise it, or start with --disable-decode-cuda-graph",
             )
         return cls(step, model_runner, shapes, config.vocab_size, logits_dtype)

@@ -34,9 +34,9 @@ def require(seams: Iterable[Seam]) -> None:
     installed = version("sglang")
     problems = [problem for seam in seams if (problem := problem_with(seam))]
     if installed not in SUPPORTED_VERSIONS:
-        problems.insert(0, f"sglang {installed} is not among the supported versions")
+        problems.insert(0, f"sglang {installed} is not a supported version")
     if problems:
         raise UnsupportedSGLangError(
             f"dlm-serve cannot extend the installed sglang {installed}: {'; '.join(problems)}. "
-            f"Install sglang=={SUPPORTED_VERSIONS[-1]}, or a dlm-serve release made for yours."
+            f"Install sglang=={SUPPORTED_VERSIONS[-1]}, or a dlm-serve release that supports {installed}."
         )

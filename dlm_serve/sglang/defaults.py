@@ -28,22 +28,22 @@ SGLang would set 1.5 MB aside for each token of the longest prefill: 25 GB, whic
 
 # field, the value that is fine, why others are not
 _UNSUPPORTED = (
-    ("speculative_algorithm", algorithm.NAME, "dlm-serve decodes by itself"),
-    ("dllm_algorithm", None, "dlm-serve decodes by itself"),
-    ("sampling_backend", None, "dlm-serve samples by itself"),
-    ("speculative_num_draft_tokens", None, "the server file's routing.widths say how wide blocks are"),
-    ("speculative_num_steps", None, "a request's steps say how often a block is refined"),
-    ("speculative_eagle_topk", None, "a draft is a chain"),
-    ("speculative_draft_model_path", None, "drafts come from the model itself"),
+    ("speculative_algorithm", algorithm.NAME, "dlm-serve brings its own decoding"),
+    ("dllm_algorithm", None, "dlm-serve brings its own decoding"),
+    ("sampling_backend", None, "dlm-serve brings its own sampler"),
+    ("speculative_num_draft_tokens", None, "block widths are set by routing.widths in the server file"),
+    ("speculative_num_steps", None, "denoising steps are set by each request's `steps`"),
+    ("speculative_eagle_topk", None, "drafts are chains, not trees"),
+    ("speculative_draft_model_path", None, "the model drafts for itself"),
     ("pp_size", 1, "pipeline parallelism is not supported"),
     ("enable_dp_attention", False, "data-parallel attention is not supported"),
-    ("disaggregation_mode", "null", "prefill and decode run in one server"),
-    ("tokenizer_worker_num", 1, "requests are checked in one process"),
+    ("disaggregation_mode", "null", "prefill-decode disaggregation is not supported"),
+    ("tokenizer_worker_num", 1, "several tokenizer workers are not supported"),
     ("enable_hierarchical_cache", False, "the hierarchical cache is not supported"),
     ("enable_lora", None, "adapters per request are not supported"),
-    ("grpc_mode", False, "requests are checked by SGLang's HTTP server"),
-    ("smg_grpc_mode", False, "requests are checked by SGLang's HTTP server"),
-    ("enable_strict_thinking", False, "it constrains blocks by a grammar"),
+    ("grpc_mode", False, "gRPC is not supported: requests are checked in the HTTP server"),
+    ("smg_grpc_mode", False, "gRPC is not supported: requests are checked in the HTTP server"),
+    ("enable_strict_thinking", False, "strict thinking budgets need grammars, which blocks do not support"),
     ("enable_two_batch_overlap", False, "two-batch overlap is not supported"),
 )
 
@@ -104,11 +104,11 @@ def _set_page_size(server_args: ServerArgsLike, serving: Serving) -> None:
             "--page-size", page_size, f"must be a multiple of the block size, {block_size}", "leave it out"
         )
     if server_args.device != "cpu" and page_size.bit_count() != 1:
-        limit = "SGLang's kernels need a power of two"
-        raise ConfigError("--page-size", page_size, limit, "serve it on a CPU, with --device cpu")
+        limit = "SGLang's GPU kernels need a power of two"
+        raise ConfigError("--page-size", page_size, limit, "use --device cpu")
     chunk = server_args.chunked_prefill_size
     if chunk is not None and chunk > 0 and chunk % page_size:
-        limit = f"must be a multiple of the page size, {page_size}: chunks end where blocks do"
+        limit = f"must be a multiple of the page size, {page_size}, so that chunks end at block boundaries"
         raise ConfigError("--chunked-prefill-size", chunk, limit, "leave it out")
     server_args.page_size = page_size
 

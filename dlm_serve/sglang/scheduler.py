@@ -94,7 +94,9 @@ def longest_request(max_req_len: int, beyond_prompt: int, num_slots: int, reserv
     """
     longest = min(max_req_len, num_slots - reserve)
     if longest <= beyond_prompt:
-        raise ConfigError("--max-total-tokens", num_slots, f"a step alone reserves {reserve} of them", "raise it")
+        raise ConfigError(
+            "--max-total-tokens", num_slots, f"must exceed the {reserve} tokens that one step reserves", "raise it"
+        )
     return longest
 
 

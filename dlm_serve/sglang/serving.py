@@ -68,7 +68,7 @@ def load_serving(server_args: ServerArgsLike) -> Serving:
     serving = find_serving(server_args)
     if serving is None:
         raise ConfigError(
-            "--speculative-algorithm", "DLM", "serves diffusion language models only", "leave it out for other models"
+            "--speculative-algorithm", "DLM", "is only for diffusion language models", "leave it out for other models"
         )
     return serving
 
@@ -76,5 +76,5 @@ def load_serving(server_args: ServerArgsLike) -> Serving:
 def current() -> Serving:
     """Return what this process serves, for SGLang's callbacks that are handed no server arguments."""
     if _current is None:
-        raise RuntimeError("nothing is served in this process yet")
+        raise RuntimeError("no model is loaded in this process yet")
     return _current

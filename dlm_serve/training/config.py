@@ -120,7 +120,9 @@ class TrainingConfig(_Frozen):
         try:
             content = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError("recipe", str(path), f"cannot be read ({error})", "give a YAML file") from error
+            raise ConfigError(
+                "recipe", str(path), f"cannot be read ({error})", "give the path of a YAML file"
+            ) from error
         config = validate(cls, {} if content is None else content, ConfigError, str(path))
         config.check()
         return config

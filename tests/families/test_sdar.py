@@ -105,4 +105,4 @@ def test_answers_retracted_in_chunks_and_from_the_cache(checkpoint: Path, tmp_pa
 def test_what_it_has_not_is_refused(server: Server) -> None:
     response = server.post("/generate", generate_body(PROMPTS[0], 8, mode="autoregressive"))
     assert response.status_code == 400
-    assert "SDAR's tokens see the whole of their block" in response.text
+    assert "SDAR's tokens attend to their whole block, so it cannot decode one token at a time" in response.text

@@ -39,6 +39,6 @@ def test_batches_wait_for_nothing(guarded_example: Server, example: Example) -> 
     assert all(answer["output_ids"] for answer in found)
     log = guarded_example.log.read_text()
     assert FIRST_GUARDED in log
-    assert "Captured block steps" in log
+    assert "Captured CUDA graphs of block steps" in log
     assert "without a CUDA graph" not in log
     guarded_example.assert_nothing_leaked()

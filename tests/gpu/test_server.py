@@ -63,5 +63,5 @@ def test_mixed_batches_wait_for_nothing(guarded: Server) -> None:
 
 
 def test_block_steps_are_captured(guarded: Server) -> None:
-    assert "Captured block steps" in guarded.log.read_text()
+    assert "Captured CUDA graphs of block steps" in guarded.log.read_text()
     assert "without a CUDA graph" not in guarded.log.read_text()

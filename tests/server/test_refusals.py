@@ -132,7 +132,7 @@ def test_a_text_without_tokens(trained: Server) -> None:
 
 def test_options_in_the_wrong_place(trained: Server) -> None:
     asked = {"custom_params": {"dlm": {"mode": "diffusion"}}}
-    assert "belongs into sampling_params" in refused(trained, "/generate", generate_body(PROMPT, 4, request=asked))
+    assert "belongs in sampling_params" in refused(trained, "/generate", generate_body(PROMPT, 4, request=asked))
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ def test_options_must_be_a_mapping_of_names(raw: object) -> None:
         ("modus", "did you mean 'mode'"),
         (
             "xyz",
-            "known are algorithm, block_length, convergence_threshold, mode, shift_logits, steps, stop_rule, threshold",
+            "known options are algorithm, block_length, convergence_threshold, mode, shift_logits, steps, stop_rule, "
+            "threshold",
         ),
         ("draft_threshold", "threshold"),
         ("refinement_steps", "steps"),
@@ -396,8 +397,8 @@ def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path, monkey
         ("generation: {draft_treshold: 0.5}", "generation.draft_treshold", 0.5, "did you mean 'draft_threshold'"),
         ("routing: {width: [4]}", "routing.width", [4], "did you mean 'widths'"),
         ("lora: {adapter: none}", "lora.adapter", "none", "did you mean 'draft_adapter'"),
-        ("lora: {xyz: 1}", "lora.xyz", 1, "known are draft_adapter"),
-        ("threshold: 0.5", "threshold", 0.5, "known are generation, lora, routing"),
+        ("lora: {xyz: 1}", "lora.xyz", 1, "known options are draft_adapter"),
+        ("threshold: 0.5", "threshold", 0.5, "known options are generation, lora, routing"),
         ("refinement_steps: 4", "refinement_steps", 4, "ours is generation.steps"),
         ("generation: {refinement_steps: 4}", "generation.refinement_steps", 4, "ours is generation.steps"),
         ("early_stop_enabled: true", "early_stop_enabled", True, "ours is generation.convergence_threshold"),
