@@ -34,6 +34,10 @@ class DecodePlan:
     """At least one; a request starts with the first."""
     stop_rule: StopRule = StopRule.EOS
 
+    def __post_init__(self) -> None:
+        if not self.permitted:
+            raise ValueError("a plan permits at least one mode")
+
 
 @dataclass
 class RequestState:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from dlm_serve.decoding import Commit, DecodePlan, StopRule
 from dlm_serve.errors import OptionError
 from dlm_serve.families import Family
@@ -19,6 +21,9 @@ OPTIONS_KEY = "dlm"
 
 PLAN_KEY = "dlm_plan"
 """Where in `custom_params` the decode plan travels to the scheduler's process, as JSON. Not a client's to send."""
+
+PLAN = TypeAdapter(DecodePlan)
+"""Writes plans as JSON, and reads them."""
 
 # What depends on one token following another, with the values that ask for nothing.
 AUTOREGRESSIVE_ONLY: dict[str, tuple[object, ...]] = {

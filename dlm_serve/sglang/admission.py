@@ -14,14 +14,14 @@ from transformers import GenerationConfig
 
 from dlm_serve.decoding import StopRule
 from dlm_serve.errors import OptionError
-from dlm_serve.options.request_rules import FIELDS, PLAN_KEY, check_num_samples, longest_answer
+from dlm_serve.options.request_rules import FIELDS, PLAN, PLAN_KEY, check_num_samples, longest_answer
 from dlm_serve.sglang.protocols import (
     GenerateRequestLike,
     SamplingParamsLike,
     TokenizedRequestLike,
     TokenizerManagerLike,
 )
-from dlm_serve.sglang.requests import PLAN, STATISTICS_KEY
+from dlm_serve.sglang.requests import STATISTICS_KEY
 from dlm_serve.sglang.serving import current
 
 BEYOND_PROMPT = 4

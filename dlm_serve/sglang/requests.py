@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from dlm_serve.decoding import Commit, DecodePlan, FirstBlock, Mode, RequestState, RowOptions
-from dlm_serve.options.request_rules import PLAN_KEY
+from dlm_serve.decoding import Commit, FirstBlock, Mode, RequestState, RowOptions
+from dlm_serve.options.request_rules import PLAN, PLAN_KEY
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
 
@@ -16,9 +14,6 @@ STATISTICS_KEY = "dlm"
 
 _STATE = "dlm_state"
 """The attribute of SGLang's requests that is ours."""
-
-PLAN = TypeAdapter(DecodePlan)
-"""Writes plans and reads them, on the way from the main process to the scheduler's."""
 
 
 def state_of(req: ReqLike) -> RequestState:

@@ -1,6 +1,4 @@
-"""Driving rows through `attention_spec` and `advance` gives what three plain decoding loops give.
-
-One request at a time.
+"""Rows that are driven through `attention_spec` and `advance` give what three plain decoding loops give.
 
 The loops below are written from the description of the reference implementation: batch 1, lists and
 floats. Both they and the rows ask the same fake model, a pure function of the tokens it may see.

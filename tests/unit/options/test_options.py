@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from dlm_serve.decoding import BlockAlgorithm, DecodePlan, Mode, ModeSettings, StopRule
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError, OptionError
@@ -15,6 +16,7 @@ from dlm_serve.families import BD3LM, NEMOTRON_LABS_DIFFUSION, Family
 from dlm_serve.options import resolve as resolving
 from dlm_serve.options.file_rules import check_file
 from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
+from dlm_serve.options.request_rules import PLAN
 from dlm_serve.options.server_file import CONFIG_VARIABLE, ServerConfig
 
 AR, DIFFUSION, SPECULATION = Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION
@@ -310,9 +312,15 @@ def test_convergence_threshold(
 
 
 def test_a_plan_survives_its_way_to_the_scheduler() -> None:
-    """It travels as plain data."""
-    plan = plan_of({"mode": "diffusion", "threshold": None, "steps": 4})
-    assert pickle.loads(pickle.dumps(plan)) == plan
+    """It travels as JSON."""
+    plan = plan_of({"mode": "auto", "block_length": 4})
+    assert PLAN.validate_json(PLAN.dump_json(plan)) == plan
+
+
+@pytest.mark.parametrize("permitted", [[], [{"mode": "auto", "block_length": 8}]], ids=["none", "auto"])
+def test_a_plan_leaves_no_mode_open(permitted: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValidationError):
+        PLAN.validate_python({"permitted": permitted})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from dlm_serve.decoding import CausalCommit, DecodePlan, Mode, ModeSettings, RequestState, WindowCommit
+import pytest
+
+from dlm_serve.decoding import (
+    BlockCommit,
+    CausalCommit,
+    Commit,
+    DecodePlan,
+    Mode,
+    ModeSettings,
+    PromptMask,
+    RequestState,
+    WindowCommit,
+)
 from dlm_serve.sglang.planned_step import StepPlanner
 from dlm_serve.sglang.requests import first_block_of
 
@@ -61,9 +73,10 @@ def test_groups() -> None:
     assert planned.block.drawn.sampled.tolist() == [0]
 
 
-def test_no_first_block_for_one_token_at_a_time_nor_before_the_last_chunk() -> None:
+@pytest.mark.parametrize("commit", [WindowCommit(), BlockCommit(PromptMask.BIDIRECTIONAL)], ids=["window", "block"])
+def test_no_first_block_for_one_token_at_a_time_nor_before_the_last_chunk(commit: Commit) -> None:
     tokens = {"origin_input_ids": [1, 2, 3, 4, 5], "output_ids": []}
-    window = ModeSettings(Mode.DIFFUSION, 4, 0.9)
-    assert first_block_of(req_of(window, extend_end=5, **tokens), WindowCommit()) is not None
-    assert first_block_of(req_of(window, extend_end=3, **tokens), WindowCommit()) is None
-    assert first_block_of(req_of(AUTOREGRESSIVE, extend_end=5, **tokens), WindowCommit()) is None
+    blocks = ModeSettings(Mode.DIFFUSION, 4, 0.9)
+    assert first_block_of(req_of(blocks, extend_end=5, **tokens), commit) is not None
+    assert first_block_of(req_of(blocks, extend_end=3, **tokens), commit) is None
+    assert first_block_of(req_of(AUTOREGRESSIVE, extend_end=5, **tokens), commit) is None
