@@ -173,7 +173,7 @@ def test_refused_prompts_and_streams(server: Server) -> None:
     [
         (("--page-size", "6"), "--page-size = 6: must be a multiple of the block size, 4"),
         (("--chunked-prefill-size", "50"), "--chunked-prefill-size = 50: must be a multiple of the page size, 4"),
-        (("--device", "cuda", "--page-size", "12"), "--page-size = 12: SGLang's kernels need a power of two"),
+        (("--device", "cuda", "--page-size", "12"), "--page-size = 12: SGLang's GPU kernels need a power of two"),
     ],
 )
 def test_pages_that_cannot_be(tmp_path: Path, flags: tuple[str, ...], says: str) -> None:
