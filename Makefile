@@ -1,7 +1,7 @@
 # make serve   set up what is missing and serve the bundled model, or a tiny one of FAMILY=efficient-dlm, sdlm or bd3lm
 #              (MODEL=, FLAGS= for others)
 # make test    set up what is missing and run every test, on two cores (WORKERS=)
-# make test-quick  the unit tests, and those of the reference on one server
+# make test-quick  the unit tests but the slowest, and those of the reference on one server
 # make check   formatter, linter, type checker, generated pages of the documentation
 # make lock    pin the dependencies anew
 
@@ -19,6 +19,11 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
+# Kernels in Triton's interpreter, SGLang in processes of its own, training: left out of test-quick.
+SLOW := $(wildcard tests/unit/test_block_a*.py tests/unit/test_*_reference.py tests/unit/sglang/test_*block*.py) \
+	tests/unit/test_token_confidence.py tests/unit/test_sdlm_logits.py tests/unit/test_ledger.py \
+	tests/unit/test_defaults.py tests/unit/training
+
 # Each process would compile what it imports, which takes longer than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -31,7 +36,7 @@ test: .venv/ready
 	$(PYTEST)
 
 test-quick: .venv/ready
-	$(PYTEST) tests/unit tests/server/test_golden.py::test_blocks_of_8
+	$(PYTEST) tests/unit tests/server/test_golden.py::test_blocks_of_8 $(SLOW:%=--ignore=%)
 
 check: .venv/ready
 	.venv/bin/ruff format --check .
