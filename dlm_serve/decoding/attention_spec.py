@@ -21,7 +21,7 @@ class AttentionSpec:
 
     prefix_lens: torch.Tensor  # [B] int64: committed tokens that the row sees
     positions: torch.Tensor  # [B, W] int64
-    kept: torch.Tensor  # [B, W] bool: the token's KV is committed
+    kept: torch.Tensor  # [B, W] bool: the token's KV is kept, unless a later step overwrites what was rejected
     causal_len: torch.Tensor  # [B] int32: 0 is bidirectional, the width is causal
     new_len: torch.Tensor  # [B] int32: real tokens in the row
     shift: torch.Tensor  # [B] int64: the logits at position i predict position i + shift

@@ -1,7 +1,8 @@
 """Which KV slots a forward writes and reads.
 
-The slots from the start of a request's row to the end of its reserve belong to it alone. A row writes only committed
-KV there. Everything else goes to slot 0, which no request owns.
+The slots from the start of a request's row to the end of its reserve belong to it alone. A row writes there only
+KV that may become final: what was rejected of a draft is overwritten by the next step. Everything else goes to slot 0,
+which no request owns.
 """
 
 from __future__ import annotations

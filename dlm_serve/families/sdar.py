@@ -1,8 +1,8 @@
 """SDAR, dense: JetLM/SDAR-1.7B-Chat, -4B-Chat, -8B-Chat.
 
 Qwen3 that denoises blocks on a grid from position 0; the prompt is encoded by the same blocks, and its unfinished last
-one is where the answer begins. Reference: JetAstra/SDAR, and SGLang's own `models/sdar.py` and `dllm/`, from where the
-mask and the block size are that its checkpoints do not always name.
+one is where the answer begins. Reference: JetAstra/SDAR, and SGLang's own `models/sdar.py` and `dllm/`, which
+supply the mask id and the block size where a checkpoint names neither.
 """
 
 from __future__ import annotations

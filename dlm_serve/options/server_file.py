@@ -38,13 +38,13 @@ class RoutingConfig(Frozen):
     """Which block widths the server prepares for."""
 
     widths: tuple[Width, ...] = Field(default=(4, 8, 16, 32), min_length=1)
-    """Tokens of a row for which CUDA graphs are captured; the largest is the longest block of a request."""
+    """Tokens of a row for which CUDA graphs are captured; the largest bounds the blocks of a request."""
     graph_memory_gb: float = Field(default=1.1, gt=0, allow_inf_nan=False)
     """Gigabytes (1e9 bytes) for the CUDA graphs of block steps; larger steps run without one."""
 
     @property
     def max_width(self) -> int:
-        """Return the largest block length that a request may ask for."""
+        """Return the most tokens of a row; `Commit.longest_block` says how long its blocks may be."""
         return max(self.widths)
 
 

@@ -52,7 +52,7 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
         config.hf_generation_config, config.sampling_defaults = generation, "model"
 
     def generate_request(self, obj: Any, request: Any = None) -> Any:
-        """Refuse `n` below 1, of which SGLang would make HTTP 500, a stream without an answer, or an `n` of 1."""
+        """Refuse `n` below 1: SGLang would answer HTTP 500, stream nothing, or treat it as 1."""
         for params in _as_list(obj.sampling_params):
             check_num_samples(params)
         return super().generate_request(obj, request)

@@ -90,7 +90,7 @@ def room_for_reserve(extra_len: int) -> int:
 def longest_request(max_req_len: int, beyond_prompt: int, num_slots: int, reserve: int) -> int:
     """Return the length of the longest request that `num_slots` hold with the `reserve` of its steps.
 
-    At most `max_req_len`; `beyond_prompt` of these are no prompt's. Raises ConfigError where none fits.
+    At most `max_req_len`; the last `beyond_prompt` cannot be prompt tokens. Raises ConfigError where none fits.
     """
     longest = min(max_req_len, num_slots - reserve)
     if longest <= beyond_prompt:

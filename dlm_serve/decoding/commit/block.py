@@ -1,4 +1,4 @@
-"""Commit blocks as they were denoised: bidirectional inside, each starting from masks alone.
+"""Commit blocks as they were denoised: bidirectional inside, each starting from masks.
 
 Semantics: `generate_with_prefix_cache_block_diff` of Efficient-DLM's authors, and the block KV cache of BD3-LM. The
 forward that settles a block emits it. The next forward runs over the block once more and keeps its KV; it predicts
