@@ -1,7 +1,7 @@
 """Resolve what a request, the server file and a family say into the decode plan of the request.
 
-Where a mode is chosen for a request: `_start_mode`, and `_permitted` for those it could also decode in; nothing moves it yet.
-Which forward its rows take in a step is `scheduling.step_plan`.
+Where a mode is chosen for a request: `_start_mode`, and `_permitted` for those it could also decode in; nothing moves
+it yet. Which forward its rows take in a step is `scheduling.step_plan`.
 """
 
 from __future__ import annotations
