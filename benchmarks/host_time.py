@@ -22,6 +22,7 @@ from sglang.srt.layers.sampler import Sampler
 
 from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, Prediction, RequestState, Rows, StepOutput, TokenChoice
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.routing.costs import LearnedCosts
 from dlm_serve.sglang.block_step import BlockForward
 from dlm_serve.sglang.decode_step import DecodeStep
 from dlm_serve.sglang.planned_step import StepPlanner
@@ -40,6 +41,10 @@ CASES: dict[str, Callable[[int], list[Any]]] = {
 
 class Forwards:
     """In place of block and decode forwards: results of the right shapes."""
+
+    def captured_rows(self, width: int) -> int:
+        """Return 0: nothing is captured."""
+        return 0
 
     def forward(self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int) -> BlockForward:
         """Return a block forward over nothing."""
@@ -95,7 +100,8 @@ def milliseconds_per_step(modes: list[Any], repeats: int = 5, steps: int = 200) 
     """Return the median of `repeats` of the mean time of so many steps."""
     table = Rows.table(len(modes) + 1, WIDTH, MASK, "cpu")
     step = DecodeStep(Forwards(), decode_forward(table), mock.Mock(), table, COMMIT, CHOICE)
-    planner, batch = StepPlanner(COMMIT, "cpu"), batch_of(modes)
+    planner = StepPlanner(COMMIT, LearnedCosts((WIDTH,), len(modes)).table, WIDTH, "cpu")
+    batch = batch_of(modes)
 
     def run() -> float:
         start = time.perf_counter()

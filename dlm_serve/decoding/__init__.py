@@ -9,7 +9,7 @@ from dlm_serve.decoding.denoise import BlockAlgorithm
 from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
-from dlm_serve.decoding.request_state import DecodePlan, ModeSettings, RequestState
+from dlm_serve.decoding.request_state import DecodePlan, Evidence, ModeSettings, RequestState, Tally
 from dlm_serve.decoding.rows import RowOptions, Rows
 from dlm_serve.decoding.sampling import Nucleus, Sampling
 from dlm_serve.decoding.step_output import StepOutput
@@ -25,6 +25,7 @@ __all__ = [
     "ConcreteMode",
     "DecodePlan",
     "DrawnRows",
+    "Evidence",
     "FirstBlock",
     "Forward",
     "Mode",
@@ -39,6 +40,7 @@ __all__ = [
     "Sampling",
     "StepOutput",
     "StopRule",
+    "Tally",
     "TokenChoice",
     "WindowAlgorithm",
     "WindowCommit",

@@ -1,11 +1,15 @@
 """What the host knows about a request: how it may decode, and what has become of it so far.
 
-What changes with every forward is on the device, in `rows.Rows`.
+What changes with every forward is on the device, in `rows.Rows`. Steps of a request are numbered from 0 as they are
+launched; when one is launched, the results of the one before may not be known yet.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 from dlm_serve.decoding.modes import ConcreteMode, Mode
 from dlm_serve.decoding.stop_rules import StopRule
@@ -38,6 +42,39 @@ class DecodePlan:
         if not self.permitted:
             raise ValueError("a plan permits at least one mode")
 
+    @cached_property
+    def is_free(self) -> bool:
+        """Return whether it permits decoding both autoregressively and by blocks."""
+        return len({settings.mode is Mode.AUTOREGRESSIVE for settings in self.permitted}) == 2
+
+    def settings_of(self, choice: tuple[Mode, int]) -> ModeSettings | None:
+        """Return the permitted settings of this mode and block length; None if there are none."""
+        return self._by_choice.get(choice)
+
+    @cached_property
+    def _by_choice(self) -> dict[tuple[Mode, int], ModeSettings]:
+        return {(settings.mode, settings.block_length): settings for settings in self.permitted}
+
+
+class Evidence(NamedTuple):
+    """A finished block, as the router learns from it."""
+
+    mode: ConcreteMode
+    block_length: int
+    num_emitted: int
+    num_forwards: int
+    is_cut: bool = False
+    """Whether the answer ended in it, so that it might have emitted more."""
+
+
+@dataclass
+class Tally:
+    """What a request's decode steps did in one mode."""
+
+    num_steps: int = 0
+    num_emitting_steps: int = 0
+    num_emitted: int = 0
+
 
 @dataclass
 class RequestState:
@@ -48,15 +85,19 @@ class RequestState:
     stop_ids: frozenset[int] = frozenset()
     """Ids that end the request; never the mask, which stands in unfinished blocks."""
     is_greedy: bool = True
+    is_streaming: bool = False
     current: ModeSettings = field(init=False)
-    """The settings it decodes with now, one of those permitted."""
+    """The settings with which its next step is planned, one of those permitted."""
     num_steps: int = 0
-    """Decode steps it took part in."""
-    num_emitting_steps: int = 0
-    num_emitted: int = 0
-    """Tokens that its decode steps emitted."""
+    """Decode steps whose results are known."""
+    tallies: dict[tuple[ConcreteMode, int], Tally] = field(default_factory=dict)
+    """What these steps did, by mode and block length."""
     last_emitted: int = 0
     """Tokens that the last decode step emitted."""
+    num_switches: int = 0
+    """Times that it went on in another mode or block length."""
+    evidence: list[Evidence] = field(default_factory=list)
+    """Finished blocks that the router has not read yet; kept of free requests alone."""
     num_extend_forwards: int = 0
     """Forwards over its blocks inside EXTEND calls."""
     first_run: range = range(0)
@@ -65,9 +106,32 @@ class RequestState:
     """Whether what the last EXTEND call decided has no KV yet."""
     steps_before_flush: int | None = None
     """Steps it had taken when an EXTEND call decided all that was left of its answer; None if none did."""
+    _wanted: ModeSettings | None = None
+    """The settings to go on with at the next block."""
+    _wanted_then: ModeSettings | None = None
+    """The settings to go on with behind those, which are offered already."""
+    _first_offer: int | None = None
+    """The step before which the device was first told of `_wanted`; None if it was not."""
+    _last_emitting: int = -1
+    """The last step known to have emitted."""
+    _offset: int = 0
+    """The number of its first step, as the engine counts steps."""
+    _block_start: int = 0
+    """A step at which a block began, where all blocks take the same number of steps."""
+    _counted: ModeSettings = field(init=False)
+    """The settings of the first step whose result is not known."""
+    _later: deque[tuple[int, ModeSettings]] = field(default_factory=deque)
+    """Settings of later steps, each with the first of them."""
+    _forwards: int = 0
+    """Steps since the last that emitted."""
 
     def __post_init__(self) -> None:
-        self.current = self.plan.permitted[0]
+        self.current = self._counted = self.plan.permitted[0]
+
+    @property
+    def is_free(self) -> bool:
+        """Return whether it may decode autoregressively or by blocks."""
+        return self.plan.is_free
 
     @property
     def is_decided(self) -> bool:
@@ -80,6 +144,12 @@ class RequestState:
         return not self.is_greedy and self.current.mode is not Mode.AUTOREGRESSIVE
 
     @property
+    def block_length(self) -> int:
+        """Return the most tokens of its block in the next step, which may have begun with other settings by then."""
+        offered = self._wanted if self._first_offer is not None else None
+        return max(self.current.block_length, offered.block_length if offered else 1)
+
+    @property
     def nfe(self) -> int:
         """Return the number of forwards over its blocks, windows or single tokens so far."""
         return self.num_extend_forwards + (
@@ -89,16 +159,105 @@ class RequestState:
     @property
     def acceptance_length(self) -> float | None:
         """Return the mean number of tokens a verification emitted; None without any."""
-        if self.current.mode is not Mode.SELF_SPECULATION or not self.num_emitting_steps:
+        drafted = [tally for (mode, _), tally in self.tallies.items() if mode is Mode.SELF_SPECULATION]
+        num_verified = sum(tally.num_emitting_steps for tally in drafted)
+        return sum(tally.num_emitted for tally in drafted) / num_verified if num_verified else None
+
+    def settings_of(self, choice: tuple[Mode, int]) -> ModeSettings | None:
+        """Return the permitted settings of this mode and block length; None if there are none."""
+        return self.plan.settings_of(choice)
+
+    # Switching.
+
+    def begin(self, step: int) -> None:
+        """Note that its next decode step is the engine's `step`, and that a block begins there: an EXTEND call ran."""
+        self._offset = step - self.num_steps
+        self._block_start, self._last_emitting, self._forwards = self.num_steps, self.num_steps - 1, 0
+        self._wanted = self._wanted_then = self._first_offer = None
+        self._later.clear()
+        self._counted = self.current
+
+    def start_as(self, choice: tuple[Mode, int] | None) -> None:
+        """Begin, where the plan leaves it open, with this mode and block length, or autoregressively where None."""
+        if self.is_free:
+            self.current = self.settings_of(choice or (Mode.AUTOREGRESSIVE, 1)) or self.current
+
+    def go_on_as(self, choice: tuple[Mode, int] | None) -> None:
+        """Go on with this mode and block length, or autoregressively where None, at the next block.
+
+        If other settings are offered for that already, at the one behind it. What the plan does not permit is ignored.
+        """
+        settings = self.settings_of(choice or (Mode.AUTOREGRESSIVE, 1))
+        if settings is None:
+            return
+        if self._first_offer is None:
+            self._wanted = None if settings == self.current else settings
+        else:
+            self._wanted_then = settings
+
+    @property
+    def next_settings(self) -> ModeSettings:
+        """Return the settings with which it goes on at the next block."""
+        return self._wanted_then or self._wanted or self.current
+
+    @property
+    def wants_switch(self) -> bool:
+        """Return whether it has yet to go on with other settings."""
+        return self._wanted is not None
+
+    def offer(self, step: int, steps_per_block: int | None) -> ModeSettings | None:
+        """Return the settings to offer to the device before the engine's `step`; None if there are none, or no more.
+
+        The device takes an offer where a block begins. Where all blocks take `steps_per_block` steps that is known
+        here, and the offer is made then. Elsewhere it is repeated until a step is known to have emitted behind which
+        it was made; until then a row may have taken it already, and is planned for either.
+        """
+        wanted, number = self._wanted, step - self._offset
+        if wanted is None:
             return None
-        return self.num_emitted / self.num_emitting_steps
+        if steps_per_block is not None:
+            if (number - self._block_start) % steps_per_block:
+                return None
+            self._take(wanted, number)
+            return wanted
+        if self._first_offer is None:
+            self._first_offer = number
+        elif self._last_emitting >= self._first_offer - 1:
+            self._take(wanted, number)
+            return None
+        return wanted
+
+    def _take(self, settings: ModeSettings, number: int) -> None:
+        self.current, self._block_start = settings, number
+        self._wanted = self._wanted_then if self._wanted_then != settings else None
+        self._wanted_then = self._first_offer = None
+        self._later.append((number, settings))
+        self.num_switches += 1
+
+    # Results.
 
     def end_step(self, num_emitted: int) -> None:
         """Count a decode step that emitted `num_emitted` tokens."""
+        while self._later and self._later[0][0] <= self.num_steps:
+            self._counted = self._later.popleft()[1]
+        counted = self._counted
+        tally = self.tallies.setdefault((counted.mode, counted.block_length), Tally())
+        tally.num_steps += 1
+        tally.num_emitting_steps += num_emitted > 0
+        tally.num_emitted += num_emitted
+        self._forwards += 1
+        if num_emitted:
+            if self.plan.is_free and counted.mode is not Mode.AUTOREGRESSIVE:
+                self.evidence.append(Evidence(counted.mode, counted.block_length, num_emitted, self._forwards))
+            self._last_emitting, self._forwards = self.num_steps, 0
         self.num_steps += 1
-        self.num_emitting_steps += num_emitted > 0
-        self.num_emitted += num_emitted
         self.last_emitted = num_emitted
+
+    def end_answer(self, num_used: int) -> None:
+        """Note that of what the last step emitted only the first `num_used` tokens belong to the answer."""
+        is_block = self._counted.mode is not Mode.AUTOREGRESSIVE and self._last_emitting == self.num_steps - 1
+        if is_block and self.evidence:
+            self.evidence[-1] = self.evidence[-1]._replace(num_emitted=num_used, is_cut=True)
 
     def end_extend(self, rest: list[int], num_left: int) -> None:
         """Note that an EXTEND call left the tokens `rest` to emit, where at most `num_left` more are wanted."""

@@ -152,6 +152,15 @@ class Rows:
             mean_entropy=torch.full_like(self.mean_entropy, float("nan")),
         )
 
+    def offer_(self, indices: torch.Tensor, settings: Rows, mask_token_id: int) -> None:
+        """Let the rows at `indices` [N] that stand at the start of a block begin it anew with other options.
+
+        `settings` are N rows of `Rows.of`. Rows within a block go on as they were.
+        """
+        rows = self.gather(indices)
+        at_start = (rows.phase == rows.first_phase) & (rows.step == 0) & (rows.num_emitted == 1)
+        self.scatter_(indices, settings.start_block(rows.tokens[:, 0], mask_token_id).where(at_start, rows))
+
     def starts(self, committed_lens: torch.Tensor) -> torch.Tensor:
         """Return the position [B] int64 of each row's first token behind `committed_lens` [B] committed tokens."""
         return committed_lens.long() + 1 - self.num_emitted

@@ -25,9 +25,9 @@ class Frozen(BaseModel):
 _ARTICLE_NAMES = {
     "refinement_steps": ("generation.steps", "steps"),
     "early_stop_enabled": ("generation.convergence_threshold", "convergence_threshold"),
-    "auto_switch_token_threshold": ("generation.mode: auto", "mode: auto"),
-    "fallback_to_ar_on_timeout": ("generation.mode: auto", "mode: auto"),
-    "timeout_ms": ("none: requests are not timed out",) * 2,
+    "auto_switch_token_threshold": ("routing.rules.short_answer, with routing.policy: rules", "mode: auto"),
+    "fallback_to_ar_on_timeout": ("routing.latency_slo_ms, which bounds every step", "mode: auto"),
+    "timeout_ms": ("routing.latency_slo_ms, which bounds every step", "none: requests are not timed out"),
 }
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -19,6 +19,9 @@ def check_file(config: ServerConfig, family: Family, block_size: int) -> None:
         _check_grid(config, family, block_size)
     if Mode.SELF_SPECULATION not in family.modes:
         _check_no_drafts(config, family)
+    if config.generation.allow_lossy and Mode.SELF_SPECULATION not in family.modes:
+        why = f"requests with mode auto always decode by {family.auto} with {family.name}"
+        raise ConfigError("generation.allow_lossy", True, why, "leave it out")
     commit_of(config, family)
     rules_of(family).check_file(config, block_size)
 

@@ -1,12 +1,13 @@
 """Resolve what a request, the server file and a family say into the decode plan of the request.
 
-Where a mode is chosen for a request: `_start_mode`, and `_permitted` for those it could also decode in; nothing moves
-it yet. Which forward its rows take in a step is `scheduling.step_plan`.
+Where a mode is chosen for a request: `_start_mode`, and `_permitted` for those among which the router moves it
+(`routing`). Which forward its rows take in a step is `scheduling.step_plan`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dlm_serve.decoding import ConcreteMode, DecodePlan, Mode, ModeSettings, StopRule
 from dlm_serve.errors import OptionError
@@ -14,7 +15,7 @@ from dlm_serve.families import Family
 from dlm_serve.options.block_rules import rules_of
 from dlm_serve.options.limits import listed, on_grid, use_one_of
 from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
-from dlm_serve.options.server_file import ServerConfig
+from dlm_serve.options.server_file import RoutingPolicy, ServerConfig
 
 _LOSSLESS = {Mode.SELF_SPECULATION: Mode.AUTOREGRESSIVE}
 """Modes whose answers are those of another mode."""
@@ -37,14 +38,36 @@ def resolve(
     stop_rule = _resolve_stop_rule(options, family)
     if start is Mode.AUTOREGRESSIVE:
         _refuse_block_options(options, autoregressive_only)
-    permitted = _permitted(start, options.mode or config.generation.mode, family)
-    return DecodePlan(tuple(_settings(mode, options, config, family, block_size) for mode in permitted), stop_rule)
+    modes = _permitted(start, options.mode or config.generation.mode, config, family)
+    settings = [_settings(mode, options, config, family, block_size) for mode in modes]
+    if settings[0].block_length not in config.routing.widths:
+        settings = settings[:1]  # the router knows no costs of such blocks
+    elif len(settings) > 1 and config.routing.policy is RoutingPolicy.MEASURED:
+        settings = [narrow for one in settings for narrow in _narrowed(one, options, config)]
+    return DecodePlan(tuple(settings), stop_rule)
 
 
-def _permitted(start: ConcreteMode, asked: Mode, family: Family) -> tuple[ConcreteMode, ...]:
-    """Return the modes in which a request may decode: where none was asked for, also one with the same answers."""
+def _permitted(start: ConcreteMode, asked: Mode, config: ServerConfig, family: Family) -> tuple[ConcreteMode, ...]:
+    """Return the modes in which a request may decode: where none was asked for, also those with the same answers.
+
+    Diffusion joins them where the server file allows other answers.
+    """
     same = _LOSSLESS.get(start)
-    return (start, same) if asked is Mode.AUTO and same in family.modes else (start,)
+    if asked is not Mode.AUTO or same not in family.modes or config.routing.policy is RoutingPolicy.FIXED:
+        return (start,)
+    return (start, same, *((Mode.DIFFUSION,) if config.generation.allow_lossy else ()))
+
+
+def _narrowed(settings: ModeSettings, options: RequestOptions, config: ServerConfig) -> list[ModeSettings]:
+    """Return the settings with each block length that the router may choose.
+
+    Drafts may be shorter than the longest block without another answer, unless their length was asked for.
+    """
+    is_asked = options.block_length is not None or config.generation.block_length is not None
+    if settings.mode is not Mode.SELF_SPECULATION or is_asked:
+        return [settings]
+    shorter = sorted({width for width in config.routing.widths if 1 < width < settings.block_length}, reverse=True)
+    return [settings, *(replace(settings, block_length=width, steps=min(settings.steps, width)) for width in shorter)]
 
 
 def _settings(

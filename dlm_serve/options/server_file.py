@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 
 import yaml
@@ -10,7 +11,7 @@ from pydantic import Field
 
 from dlm_serve.decoding import Mode, PromptMask
 from dlm_serve.errors import ConfigError
-from dlm_serve.options.fields import Frozen, Nats, Probability, Width, validate
+from dlm_serve.options.fields import Flag, Frozen, Nats, Probability, Width, validate
 
 CONFIG_VARIABLE = "DLM_SERVE_CONFIG"
 
@@ -32,10 +33,43 @@ class GenerationConfig(Frozen):
     """Change of the mean entropy, in nats, below which denoising stops early; None never does."""
     prefill: PromptMask | None = None
     """The mask of prompts, for a family that supports several (Efficient-DLM); None is the family's own."""
+    allow_lossy: Flag = False
+    """Whether requests with mode `auto` may also decode by diffusion, whose answers are not the autoregressive ones."""
+
+
+class RoutingPolicy(StrEnum):
+    """Who decides how requests with mode `auto` decode."""
+
+    MEASURED = "measured"
+    """Measured step times and acceptance: the fastest split of the requests that run."""
+    RULES = "rules"
+    """The rules of `routing.rules`."""
+    FIXED = "fixed"
+    """Nobody: they decode as they start, in the first of the family's modes that can do what the request asks for."""
+
+
+class RulesConfig(Frozen):
+    """What policy `rules` goes by."""
+
+    short_answer: int = Field(default=64, ge=0, strict=True)
+    """Tokens; requests with a smaller `max_new_tokens` decode autoregressively."""
+    most_in_blocks: int = Field(default=8, ge=0, strict=True)
+    """Requests that run, above which all decode autoregressively."""
 
 
 class RoutingConfig(Frozen):
-    """Which block widths the server prepares for."""
+    """How requests with mode `auto` decode, and which block widths the server prepares for."""
+
+    policy: RoutingPolicy = RoutingPolicy.MEASURED
+    """Who decides how requests with mode `auto` decode."""
+    hysteresis: Probability = 0.03
+    """By how much, as a proportion of tokens per second, another split must be better to be changed to."""
+    trial_share: Probability = 0.01
+    """The most time, as a proportion, for trials of drafts of requests that decode autoregressively."""
+    latency_slo_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Milliseconds that a step of requests with mode `auto` should not exceed; None maximises tokens per second."""
+    rules: RulesConfig = RulesConfig()
+    """For policy `rules`."""
 
     widths: tuple[Width, ...] = Field(default=(4, 8, 16, 32), min_length=1)
     """Tokens of a row for which CUDA graphs are captured; the largest bounds the blocks of a request."""

@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlm_serve.decoding import Commit, Forward, RequestState
-
-FREE_TOKENS = 192
-"""Tokens of one forward whose arithmetic takes as long as reading the weights; more cost in proportion.
-
-From the times of an 8B model's matrix products in bf16 on an H200.
-"""
+from dlm_serve.routing.costs import CostTable, StepShape
 
 
 @dataclass(frozen=True)
@@ -32,10 +27,10 @@ class StepPlan:
     """Rows that need no forward."""
 
     @classmethod
-    def of(cls, states: Sequence[RequestState], commit: Commit) -> StepPlan:
+    def of(cls, states: Sequence[RequestState], commit: Commit, costs: CostTable) -> StepPlan:
         """Plan a step of the requests `states`.
 
-        Autoregressive rows are padded into the block forward or take a decode forward, whichever is cheaper. Beside
+        Autoregressive rows are padded into the block forward or take a decode forward, whichever `costs` less. Beside
         rows that flush or verify draft windows nothing is padded: a step of several forwards samples autoregressive
         rows in the decode forward alone.
         """
@@ -46,14 +41,9 @@ class StepPlan:
             tuple(by_forward[forward])
             for forward in (Forward.DECODE, Forward.BLOCK, Forward.DRAFT_WINDOWS, Forward.FLUSH)
         )
-        width = max((commit.row_width(states[i].current.block_length) for i in block), default=1)
-        together = _cost((len(decode) + len(block)) * width)
-        apart = _cost(len(decode)) + _cost(len(block) * width)
-        if not decode or not block or windows or flush or apart < together:
+        width = max((commit.row_width(states[i].block_length) for i in block), default=1)
+        if not decode or not block or windows or flush:
             return cls(decode, block, width, False, windows, flush)
-        return cls((), tuple(range(len(states))), width, True)
-
-
-def _cost(num_tokens: int) -> float:
-    """Return the time of one forward, in units of reading the weights."""
-    return max(1.0, num_tokens / FREE_TOKENS)
+        together = costs.ms(StepShape(num_blocks=len(states), width=width))
+        apart = costs.ms(StepShape(num_decode=len(decode), num_blocks=len(block), width=width))
+        return cls(decode, block, width) if apart < together else cls((), tuple(range(len(states))), width, True)

@@ -99,6 +99,10 @@ class BlockGraphs:
             logits[rows], positions[rows], prediction.select(rows), True, lambda: self._advance(shape, num_rows)
         )
 
+    def captured_rows(self, width: int) -> int:
+        """See `Step`."""
+        return max((shape.batch_size for shape in self._shapes if shape.width >= width), default=0)
+
     def _advance(self, shape: GraphShape, num_rows: int) -> StepOutput:
         """Advance the rows of the last `forward`, which had this shape and so many real rows."""
         self._backend.replay(("advance", shape), None)

@@ -42,6 +42,9 @@ class Step(Protocol):
     def forward(self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int) -> BlockForward:
         """Run the rows at `indices` [B] int64 behind their committed tokens, with W at least `width`."""
 
+    def captured_rows(self, width: int) -> int:
+        """Return up to how many rows of `width` tokens a CUDA graph runs; 0 if none does."""
+
 
 class BlockStep:
     """Runs block forwards eagerly, of any batch size and width."""
@@ -62,6 +65,10 @@ class BlockStep:
         return BlockForward(
             logits, spec.predicted_positions, prediction, False, lambda: self.advance(indices, prediction)
         )
+
+    def captured_rows(self, width: int) -> int:
+        """See `Step`."""
+        return 0
 
     def run(
         self,

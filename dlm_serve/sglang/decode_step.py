@@ -59,6 +59,8 @@ class DecodeStep:
     def run(self, batch: BatchLike, planned: PlannedStep) -> Any:
         """Run one step of SGLang's `batch`; return its GenerationBatchResult."""
         indices = batch.req_pool_indices.long()
+        if planned.offer is not None:
+            self._table.offer_(indices[planned.offer.rows], planned.offer.settings, self._choice.mask_token_id)
         batch.sampling_info.sampling_seed = self._table.seed[indices]
         inputs = _Inputs(batch, indices, batch.seq_lens.to(torch.int64))
         parts: list[tuple[RowGroup, _Part]] = []

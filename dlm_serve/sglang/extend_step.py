@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import torch
 
 from dlm_serve.decoding import Commit, FirstBlock, Rows, Sampling
+from dlm_serve.routing.batch import Choice
 from dlm_serve.sglang.inputs import StepState
 from dlm_serve.sglang.planned_step import to_device
 from dlm_serve.sglang.prompt_attention import SpanBackend, spans_of
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, WorkerLike
-from dlm_serve.sglang.requests import first_block_of, row_options_of
+from dlm_serve.sglang.requests import first_block_of, row_options_of, state_of
 from dlm_serve.sglang.sampler import sampling_of
 
 
@@ -45,8 +46,14 @@ class ExtendStep:
         self._block_size = block_size
         self._start = start
 
-    def run(self, batch: BatchLike) -> Any:
-        """Prefill SGLang's `batch`; return its GenerationBatchResult, with the first token of each request."""
+    def run(self, batch: BatchLike, first: Choice | None) -> Any:
+        """Prefill SGLang's `batch`; return its GenerationBatchResult, with the first token of each request.
+
+        Requests that may decode in several ways begin with the choice `first`, None being autoregressive.
+        """
+        for req in batch.reqs:
+            if not req.output_ids:
+                state_of(req).start_as(first)
         table, device = self._table, self._table.tokens.device
         rows = Rows.of([row_options_of(req, self._commit) for req in batch.reqs], table.width).to(device)
         batch.sampling_info.sampling_seed = rows.seed

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm_serve.decoding import Commit, DrawnRows, RequestState
+from dlm_serve.decoding import Commit, DrawnRows, RequestState, RowOptions, Rows
+from dlm_serve.routing.costs import CostTable, StepShape
 from dlm_serve.scheduling.step_plan import StepPlan
 from dlm_serve.sglang.protocols import ReqLike
-from dlm_serve.sglang.requests import state_of
+from dlm_serve.sglang.requests import row_options_of, state_of
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,33 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """Settings for the next blocks of some rows, for those that stand at the start of one when the step begins."""
+
+    rows: torch.Tensor  # [N] int64, positions in the batch
+    settings: Rows  # N rows
+
+
+@dataclass(frozen=True)
 class PlannedStep:
     """A step's plan with its groups of rows; None where a group is empty."""
 
     plan: StepPlan
+    shape: StepShape
+    """What its forwards are over, but for the context."""
+    offer: Offer | None
     decode: RowGroup | None
     block: RowGroup | None
     windows: RowGroup | None
     flush: RowGroup | None
 
     @classmethod
-    def of(cls, reqs: Sequence[ReqLike], commit: Commit, device: str) -> PlannedStep:
+    def of(
+        cls, reqs: Sequence[ReqLike], commit: Commit, costs: CostTable, device: str, offer: Offer | None = None
+    ) -> PlannedStep:
         """Plan a step of SGLang's `reqs`."""
         states = [state_of(req) for req in reqs]
-        plan = StepPlan.of(states, commit)
+        plan = StepPlan.of(states, commit, costs)
 
         def group(numbers: tuple[int, ...]) -> RowGroup | None:
             if not numbers:
@@ -51,30 +65,67 @@ class PlannedStep:
             rows = None if len(numbers) == len(states) else to_device(numbers, device)
             return RowGroup(numbers, rows, members, drawn_rows(members, commit, device))
 
-        return cls(
-            plan, group(plan.decode_rows), group(plan.block_rows), group(plan.window_rows), group(plan.flush_rows)
-        )
+        groups = (group(rows) for rows in (plan.decode_rows, plan.block_rows, plan.window_rows, plan.flush_rows))
+        shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
+        return cls(plan, shape, offer, *groups)
 
 
 class StepPlanner:
-    """Plans steps, and plans anew only when the batch has changed."""
+    """Plans steps, and plans anew only when the batch has changed or requests go on in another mode."""
 
-    def __init__(self, commit: Commit, device: str) -> None:
+    def __init__(self, commit: Commit, costs: CostTable, row_width: int, device: str) -> None:
+        """Plan by `costs` until told of others; `row_width` is the number of tokens of a row in the table."""
+        self.costs = costs
+        self.num_steps = 0
+        """Steps planned so far."""
         self._commit = commit
+        self._row_width = row_width
         self._device = device
         self._reqs: list[ReqLike] = []
         self._planned: PlannedStep | None = None
+        self._switching: list[ReqLike] = []
 
     def plan(self, reqs: list[ReqLike]) -> PlannedStep:
-        """Return the plan of a step of SGLang's `reqs`."""
-        if self._planned is None or self._reqs != reqs:
+        """Return the plan of the next step, which is over SGLang's `reqs`."""
+        offer = self._offer(reqs) if self._switching else None
+        planned = self._planned
+        if planned is None or self._reqs != reqs:
             self._reqs = list(reqs)
-            self._planned = PlannedStep.of(reqs, self._commit, self._device)
-        return self._planned
+            planned = self._planned = PlannedStep.of(reqs, self._commit, self.costs, self._device, offer)
+        if offer is not None or planned.offer is not None:
+            self._planned = None  # an offer is for one step
+        self.num_steps += 1
+        return planned
+
+    def begin(self, reqs: Sequence[ReqLike]) -> None:
+        """Note that an EXTEND call of `reqs` runs: their blocks begin at the next step."""
+        for req in reqs:
+            state_of(req).begin(self.num_steps)
+        self.forget()
+
+    def switch(self, reqs: Sequence[ReqLike]) -> None:
+        """Let `reqs`, which want other settings, go on with them as soon as a block of theirs begins."""
+        self._switching = list({id(req): req for req in (*self._switching, *reqs)}.values())
 
     def forget(self) -> None:
-        """Plan the next step anew: the state of a request has changed."""
+        """Plan the next step anew: the state of a request, or what forwards cost, has changed."""
         self._planned = None
+
+    def _offer(self, reqs: Sequence[ReqLike]) -> Offer | None:
+        """Return the settings to offer to rows of the next step, and plan it anew: what rows take has changed."""
+        position = {id(req): i for i, req in enumerate(reqs)}
+        offered: list[tuple[int, RowOptions]] = []
+        for req in self._switching:
+            state = state_of(req)
+            settings = state.offer(self.num_steps, self._commit.steps_per_block(state.current))
+            if settings is not None and id(req) in position:
+                offered.append((position[id(req)], row_options_of(req, self._commit, settings)))
+        self._switching = [req for req in self._switching if id(req) in position and state_of(req).wants_switch]
+        self.forget()
+        if not offered:
+            return None
+        numbers, options = zip(*offered, strict=True)
+        return Offer(to_device(numbers, self._device), Rows.of(options, self._row_width).to(self._device))
 
 
 def drawn_rows(states: Sequence[RequestState], commit: Commit, device: str) -> DrawnRows:

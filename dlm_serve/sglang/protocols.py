@@ -58,6 +58,8 @@ class ReqLike(Protocol):
     grammar: Any
     tokenizer: TokenizerLike | None
     eos_token_ids: set[int] | None
+    stream: bool
+    """Whether its tokens are sent as they come."""
     skip_radix_cache_insert: bool
     """Whether its KV stays out of the prefix cache."""
     send_token_offset: int
@@ -156,6 +158,9 @@ class SlotTableLike(Protocol):
 
 class KVPoolLike(Protocol):
     """`memory_pool.MHATokenToKVPool`."""
+
+    size: int
+    """Slots, without the one that no request owns."""
 
     def get_key_buffer(self, layer_id: int) -> torch.Tensor:
         """Return the keys of a layer, [slots, heads, head_dim]."""

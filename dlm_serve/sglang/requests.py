@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-from dlm_serve.decoding import Commit, FirstBlock, Mode, RequestState, RowOptions
+from dlm_serve.decoding import Commit, DecodePlan, FirstBlock, Mode, ModeSettings, RequestState, RowOptions
 from dlm_serve.options.request_rules import PLAN, PLAN_KEY
+from dlm_serve.routing.batch import Choice
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
 
@@ -22,19 +24,20 @@ def state_of(req: ReqLike) -> RequestState:
     if state is None:
         params = req.sampling_params
         state = vars(req)[_STATE] = RequestState(
-            PLAN.validate_json(params.custom_params[PLAN_KEY]),
+            _plan_of(params.custom_params[PLAN_KEY]),
             seed=params.sampling_seed,
             stop_ids=_stop_ids_of(req),
             is_greedy=params.top_k == 1,
+            is_streaming=req.stream,
         )
     return state
 
 
-def row_options_of(req: ReqLike, commit: Commit) -> RowOptions:
-    """Return what the device must know about SGLang's `req`."""
+def row_options_of(req: ReqLike, commit: Commit, settings: ModeSettings | None = None) -> RowOptions:
+    """Return what the device must know about SGLang's `req`, with its current settings or others."""
     state = state_of(req)
     vocab_size = current().checkpoint.vocab_size
-    return commit.row_options(state.current, state.seed, sorted(state.stop_ids), vocab_size)
+    return commit.row_options(settings or state.current, state.seed, sorted(state.stop_ids), vocab_size)
 
 
 def first_block_of(req: ReqLike, commit: Commit) -> FirstBlock | None:
@@ -70,7 +73,21 @@ def statistics_of(req: ReqLike) -> dict[str, Any]:
         "tokens_per_forward": round(len(req.output_ids_through_stop) / state.nfe, 4) if state.nfe else None,
         "acceptance_length": None if state.acceptance_length is None else round(state.acceptance_length, 4),
         "block_length": state.current.block_length,
+        "mode_switches": state.num_switches,
+        "tokens": {_named(choice): tally.num_emitted for choice, tally in state.tallies.items()},
     }
+
+
+def _named(choice: Choice) -> str:
+    """Return a mode and a block length as statistics name them, such as `self_speculation/8`."""
+    mode, block_length = choice
+    return str(mode) if mode is Mode.AUTOREGRESSIVE else f"{mode}/{block_length}"
+
+
+@lru_cache(256)
+def _plan_of(text: str) -> DecodePlan:
+    """Return the plan that admission wrote; requests that ask for the same share it."""
+    return PLAN.validate_json(text)
 
 
 def _stop_ids_of(req: ReqLike) -> frozenset[int]:

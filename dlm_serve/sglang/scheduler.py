@@ -9,13 +9,16 @@ from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN, Req
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size, get_alloc_reserve_per_decode
+from sglang.utils import TypeBasedDispatcher
 
 from dlm_serve.decoding import Mode, StopRule
 from dlm_serve.decoding.stop_rules import ended_length
 from dlm_serve.errors import ConfigError
+from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
 from dlm_serve.sglang.requests import STATISTICS_KEY, shareable_len, state_of, statistics_of
 from dlm_serve.sglang.serving import current
+from dlm_serve.sglang.worker import DlmWorker
 
 
 class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
@@ -24,6 +27,10 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     max_req_len: int
     max_req_input_len: int
     max_total_num_tokens: int
+    draft_worker: DlmWorker
+    running_batch: BatchLike
+    last_batch: BatchLike | None
+    chunked_req: ReqLike | None
 
     def init_model_worker(self) -> None:
         """Set how long requests may be: alone in the pool, one of the greatest length can take every step.
@@ -38,6 +45,33 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
         """Return the class that reports statistics."""
         return DlmOutputStreamer
+
+    def init_request_dispatcher(self) -> None:
+        """Let decisions of the router be dispatched as what clients send is."""
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher([(Decision, self._apply_decision)])
+
+    def get_internal_state(self, recv_req: Any) -> Any:
+        """Report what the router does, beside SGLang's own state."""
+        output = super().get_internal_state(recv_req)
+        output.internal_state[STATISTICS_KEY] = self.draft_worker.router.report()
+        return output
+
+    def _poll_timeout_aborts(self) -> list[Any]:
+        """Return what the first rank adds to what clients send, so that all ranks see it in the same iteration."""
+        aborts: list[Any] = super()._poll_timeout_aborts()
+        decision = self.draft_worker.decide(self._decoding_reqs())
+        return aborts if decision is None else [*aborts, decision]
+
+    def _apply_decision(self, decision: Decision) -> None:
+        self.draft_worker.apply(decision, self._decoding_reqs())
+
+    def _decoding_reqs(self) -> list[ReqLike]:
+        """Return the requests of the next decode step, as far as they are known: those just prefilled, too."""
+        last: BatchLike | None = self.last_batch
+        prefilled = last.reqs if last is not None and last.forward_mode.is_extend() else []
+        joined = [*self.running_batch.reqs, *(req for req in prefilled if req is not self.chunked_req)]
+        return [req for req in dict.fromkeys(joined) if not req.finished()]
 
     def _reqs_finishing_inflight(self, batch: BatchLike) -> list[ReqLike]:
         """Return the requests that the step in flight ends by length: it must be certain to emit."""
@@ -75,6 +109,9 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         num_new = 1 if new_accepted_len is None else new_accepted_len
         if self.to_finish or (num_new > 0 and not _end_by_upstream_rule(self)):
             super().update_finish_state(num_new)
+            if self.finished() and new_accepted_len:
+                num_behind = len(self.output_ids) - len(self.output_ids_through_stop)
+                state_of(self).end_answer(max(num_new - num_behind, 0))
 
     def owned_kv_len(self) -> int:
         """Return how many tokens have KV that may go to the prefix cache; the slots of the others are freed."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from dlm_serve.decoding import Commit, TokenChoice
+from dlm_serve.decoding import Commit, Mode, TokenChoice
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options.file_rules import check_file, commit_of
 from dlm_serve.options.request_rules import RequestRules
 from dlm_serve.options.server_file import ServerConfig
+from dlm_serve.routing.batch import Choice, choice_of
 from dlm_serve.sglang.protocols import ServerArgsLike
 
 
@@ -30,6 +31,12 @@ class Serving:
     def token_choice(self) -> TokenChoice:
         """Return its family's rules for choosing tokens."""
         return self.checkpoint.family.token_choice(self.checkpoint.mask_token_id)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        """Return the ways to decode blocks among which the router chooses; none if it has nothing to choose."""
+        plan = self.request_rules.plan({})
+        return tuple(choice_of(s) for s in plan.permitted if s.mode is not Mode.AUTOREGRESSIVE) if plan.is_free else ()
 
     @cached_property
     def request_rules(self) -> RequestRules:

@@ -7,7 +7,7 @@ emitted and has no KV yet. A step may emit nothing for a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import Rows, WindowCommit
+from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
+from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.attention import DlmAttentionBackend
 from dlm_serve.sglang.block_step import BlockStep, Step
 from dlm_serve.sglang.decode_forward import DecodeForward
@@ -23,9 +25,12 @@ from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.extend_step import ExtendStep
 from dlm_serve.sglang.first_block import FirstBlocks
 from dlm_serve.sglang.planned_step import StepPlanner
-from dlm_serve.sglang.protocols import BatchLike, ServerArgsLike, WorkerLike
+from dlm_serve.sglang.protocols import BatchLike, ReqLike, ServerArgsLike, WorkerLike
+from dlm_serve.sglang.requests import state_of
+from dlm_serve.sglang.routing import make_router, running
 from dlm_serve.sglang.sampler import DlmSampler
 from dlm_serve.sglang.serving import load_serving
+from dlm_serve.sglang.step_timer import EventTimer, HostTimer, StepTimer
 
 Publish = Callable[[torch.Tensor], None]
 
@@ -99,7 +104,43 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         decode = DecodeForward(self._target_worker, self.table)
         self._extend_step = ExtendStep(self._target_worker, self.table, commit, choice.mask_token_id, block_size, start)
         self._decode_step = DecodeStep(step, decode, windows, self.table, commit, choice)
-        self._planner = StepPlanner(commit, self.device)
+        costs = self._costs(step, decode, num_requests - 1)
+        self._planner = StepPlanner(commit, costs.table, self.table.width, self.device)
+        self._timer: StepTimer[Any] = EventTimer() if self.device == "cuda" else HostTimer()
+        self._first = serving.choices[0] if serving.choices else None
+        self.router = make_router(serving, costs, num_requests)
+
+    def _costs(self, step: Step, decode: DecodeForward, max_rows: int) -> CostModel:
+        """Return what forwards cost: measured where graphs are captured, else learned as they run."""
+        serving = self._serving
+        widths = serving.commit.usable_widths(serving.checkpoint.block_size, serving.config.routing.widths)
+        if not isinstance(step, BlockStep):
+            from dlm_serve.sglang.measure_costs import CostMeasurement, measured_costs
+
+            measurement = CostMeasurement(step, decode, self.table, self.model_runner)
+            return MeasuredCosts(measured_costs(measurement, self.model_runner, widths, step.captured_rows, max_rows))
+        return LearnedCosts(widths, max_rows)
+
+    def decide(self, reqs: Sequence[ReqLike]) -> Decision | None:
+        """Return what the router changes about SGLang's `reqs`, which run; None if nothing. For the first rank alone.
+
+        It looks at all steps that have ended, and waits for none.
+        """
+        for step in self._timer.finished():
+            self.router.observe(step.shape, step.ms)
+        number = self._planner.num_steps
+        return self.router.decide(running(reqs), number) if self.router.is_due(number, len(reqs)) else None
+
+    def apply(self, decision: Decision, reqs: Sequence[ReqLike]) -> None:
+        """Let SGLang's `reqs`, which run, go on as was decided, and those that come begin so. For every rank."""
+        self._first = decision.first
+        if decision.costs is not None:
+            self._planner.costs = decision.costs
+        changed = [req for req in reqs if req.rid in decision.choices]
+        for req in changed:
+            state_of(req).go_on_as(decision.choices[req.rid])
+        self._planner.switch(changed)
+        self._planner.forget()
 
     def forward_batch_generation(self, batch: BatchLike, on_publish: Publish | None = None, **_: Any) -> Any:
         """Run one EXTEND call or one decode step of SGLang's `batch`."""
@@ -110,9 +151,15 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
     def _extend(self, batch: BatchLike) -> Any:
         """Prefill, and set up the rows of the requests."""
-        self._planner.forget()
-        return self._extend_step.run(batch)
+        self._timer.interrupt()
+        result = self._extend_step.run(batch, self._first)
+        self._planner.begin(batch.reqs)
+        return result
 
     def _decode(self, batch: BatchLike) -> Any:
         """Run one step of all rows; it never waits for the device."""
-        return self._decode_step.run(batch, self._planner.plan(batch.reqs))
+        planned = self._planner.plan(batch.reqs)
+        self._timer.begin_step()
+        result = self._decode_step.run(batch, planned)
+        self._timer.end_step(planned.shape)
+        return result

@@ -96,6 +96,10 @@ class Commit(ABC):
             return Forward.FLUSH
         return Forward.DECODE if state.current.mode is Mode.AUTOREGRESSIVE else Forward.BLOCK
 
+    def steps_per_block(self, settings: ModeSettings) -> int | None:
+        """Return how many steps each block takes with these settings; None where that depends on the tokens."""
+        return None
+
     def is_shuffled(self, settings: ModeSettings) -> bool:
         """Return whether the masks that a forward fills are random ones."""
         return False

@@ -80,6 +80,12 @@ class CausalCommit(Commit):
             replace(options, first_phase=options.first_phase.after_denoising) if settings.block_length == 1 else options
         )
 
+    def steps_per_block(self, settings: ModeSettings) -> int | None:
+        """See `Commit`. Drafts that need no confidence are all there after one forward; another verifies them."""
+        if settings.mode is Mode.AUTOREGRESSIVE or settings.block_length == 1:
+            return 1
+        return 2 if settings.mode is Mode.SELF_SPECULATION and settings.threshold == 0 else None
+
     def first_block(self, state: RequestState, tokens: list[int], num_prompt: int) -> FirstBlock | None:
         """Return the block that a resumed request had begun; a new one starts with what the prefill predicts."""
         num_output = len(tokens) - num_prompt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, RequestState
+from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, RequestState, Tally
 
 
 def state_in(mode: Mode) -> RequestState:
@@ -22,7 +22,8 @@ def test_steps_and_forwards_are_counted() -> None:
     state.num_extend_forwards = 2
     for num_emitted in (0, 3, 0, 2):
         state.end_step(num_emitted)
-    assert (state.num_steps, state.num_emitting_steps, state.num_emitted, state.last_emitted) == (4, 2, 5, 2)
+    assert (state.num_steps, state.last_emitted) == (4, 2)
+    assert state.tallies == {(Mode.SELF_SPECULATION, 4): Tally(num_steps=4, num_emitting_steps=2, num_emitted=5)}
     assert (state.nfe, state.acceptance_length) == (6, 2.5)
 
 

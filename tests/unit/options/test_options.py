@@ -338,7 +338,36 @@ def test_auto_permits_the_modes_with_the_same_answers(
     options: dict[str, Any], generation: dict[str, Any], family: Family, modes: list[Mode]
 ) -> None:
     """It starts with the first; a mode that was asked for is the only one."""
-    assert [settings.mode for settings in plan_of(options, generation, family=family).permitted] == modes
+    assert list(dict.fromkeys(s.mode for s in plan_of(options, generation, family=family).permitted)) == modes
+
+
+@pytest.mark.parametrize(
+    ("options", "generation", "routing", "permitted"),
+    [
+        ({}, {}, {}, [(SPECULATION, 32), (SPECULATION, 16), (SPECULATION, 4), (AR, 1)]),
+        ({"block_length": 16}, {}, {}, [(SPECULATION, 16), (AR, 1)]),
+        ({}, {"block_length": 16}, {}, [(SPECULATION, 16), (AR, 1)]),
+        ({"block_length": 12}, {}, {}, [(SPECULATION, 12)]),
+        ({}, {}, {"policy": "rules"}, [(SPECULATION, 32), (AR, 1)]),
+        ({}, {}, {"policy": "fixed"}, [(SPECULATION, 32)]),
+        (
+            {},
+            {"allow_lossy": True},
+            {},
+            [(SPECULATION, 32), (SPECULATION, 16), (SPECULATION, 4), (AR, 1), (DIFFUSION, 32)],
+        ),
+        ({"mode": "self_speculation"}, {"allow_lossy": True}, {}, [(SPECULATION, 32)]),
+    ],
+    ids=["all", "asked", "by the file", "no width", "rules", "fixed", "lossy", "pinned"],
+)
+def test_among_what_the_router_chooses(
+    options: dict[str, Any], generation: dict[str, Any], routing: dict[str, Any], permitted: list[tuple[Mode, int]]
+) -> None:
+    config = ServerConfig.model_validate({"generation": generation, "routing": {"widths": [4, 32, 16], **routing}})
+    plan = resolving.resolve(RequestOptions.parse(options), config, NEMOTRON_LABS_DIFFUSION, 32, ())
+    assert [(settings.mode, settings.block_length) for settings in plan.permitted] == permitted
+    assert plan.is_free is (len(permitted) > 1)
+    assert all(settings.steps <= settings.block_length for settings in plan.permitted)
 
 
 def test_what_needs_autoregression_permits_nothing_else() -> None:
@@ -368,7 +397,9 @@ def test_defaults() -> None:
         "steps": None,
         "convergence_threshold": None,
         "prefill": None,
+        "allow_lossy": False,
     }
+    assert (config.routing.policy, config.routing.latency_slo_ms) == ("measured", None)
     assert config.routing.widths == (4, 8, 16, 32)
     assert config.lora.draft_adapter == "auto"
 
@@ -410,9 +441,9 @@ def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path, monkey
         ("refinement_steps: 4", "refinement_steps", 4, "ours is generation.steps"),
         ("generation: {refinement_steps: 4}", "generation.refinement_steps", 4, "ours is generation.steps"),
         ("early_stop_enabled: true", "early_stop_enabled", True, "ours is generation.convergence_threshold"),
-        ("auto_switch_token_threshold: 9", "auto_switch_token_threshold", 9, "ours is generation.mode: auto"),
-        ("fallback_to_ar_on_timeout: true", "fallback_to_ar_on_timeout", True, "ours is generation.mode: auto"),
-        ("timeout_ms: 100", "timeout_ms", 100, "requests are not timed out"),
+        ("auto_switch_token_threshold: 9", "auto_switch_token_threshold", 9, "ours is routing.rules.short_answer"),
+        ("fallback_to_ar_on_timeout: true", "fallback_to_ar_on_timeout", True, "ours is routing.latency_slo_ms"),
+        ("timeout_ms: 100", "timeout_ms", 100, "ours is routing.latency_slo_ms"),
         ("generation: {threshold: 1.5}", "generation.threshold", 1.5, "less than or equal to 1"),
         ("generation: {draft_threshold: null}", "generation.draft_threshold", None, "number"),
         ("generation: {mode: fast}", "generation.mode", "fast", "'diffusion'"),
@@ -425,6 +456,10 @@ def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path, monkey
         ("routing: {widths: 8}", "routing.widths", 8, "tuple"),
         ("routing: {widths: [8, 0]}", "routing.widths", 0, "greater than or equal to 1"),
         ("routing: {widths: [8, 128]}", "routing.widths", 128, "less than or equal to 64"),
+        ("routing: {policy: fast}", "routing.policy", "fast", "'measured'"),
+        ("routing: {hysteresis: 2}", "routing.hysteresis", 2, "less than or equal to 1"),
+        ("routing: {latency_slo_ms: 0}", "routing.latency_slo_ms", 0, "greater than 0"),
+        ("routing: {rules: {short_answers: 9}}", "routing.rules.short_answers", 9, "did you mean 'short_answer'"),
         ("lora: {draft_adapter: null}", "lora.draft_adapter", None, "string"),
     ],
 )

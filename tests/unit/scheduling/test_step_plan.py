@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from dlm_serve.decoding import DecodePlan, RequestState
@@ -11,12 +12,29 @@ from dlm_serve.families import BD3LM, EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, SD
 from dlm_serve.options.request import RequestOptions
 from dlm_serve.options.resolve import resolve
 from dlm_serve.options.server_file import ServerConfig
+from dlm_serve.routing.costs import CostTable
 from dlm_serve.scheduling.graph_shapes import GraphShape, GraphShapes
 from dlm_serve.scheduling.step_plan import StepPlan
 
 AUTOREGRESSIVE, BLOCK_8, BLOCK_32 = (
     resolve(RequestOptions.parse(options), ServerConfig(), NEMOTRON_LABS_DIFFUSION, 32, ())
     for options in ({"mode": "autoregressive"}, {"mode": "diffusion", "block_length": 8}, {"mode": "self_speculation"})
+)
+
+WIDTHS, MAX_ROWS = (4, 8, 16, 32), 256
+
+
+def ms_of(num_tokens: int) -> float:
+    """The time of one forward of an 8B model in bf16 on an H200, in units of reading the weights."""
+    return max(1.0, num_tokens / 192)
+
+
+COSTS = CostTable(
+    WIDTHS,
+    decode_ms=np.array([ms_of(rows) for rows in range(MAX_ROWS + 1)]),
+    block_ms=np.array([[ms_of(rows * width) for rows in range(MAX_ROWS + 1)] for width in WIDTHS]),
+    decode_context_ms=0.0,
+    block_context_ms=np.zeros(len(WIDTHS)),
 )
 
 
@@ -95,7 +113,7 @@ def test_rows_take_the_cheaper_way(
     plans: list[DecodePlan], decode_rows: tuple[int, ...], block_rows: tuple[int, ...], width: int
 ) -> None:
     is_padded = bool(block_rows) and any(plans[i] is AUTOREGRESSIVE for i in block_rows)
-    assert StepPlan.of(states_of(plans), NEMOTRON_LABS_DIFFUSION.commit) == StepPlan(
+    assert StepPlan.of(states_of(plans), NEMOTRON_LABS_DIFFUSION.commit, COSTS) == StepPlan(
         decode_rows, block_rows, width, padded_decode=is_padded
     )
 
@@ -103,13 +121,13 @@ def test_rows_take_the_cheaper_way(
 def test_rows_whose_rest_is_decided_take_no_forward() -> None:
     """Beside them no row is padded into another's forward: a step of several forwards samples in the decode forward."""
     commit = NEMOTRON_LABS_DIFFUSION.commit
-    plan = StepPlan.of(states_of([BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8], decided=[0, 3]), commit)
+    plan = StepPlan.of(states_of([BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8], decided=[0, 3]), commit, COSTS)
     assert plan == StepPlan((2,), (1,), 8, flush_rows=(0, 3))
-    assert StepPlan.of(states_of([BLOCK_8], decided=[0]), commit) == StepPlan((), (), 1, flush_rows=(0,))
+    assert StepPlan.of(states_of([BLOCK_8], decided=[0]), commit, COSTS) == StepPlan((), (), 1, flush_rows=(0,))
 
 
 def test_drafts_that_windows_verify_take_a_forward_of_their_own() -> None:
     options = [{"algorithm": "self_speculative"}, {"block_length": 8}, {"mode": "autoregressive"}, {}]
     plans = [resolve(RequestOptions.parse(asked), ServerConfig(), SDLM, 4, ()) for asked in options]
-    assert StepPlan.of(states_of(plans), SDLM.commit) == StepPlan((2,), (1, 3), 16, window_rows=(0,))
-    assert StepPlan.of(states_of(plans[:1]), SDLM.commit) == StepPlan((), (), 1, window_rows=(0,))
+    assert StepPlan.of(states_of(plans), SDLM.commit, COSTS) == StepPlan((2,), (1, 3), 16, window_rows=(0,))
+    assert StepPlan.of(states_of(plans[:1]), SDLM.commit, COSTS) == StepPlan((), (), 1, window_rows=(0,))

@@ -18,6 +18,7 @@ from dlm_serve.decoding import (
     RequestState,
     WindowCommit,
 )
+from dlm_serve.routing.costs import LearnedCosts
 from dlm_serve.sglang.planned_step import StepPlanner
 from dlm_serve.sglang.requests import first_block_of
 
@@ -35,8 +36,12 @@ def req_of(settings: ModeSettings, **fields: Any) -> Any:
     return Req(dlm_state=RequestState(DecodePlan((settings,)), is_greedy=False), **fields)
 
 
+def planner_of() -> StepPlanner:
+    return StepPlanner(CausalCommit(), LearnedCosts((8,), max_rows=8).table, row_width=8, device="cpu")
+
+
 def test_the_plan_lasts_while_the_batch_does() -> None:
-    planner, first, second = StepPlanner(CausalCommit(), "cpu"), req_of(SPECULATION), req_of(SPECULATION)
+    planner, first, second = planner_of(), req_of(SPECULATION), req_of(SPECULATION)
     planned = planner.plan([first, second])
     assert planner.plan([first, second]) is planned
     assert planner.plan([second, first]) is not planned
@@ -44,14 +49,14 @@ def test_the_plan_lasts_while_the_batch_does() -> None:
 
 
 def test_a_batch_changed_in_place_is_planned_anew() -> None:
-    planner, batch = StepPlanner(CausalCommit(), "cpu"), [req_of(SPECULATION), req_of(SPECULATION)]
+    planner, batch = planner_of(), [req_of(SPECULATION), req_of(SPECULATION)]
     planned = planner.plan(batch)
     batch.pop()
     assert planner.plan(batch).plan.block_rows == (0,) != planned.plan.block_rows
 
 
 def test_forget() -> None:
-    planner, req = StepPlanner(CausalCommit(), "cpu"), req_of(SPECULATION)
+    planner, req = planner_of(), req_of(SPECULATION)
     assert planner.plan([req]).flush is None
     req.dlm_state.steps_before_flush = 0
     assert planner.plan([req]).flush is None
@@ -62,7 +67,7 @@ def test_forget() -> None:
 def test_groups() -> None:
     reqs = [req_of(SPECULATION), req_of(AUTOREGRESSIVE), req_of(SPECULATION)]
     reqs[2].dlm_state.steps_before_flush = 0
-    planned = StepPlanner(CausalCommit(), "cpu").plan(reqs)
+    planned = planner_of().plan(reqs)
     assert planned.windows is None
     for group, number in ((planned.block, 0), (planned.decode, 1), (planned.flush, 2)):
         assert group is not None

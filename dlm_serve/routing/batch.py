@@ -1,0 +1,118 @@
+"""The requests that run, as the router sees them, and what it keeps of each while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlm_serve.decoding import Mode, ModeSettings, RequestState
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+Choice = tuple[Mode, int]
+"""A mode and a block length."""
+
+AUTOREGRESSIVE = -1
+"""The kind of a request that decodes one token at a time; other kinds are numbers of choices."""
+
+
+class RunningRequest(NamedTuple):
+    """A request that decodes."""
+
+    rid: str
+    state: RequestState
+    context: int
+    """Tokens that its next forward reads."""
+    answer_length: int
+    """Most tokens of its answer."""
+    remaining: int
+    """Most tokens that it may still emit."""
+
+
+@dataclass(frozen=True)
+class RunningBatch:
+    """The requests of a step: F that the router may move between modes, and others that are pinned to one."""
+
+    free: Sequence[RunningRequest]
+    slots: Integers  # [F], places in tables of the policy
+    kinds: Integers  # [F], how each decodes now: a choice or AUTOREGRESSIVE
+    permitted: Mask  # [K, F], the choices each may decode with
+    remaining: Array  # [F], the most tokens that each may still emit
+    choices: tuple[Choice, ...]
+    """The K ways to decode blocks."""
+    num_pinned_decode: int
+    """Pinned requests that decode autoregressively."""
+    num_pinned_blocks: int
+    """Pinned requests that decode blocks."""
+    pinned_width: int
+    """The longest block of a pinned request, at least 1."""
+    mean_context: float
+    """Tokens, over all requests."""
+
+    @property
+    def num_requests(self) -> int:
+        """Return the number of all requests."""
+        return len(self.free) + self.num_pinned_decode + self.num_pinned_blocks
+
+
+class Roster:
+    """Gives each free request a slot for as long as it runs, and remembers how it decodes."""
+
+    def __init__(self, choices: tuple[Choice, ...], capacity: int) -> None:
+        self.kinds: Integers = np.full(capacity, AUTOREGRESSIVE, dtype=np.int64)
+        """How the request in each slot decodes, or was told to."""
+        self._choices = choices
+        self._kind_of = {choice: kind for kind, choice in enumerate(choices)}
+        self._permitted: Mask = np.zeros((len(choices), capacity), dtype=np.bool_)
+        self._slots: dict[str, int] = {}
+        self._states: dict[str, RequestState] = {}
+        self._unused = list(range(capacity))
+
+    def update(
+        self,
+        requests: Sequence[RunningRequest],
+        enter: Callable[[int, RequestState], None],
+        leave: Callable[[int, RequestState], None],
+    ) -> RunningBatch:
+        """Return the batch of `requests`, once `leave` and `enter` were called with those that went and came."""
+        free = [request for request in requests if request.state.is_free]
+        slots, states = self._slots, self._states
+        if len(states) != len(free) or any(states.get(r.rid) is not r.state for r in free):
+            running = {request.rid: request.state for request in free}
+            for rid in [rid for rid, state in states.items() if running.get(rid) is not state]:
+                slot = slots.pop(rid)
+                leave(slot, states.pop(rid))
+                self._unused.append(slot)
+            for rid, state in running.items():
+                if rid not in slots:
+                    slot = slots[rid] = self._unused.pop()
+                    states[rid] = state
+                    self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
+                    self.kinds[slot] = self._kind_of.get(choice_of(state.next_settings), AUTOREGRESSIVE)
+                    enter(slot, state)
+        at = np.array([slots[request.rid] for request in free], dtype=np.int64)
+        pinned = [] if len(free) == len(requests) else [r.state.current for r in requests if not r.state.is_free]
+        num_pinned_decode = sum(settings.mode is Mode.AUTOREGRESSIVE for settings in pinned)
+        return RunningBatch(
+            free,
+            at,
+            self.kinds[at],
+            self._permitted[:, at],
+            np.array([request.remaining for request in free], dtype=np.float64),
+            self._choices,
+            num_pinned_decode,
+            len(pinned) - num_pinned_decode,
+            max((settings.block_length for settings in pinned), default=1),
+            sum([request.context for request in requests]) / max(len(requests), 1),
+        )
+
+
+def choice_of(settings: ModeSettings) -> Choice:
+    """Return the mode and block length of `settings`."""
+    return settings.mode, settings.block_length

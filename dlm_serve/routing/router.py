@@ -1,0 +1,141 @@
+"""Decide from time to time how the running requests decode, and say so in a message that every rank applies."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+
+from dlm_serve.decoding import RequestState
+from dlm_serve.routing.batch import AUTOREGRESSIVE, Choice, Integers, Roster, RunningBatch, RunningRequest
+from dlm_serve.routing.costs import CostModel, CostTable, StepShape
+
+STEPS_BETWEEN = 8
+"""Steps from one decision to the next: four blocks of self-speculation."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What ranks are told. It is applied in the same iteration of their loops, so none can differ from another."""
+
+    choices: dict[str, Choice | None] = field(default_factory=dict)
+    """By request id, how to go on: blocks of this mode and length, or autoregressively."""
+    first: Choice | None = None
+    """How the requests that come next begin."""
+    costs: CostTable | None = None
+    """The costs by which steps are planned; None leaves those that are known."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A policy's answer, and what it was based on, for whoever asks why."""
+
+    kinds: Integers  # [F]
+    """How each free request of the batch shall decode: a choice or AUTOREGRESSIVE."""
+    first: Choice | None
+    """How the requests that come next begin."""
+    tokens_per_s: float | None = None
+    """What is expected of it, all requests together; None where nothing was measured."""
+    autoregressive_per_s: float | None = None
+    """What was expected of decoding all free requests autoregressively."""
+    is_trial: bool = False
+    """Whether a request decodes a block to find out what it yields."""
+
+
+class Policy(ABC):
+    """What chooses: by measurement, or by rules."""
+
+    name: ClassVar[str]
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        """Choose among `choices` for blocks, beside autoregressive decoding."""
+        self.choices = tuple(sorted(choices, key=lambda choice: choice[1]))
+
+    @abstractmethod
+    def choose(self, batch: RunningBatch, table: CostTable, elapsed_ms: float) -> Outcome:
+        """Return how the free requests of `batch` shall decode, `elapsed_ms` of running steps after the last answer."""
+
+    def enter(self, slot: int, state: RequestState) -> None:  # noqa: B027  # not all keep tables
+        """Note that a request comes into `slot`."""
+
+    def observe(self, slot: int, state: RequestState) -> None:
+        """Learn from the finished blocks of the request in `slot`, and take them."""
+        state.evidence.clear()
+
+
+class Router:
+    """Asks its policy every few steps, and at once when the batch has changed by much."""
+
+    def __init__(self, policy: Policy, costs: CostModel, capacity: int) -> None:
+        self.policy = policy
+        self.costs = costs
+        self.outcome: Outcome | None = None
+        """The last answer of the policy."""
+        self.num_switches = 0
+        """Times that a request was told to go on in another way."""
+        self.num_trials = 0
+        self._roster = Roster(policy.choices, capacity)
+        self._told: CostTable | None = None
+        self._first: Choice | None = None
+        self._last_step = -STEPS_BETWEEN
+        self._num_rows = 0
+        self._elapsed_ms = 0.0
+        self._mean_context = 0.0
+
+    def observe(self, step: StepShape, ms: float) -> None:
+        """Learn that a step took `ms` milliseconds; its context is that of the last decision."""
+        self._elapsed_ms += ms
+        of_decode, of_blocks = (round(self._mean_context * rows) for rows in (step.num_decode, step.num_blocks))
+        self.costs.observe(replace(step, decode_context=of_decode, block_context=of_blocks), ms)
+
+    def is_due(self, step: int, num_rows: int) -> bool:
+        """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""
+        since = step - self._last_step
+        by_much = abs(num_rows - self._num_rows) * 4 > self._num_rows
+        soon = self.outcome is not None and self.outcome.is_trial and since >= 2
+        return since >= STEPS_BETWEEN or (since > 0 and (by_much or soon))
+
+    def decide(self, requests: Sequence[RunningRequest], step: int) -> Decision | None:
+        """Return what to change before the engine's `step`; None if nothing."""
+        self._last_step, self._num_rows = step, len(requests)
+        told, self._told = self._told, self.costs.table
+        first, policy = self._first, self.policy
+        batch = self._roster.update(requests, policy.enter, policy.observe)
+        self._mean_context = batch.mean_context
+        for request, slot in zip(batch.free, batch.slots.tolist(), strict=True):
+            if request.state.evidence:
+                policy.observe(slot, request.state)
+        changes: dict[str, Choice | None] = {}
+        if batch.free:
+            outcome = self.outcome = policy.choose(batch, self._told, self._elapsed_ms)
+            self._elapsed_ms, self._first = 0.0, outcome.first
+            for i in np.flatnonzero(outcome.kinds != batch.kinds).tolist():
+                kind = int(outcome.kinds[i])
+                self.num_switches += 1
+                changes[batch.free[i].rid] = None if kind == AUTOREGRESSIVE else policy.choices[kind]
+            self._roster.kinds[batch.slots] = outcome.kinds
+            self.num_trials += outcome.is_trial
+        if not changes and first == self._first and told is self._told:
+            return None
+        return Decision(changes, self._first, None if told is self._told else self._told)
+
+    def report(self) -> dict[str, object]:
+        """Return what was decided last and why, and how often requests were moved."""
+        outcome = self.outcome
+        if outcome is None:
+            return {"policy": self.policy.name}
+        kinds, counts = np.unique(outcome.kinds, return_counts=True)
+        return {
+            "policy": self.policy.name,
+            "requests": {self._named(kind): int(n) for kind, n in zip(kinds.tolist(), counts, strict=True)},
+            "expected_tokens_per_s": outcome.tokens_per_s and round(outcome.tokens_per_s, 1),
+            "expected_autoregressive": outcome.autoregressive_per_s and round(outcome.autoregressive_per_s, 1),
+            "switches": self.num_switches,
+            "trials": self.num_trials,
+        }
+
+    def _named(self, kind: int) -> str:
+        return "autoregressive" if kind == AUTOREGRESSIVE else "{}/{}".format(*self.policy.choices[kind])

@@ -1,0 +1,176 @@
+"""Measure what forwards cost before the first request: a few replays of what was captured, over real KV lengths."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import broadcast_pyobj
+
+from dlm_serve.decoding import Phase, RowOptions, Rows
+from dlm_serve.routing.cost_file import CostFile
+from dlm_serve.routing.costs import CostTable, interpolated
+from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
+from dlm_serve.sglang.block_step import Step
+from dlm_serve.sglang.decode_forward import DecodeForward
+from dlm_serve.sglang.protocols import ModelRunnerLike
+
+logger = logging.getLogger(__name__)
+
+SHORT, LONG = 256, 2048
+"""Tokens of context at which forwards are measured."""
+
+LONG_SIZES = (8, 64)
+"""Numbers of rows that are measured at both: the difference says what a token of context costs."""
+
+REPLAYS = 3
+
+
+class CostMeasurement:
+    """Runs forwards over rows that no request owns, in a table and a KV pool that nothing uses yet."""
+
+    def __init__(self, step: Step, decode: DecodeForward, table: Rows, runner: ModelRunnerLike) -> None:
+        self._step = step
+        self._decode = decode
+        self._table = table
+        self._slot_table = runner.req_to_token_pool.req_to_token
+        self._num_slots = runner.token_to_kv_pool.size
+
+    def run(self, widths: Sequence[int], captured_rows: Callable[[int], int], max_rows: int) -> CostTable:
+        """Return the costs of forwards of up to `max_rows` rows and of `widths`.
+
+        `captured_rows` says up to how many rows of a width are captured: larger forwards are not measured.
+        """
+        start = time.perf_counter()
+        sizes = [size for size in BATCH_SIZES if size <= max_rows]
+        decode_ms, decode_context_ms = self._curve(self._decode_ms, sizes, max_rows)
+        curves = [
+            self._curve(
+                lambda rows, context, width=width: self._block_ms(rows, width, context),  # type: ignore[misc]
+                [size for size in sizes if size <= captured_rows(width)],
+                max_rows,
+            )
+            for width in widths
+        ]
+        self._restore()
+        logger.info("Measured the time of forwards in %.1f s", time.perf_counter() - start)
+        return CostTable(
+            tuple(widths),
+            decode_ms,
+            np.stack([ms for ms, _ in curves]),
+            decode_context_ms,
+            np.array([per_token for _, per_token in curves]),
+        )
+
+    def _curve(
+        self, measure: Callable[[int, int], float], sizes: Sequence[int], max_rows: int
+    ) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], float]:
+        """Return milliseconds by the number of rows without their context, and those of a token of context."""
+        short = {size: measure(size, SHORT) for size in sizes if self._fits(size, SHORT)}
+        slopes = [
+            (measure(size, LONG) - short[size]) / (size * (LONG - SHORT))
+            for size in LONG_SIZES
+            if size in short and self._fits(size, LONG)
+        ]
+        per_token = max(slopes[-1], 0.0) if slopes else 0.0
+        values = [ms - per_token * size * SHORT for size, ms in short.items()]
+        return interpolated(list(short), values, max_rows), per_token
+
+    def _fits(self, num_rows: int, context: int) -> bool:
+        within_row = context + 2 * self._table.width <= self._slot_table.shape[1]
+        return within_row and num_rows * (context + self._table.width) < self._num_slots
+
+    def _decode_ms(self, num_rows: int, context: int) -> float:
+        indices, lens = self._prepare(num_rows, 1, context)
+        on_host = torch.full((num_rows,), context, dtype=torch.int64)
+
+        def forward() -> None:
+            logits, _ = self._decode.logits(indices, lens, on_host)
+            self._decode.emit(indices, logits.argmax(-1))
+
+        return _median_ms(forward)
+
+    def _block_ms(self, num_rows: int, width: int, context: int) -> float:
+        indices, lens = self._prepare(num_rows, width, context)
+        return _median_ms(lambda: self._step.forward(indices, lens, width).advance())
+
+    def _prepare(self, num_rows: int, width: int, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give rows 1 to `num_rows` slots of their own, and blocks of `width` tokens; return indices and lengths."""
+        device, span = self._table.tokens.device, context + 2 * self._table.width
+        slots = torch.arange(num_rows * span, device=device) % (self._num_slots - 1) + 1
+        self._slot_table[1 : num_rows + 1, :span] = slots.view(num_rows, span).to(self._slot_table.dtype)
+        indices = torch.arange(1, num_rows + 1, device=device)
+        phase = Phase.DECODE if width == 1 else Phase.VERIFY
+        rows = Rows.of([RowOptions(phase, block_length=width)], self._table.width).to(device)
+        rows = rows.gather(torch.zeros(num_rows, dtype=torch.int64, device=device))
+        self._table.scatter_(indices, rows.start_block(torch.zeros_like(indices), 0))
+        return indices, torch.full_like(indices, context)
+
+    def _restore(self) -> None:
+        """Leave tables as they were: empty but for row 0."""
+        self._slot_table[1:] = 0
+        indices = torch.arange(1, self._table.tokens.shape[0], device=self._table.tokens.device)
+        self._table.scatter_(indices, Rows.zeros(len(indices), self._table.width, self._table.tokens.device))
+
+
+def measured_costs(
+    measurement: CostMeasurement,
+    runner: ModelRunnerLike,
+    widths: Sequence[int],
+    captured_rows: Callable[[int], int],
+    max_rows: int,
+) -> CostTable:
+    """Return the costs that were kept for this GPU, model and software; measure and keep them if there are none.
+
+    All ranks of a tensor-parallel group measure together, and take what the first of them knows.
+    """
+    file = CostFile(_key_of(runner, widths, [captured_rows(width) for width in widths], max_rows))
+    group = get_parallel().tp_group
+    is_first = group.rank == group.ranks[0]
+    kept = [file.read() if is_first else None]
+    if group.world_size > 1:
+        kept = broadcast_pyobj(kept, group.rank, group.cpu_group, src=group.ranks[0])
+    if kept[0] is not None:
+        return kept[0]
+    costs = measurement.run(widths, captured_rows, max_rows)
+    if is_first:
+        file.write(costs)
+    return costs
+
+
+def _key_of(
+    runner: ModelRunnerLike, widths: Sequence[int], captured_rows: Sequence[int], max_rows: int
+) -> dict[str, object]:
+    """Return all that costs depend on."""
+    config = runner.model_config
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "model": config.hf_config.to_dict() | {"_name_or_path": None},
+        "dtype": str(runner.dtype),
+        "quantization": config.quantization,
+        "tp": get_parallel().tp_size,
+        "attention": str(runner.attn_backend.decode_attention_backend_str),
+        "adapter": runner.model.draft_adapter is not None,
+        "widths": list(widths),
+        "captured_rows": list(captured_rows),
+        "max_rows": max_rows,
+        "versions": {package: version(package) for package in ("dlm-serve", "sglang", "torch")},
+    }
+
+
+def _median_ms(forward: Callable[[], object]) -> float:
+    forward()
+    times: list[float] = []
+    for _ in range(REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        forward()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return sorted(times)[REPLAYS // 2]

@@ -1,0 +1,36 @@
+"""The router inside SGLang: what it is made of, what it is shown of a batch, and how ranks are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dlm_serve.options.server_file import RoutingPolicy
+from dlm_serve.routing.batch import RunningRequest
+from dlm_serve.routing.costs import CostModel
+from dlm_serve.routing.measured import MeasuredPolicy
+from dlm_serve.routing.router import Policy, Router
+from dlm_serve.routing.rules import RulesPolicy
+from dlm_serve.sglang.protocols import ReqLike
+from dlm_serve.sglang.requests import state_of
+from dlm_serve.sglang.serving import Serving
+
+
+def make_router(serving: Serving, costs: CostModel, capacity: int) -> Router:
+    """Return the router that the server file asks for, of at most `capacity` requests."""
+    routing, choices = serving.config.routing, serving.choices
+    policy: Policy
+    if routing.policy is RoutingPolicy.RULES:
+        policy = RulesPolicy(choices, routing.rules.short_answer, routing.rules.most_in_blocks)
+    else:
+        policy = MeasuredPolicy(choices, capacity, routing.hysteresis, routing.trial_share, routing.latency_slo_ms)
+    return Router(policy, costs, capacity)
+
+
+def running(reqs: Iterable[ReqLike]) -> list[RunningRequest]:
+    """Return SGLang's `reqs` as the router sees them."""
+    found = []
+    for req in reqs:
+        num_output, longest = len(req.output_ids), req.sampling_params.max_new_tokens
+        context = len(req.origin_input_ids) + num_output
+        found.append(RunningRequest(req.rid, state_of(req), context, longest, longest - num_output))
+    return found

@@ -1,0 +1,69 @@
+"""Whatever the router does, answers stay: each is the one that the same request gets alone and autoregressively."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from golden import TRAINED
+from serving import RETRACTIONS, Server, generate_body
+
+MOST_IN_BLOCKS = 3
+PLAIN: dict[str, str] = {}
+FLAGS = {
+    "overlapped": ((), PLAIN),
+    "one at a time": (("--disable-overlap-schedule",), PLAIN),
+    "retracted": (("--max-total-tokens", "1400", "--chunked-prefill-size", "64"), RETRACTIONS),
+}
+"""Where results come late; where they come at once; and where requests start over in the middle."""
+
+
+@pytest.fixture(params=FLAGS)
+def restless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server by whose rules requests move whenever more or fewer than a few run."""
+    config = tmp_path / "server.yaml"
+    config.write_text(f"routing: {{policy: rules, rules: {{short_answer: 0, most_in_blocks: {MOST_IN_BLOCKS}}}}}\n")
+    flags, environment = FLAGS[request.param]
+    log = tmp_path / "log"
+    with Server.launch(TRAINED, "--dllm-algorithm-config", str(config), *flags, log=log, env=environment) as server:
+        yield server
+        server.assert_nothing_leaked()
+
+
+def bodies(number: int, **options: Any) -> list[dict[str, Any]]:
+    """Requests of many lengths, half of them sampled."""
+    rng = random.Random(7)
+    return [
+        generate_body(
+            [rng.randrange(5, 250) for _ in range(rng.randrange(1, 40))],
+            rng.choice([1, 2, 9, 24, 60]),
+            ignore_eos=True,
+            **({"temperature": 0.8, "sampling_seed": i} if i % 2 else {}),
+            **options,
+        )
+        for i in range(number)
+    ]
+
+
+def test_answers_stay_while_requests_move(restless: Server) -> None:
+    alone = restless.generate_all(bodies(32, mode="autoregressive"), concurrency=1)
+    for dlm in ({}, {"threshold": 0.5}):
+        moved = [
+            *restless.generate_all(bodies(16, dlm=dlm), concurrency=6),
+            *restless.generate_all(bodies(32, dlm=dlm)[16:], concurrency=4),
+        ]
+        assert [answer["output_ids"] for answer in moved] == [answer["output_ids"] for answer in alone]
+        statistics = [answer["meta_info"]["dlm"] for answer in moved]
+        assert sum(found["mode_switches"] for found in statistics) > 10
+        tokens = {name for found in statistics for name in found["tokens"]}
+        assert tokens == {"autoregressive", "self_speculation/8"}
+
+
+def test_the_router_reports(restless: Server) -> None:
+    restless.generate([5, 6, 7], 20)
+    state = requests.get(f"{restless.url}/server_info", timeout=30).json()["internal_states"][0]["dlm"]
+    assert (state["policy"], state["requests"]) == ("rules", {"self_speculation/8": 1})

@@ -1,0 +1,78 @@
+"""The best split is the best of all there are."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, WIDTHS, batch_of, card, request_of, requests_of
+
+from dlm_serve.decoding import DecodePlan
+from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch
+from dlm_serve.routing.costs import CostTable, StepShape
+from dlm_serve.routing.policy import Splits
+
+CARDS = {"wide": card(), "narrow": card(free_tokens=8, ms_per_token=0.5), "flat": card(free_tokens=1e9)}
+MIXES = {
+    "free": [FREE] * 5,
+    "beside pinned": [FREE, FREE, PINNED, FREE, PINNED_BLOCKS],
+    "some permit fewer": [FREE, DecodePlan((FREE.permitted[2], FREE.permitted[-1])), FREE],
+}
+
+
+def ms_of(batch: RunningBatch, kinds: tuple[int, ...], table: CostTable) -> float:
+    """The time of a step, said plainly: forwards add up, and padding is taken where it is faster."""
+    in_blocks = [kind for kind in kinds if kind != AUTOREGRESSIVE]
+    width = max([batch.pinned_width, *(WIDTHS[kind] for kind in in_blocks)])
+    num_blocks = len(in_blocks) + batch.num_pinned_blocks
+    num_decode = batch.num_requests - num_blocks
+
+    def context(num_rows: int) -> int:
+        return round(num_rows * batch.mean_context)
+
+    apart = table.ms(StepShape(num_decode, context(num_decode), num_blocks, width, context(num_blocks)))
+    everyone = batch.num_requests
+    together = table.ms(StepShape(num_blocks=everyone, width=width, block_context=context(everyone)))
+    return min(apart, together) if num_blocks else apart
+
+
+def rate_of(batch: RunningBatch, kinds: tuple[int, ...], yields: np.ndarray, table: CostTable) -> float:
+    gained = sum(float(yields[kind, i]) - 1 for i, kind in enumerate(kinds) if kind != AUTOREGRESSIVE)
+    return (batch.num_requests + gained) / ms_of(batch, kinds, table)
+
+
+@pytest.mark.parametrize("plans", MIXES.values(), ids=MIXES)
+@pytest.mark.parametrize("table", CARDS.values(), ids=CARDS)
+@pytest.mark.parametrize("seed", range(5))
+def test_no_split_into_one_block_length_is_better(plans: list[DecodePlan], table: CostTable, seed: int) -> None:
+    batch = batch_of(requests_of(plans))
+    yields = np.random.default_rng(seed).uniform(0.5, 12, (len(CHOICES), len(batch.free)))
+    best = Splits(batch, table).best(yields)
+    every = (
+        kinds
+        for k in range(len(CHOICES))
+        for kinds in itertools.product(*[[AUTOREGRESSIVE, k] if p else [AUTOREGRESSIVE] for p in batch.permitted[k]])
+    )
+    most = max(rate_of(batch, kinds, yields, table) for kinds in every)
+    found = tuple(best.kinds.tolist())
+    assert best.tokens_per_ms == pytest.approx(most)
+    assert rate_of(batch, found, yields, table) == pytest.approx(most)
+    assert best.ms == pytest.approx(ms_of(batch, found, table))
+    assert Splits(batch, table).assess(best.kinds, yields).tokens_per_ms == pytest.approx(most)
+
+
+@pytest.mark.parametrize(
+    ("latency_slo_ms", "kind"), [(None, 3), (100.0, 3), (10.0, 0), (7.0, AUTOREGRESSIVE), (1.0, AUTOREGRESSIVE)]
+)
+def test_a_step_keeps_within_the_latency(latency_slo_ms: float | None, kind: int) -> None:
+    """Longer blocks yield more here, and take longer; where nothing is fast enough the fastest is taken."""
+    batch, table = batch_of(requests_of([FREE] * 64)), card(free_tokens=128)
+    yields = np.repeat([[1.5], [2.5], [5.0], [15.0]], 64, axis=1)
+    assert set(Splits(batch, table, latency_slo_ms).best(yields).kinds.tolist()) == {kind}
+
+
+def test_one_request() -> None:
+    batch = batch_of([request_of()])
+    assert Splits(batch, card()).best(np.array([[1.2], [1.4], [1.6], [1.8]])).kinds.tolist() == [3]
+    assert Splits(batch, card()).best(np.full((4, 1), 0.9)).kinds.tolist() == [AUTOREGRESSIVE]

@@ -1,0 +1,96 @@
+"""What blocks yield is found from blocks that were decoded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from router_scenes import CHOICES, WIDTHS
+
+from dlm_serve.decoding import Evidence, Mode
+from dlm_serve.routing.yields import YieldModel
+
+MANY = np.array([1e9])
+
+
+def block_of(chance: float, block_length: int, random: np.random.Generator) -> Evidence:
+    """A block whose drafts are right with a chance that is the same at every position."""
+    wrong = np.flatnonzero(random.random(block_length - 1) >= chance)
+    num_right = int(wrong[0]) if len(wrong) else block_length - 1
+    return Evidence(Mode.SELF_SPECULATION, block_length, num_right + 1, 2)
+
+
+def tokens_per_block(chance: float, block_length: int) -> float:
+    return sum(chance**drafts for drafts in range(block_length))
+
+
+def learned(chance: float, block_length: int, num_blocks: int, slot: int = 0) -> YieldModel:
+    model, random = YieldModel(CHOICES, capacity=4), np.random.default_rng(1)
+    for _ in range(num_blocks):
+        model.observe(slot, [block_of(chance, block_length, random)])
+        model.fade(0.01)
+    return model
+
+
+@pytest.mark.parametrize("chance", [0.3, 0.7, 0.9, 0.97])
+def test_blocks_of_one_length_say_what_shorter_ones_yield(chance: float) -> None:
+    expected = learned(chance, 32, 300).expected(np.array([0]), MANY)[:, 0]
+    for yielded, width in zip(expected, WIDTHS, strict=True):
+        assert yielded == pytest.approx(tokens_per_block(chance, width) / 2, rel=0.15)
+
+
+def test_what_short_blocks_never_reached_is_guessed_from_what_they_did() -> None:
+    model = learned(0.97, 4, 300)
+    assert model.expected(np.array([0]), MANY)[3, 0] == pytest.approx(tokens_per_block(0.97, 32) / 2, rel=0.25)
+
+
+def test_requests_differ_and_a_new_one_is_as_the_others() -> None:
+    model, random = YieldModel(CHOICES, capacity=3), np.random.default_rng(2)
+    for _ in range(60):
+        model.observe(0, [block_of(0.95, 16, random)])
+        model.observe(1, [block_of(0.3, 16, random)])
+        model.fade(0.01)
+    good, bad, new = model.expected(np.arange(3), np.repeat(MANY, 3))[2]
+    assert good == pytest.approx(tokens_per_block(0.95, 16) / 2, rel=0.25)
+    assert bad == pytest.approx(tokens_per_block(0.3, 16) / 2, rel=0.25)
+    assert bad < new < good
+    assert new == pytest.approx(model.usual()[2])
+
+
+def test_a_slot_forgets_its_request() -> None:
+    model = learned(0.2, 8, 40)
+    model.forget(0)
+    assert model.expected(np.array([0]), MANY)[:, 0].tolist() == pytest.approx(model.usual().tolist())
+
+
+def test_no_more_than_remains() -> None:
+    model = learned(0.97, 32, 100)
+    assert model.expected(np.array([0, 0]), np.array([1.0, 5.0]))[3].tolist() == [0.5, 2.5]
+
+
+def test_an_answer_that_ended_in_a_block_does_not_make_its_drafts_wrong() -> None:
+    ended, wrong = YieldModel(CHOICES, 1), YieldModel(CHOICES, 1)
+    for model, is_cut in ((ended, True), (wrong, False)):
+        model.observe(0, [Evidence(Mode.SELF_SPECULATION, 32, 5, 2, is_cut=is_cut)] * 10)
+        model.fade(0.0)
+    assert ended.usual()[3] > 2 * wrong.usual()[3]
+
+
+def test_hope_is_for_what_is_not_known() -> None:
+    model = learned(0.5, 8, 200)
+    slots, remaining = np.array([0, 1]), np.repeat(MANY, 2)
+    doubt = model.hopeful(slots, remaining) - model.expected(slots, remaining)
+    assert (doubt >= 0).all()
+    assert doubt[1, 1] > 2 * doubt[1, 0]
+
+
+def test_time_makes_doubtful() -> None:
+    model = learned(0.2, 8, 200)
+    before = model.usual()[1]
+    model.fade(3600)
+    assert model.usual()[1] > 1.5 * before
+
+
+def test_a_block_of_diffusion_yields_its_length() -> None:
+    model = YieldModel([*CHOICES, (Mode.DIFFUSION, 32)], 1)
+    model.observe(0, [Evidence(Mode.DIFFUSION, 32, 32, 4)] * 400)
+    assert model.usual()[4] == pytest.approx(8, rel=0.1)
