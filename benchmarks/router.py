@@ -4,8 +4,6 @@
 
 Clients send one request after another, greedily, with answers that end where they end. A cell is a way to decode at a
 concurrency: output tokens per second over its time, once it is warm. All ways are measured in turn at each concurrency.
-With `--tasks` and `--prose` clients take prompts of two kinds in turn: tasks that drafts get right, and questions that
-they do not.
 """
 
 from __future__ import annotations
@@ -90,7 +88,9 @@ def measure_cell(
     cell, lock = Cell(), threading.Lock()
     start = time.perf_counter() + warm_up
     end = start + seconds
-    numbers = itertools.count(random.Random(concurrency).randrange(len(prompts)))
+    # Few enough that every way decodes the same ones, and more than clients, so that each is another's neighbour.
+    prompts = random.Random(concurrency).sample(prompts, max(16, min(concurrency, len(prompts))))
+    numbers = itertools.count()
 
     def client() -> None:
         with httpx.Client(timeout=300) as session:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from string import Template
 from typing import Any
 
@@ -63,11 +63,18 @@ def page() -> str:
 def _section(name: str, model: type[BaseModel]) -> str:
     """Return a section of the server file: its heading, its docstring and a table of its fields."""
     schema = model.model_json_schema()
-    rows = (
-        (f"`{name}.{field}`", _type(entry, schema), f"`{_yaml(entry['default'])}`", _meaning(field, entry))
-        for field, entry in schema["properties"].items()
-    )
-    return f"### {name}\n\n{schema['description']}\n\n{_table(rows)}"
+    return f"### {name}\n\n{schema['description']}\n\n{_table(_rows(name, schema, schema))}"
+
+
+def _rows(name: str, model: dict[str, Any], schema: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a row for each field of `model`, which is part of `schema`; those of a field with fields stand for it."""
+    for field, entry in model["properties"].items():
+        named = schema["$defs"][entry["$ref"].rpartition("/")[2]] if "$ref" in entry else entry
+        if "properties" in named:
+            yield from _rows(f"{name}.{field}", named, schema)
+        else:
+            meaning = _meaning(field, entry)
+            yield f"`{name}.{field}`", _type(entry, schema), f"`{_yaml(entry['default'])}`", meaning
 
 
 def _request_options() -> str:

@@ -41,11 +41,8 @@ class RoutingPolicy(StrEnum):
     """Who decides how requests with mode `auto` decode."""
 
     MEASURED = "measured"
-    """Measured step times and acceptance: the fastest split of the requests that run."""
     RULES = "rules"
-    """The rules of `routing.rules`."""
     FIXED = "fixed"
-    """Nobody: they decode as they start, in the first of the family's modes that can do what the request asks for."""
 
 
 class RulesConfig(Frozen):
@@ -61,7 +58,8 @@ class RoutingConfig(Frozen):
     """How requests with mode `auto` decode, and which block widths the server prepares for."""
 
     policy: RoutingPolicy = RoutingPolicy.MEASURED
-    """Who decides how requests with mode `auto` decode."""
+    """`measured` finds the split of the running requests with the most tokens per second, from measured step times and
+    acceptance; `rules` goes by `routing.rules`; with `fixed` a request decodes to its end as it starts."""
     hysteresis: Probability = 0.03
     """By how much, as a proportion of tokens per second, another split must be better to be changed to."""
     trial_share: Probability = 0.01

@@ -51,14 +51,25 @@ def test_graphs_change_nothing(
 def test_mixed_batches_wait_for_nothing(guarded: Server) -> None:
     """All modes together, in steps of one forward and of two, greedy and sampled, short and long."""
     random.seed(0)
+    options = [*OPTIONS, *[{}] * len(OPTIONS)]  # half are left to the router
     mixed = [
-        generate_body(ids, random.randrange(5, 80), dlm=random.choice(OPTIONS), temperature=random.choice([0, 1.0]))
+        generate_body(ids, random.randrange(5, 80), dlm=random.choice(options), temperature=random.choice([0, 1.0]))
         for ids in prompts() * 8
     ]
     many_autoregressive = [generate_body(ids, 64, mode="autoregressive", ignore_eos=True) for ids in prompts() * 3]
     answers = guarded.generate_all([*mixed, *many_autoregressive], 64)
     assert all(answer["output_ids"] for answer in answers)
     assert FIRST_GUARDED in guarded.log.read_text()
+    guarded.assert_nothing_leaked()
+
+
+def test_the_router_waits_for_nothing(guarded: Server) -> None:
+    """Loads of one request and of many, so that it moves them; costs were measured before the first."""
+    for concurrency in (1, 48, 2):
+        bodies = [generate_body(ids, 64, ignore_eos=True) for ids in prompts() * 4]
+        answers = guarded.generate_all(bodies, concurrency)
+        assert all(len(answer["output_ids"]) == 64 for answer in answers)
+    assert "Measured the time of forwards" in guarded.log.read_text()
     guarded.assert_nothing_leaked()
 
 
