@@ -42,7 +42,8 @@ def bodies(number: int, **options: Any) -> list[dict[str, Any]]:
             [rng.randrange(5, 250) for _ in range(rng.randrange(1, 40))],
             rng.choice([1, 2, 9, 24, 60]),
             ignore_eos=True,
-            **({"temperature": 0.8, "sampling_seed": i} if i % 2 else {}),
+            temperature=0.8 if i % 2 else 0,
+            sampling_seed=i,
             **options,
         )
         for i in range(number)
