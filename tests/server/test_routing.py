@@ -12,22 +12,29 @@ import requests
 from golden import TRAINED
 from serving import RETRACTIONS, Server, generate_body
 
-MOST_IN_BLOCKS = 3
+RULES = "{policy: rules, rules: {short_answer: 0, most_in_blocks: 3}}"
+"""Requests move whenever more or fewer than three run."""
+
+EAGER = "{hysteresis: 0, trial_share: 1}"
+"""They move whenever another split seems better by however little, by the clock of the first rank."""
+
 PLAIN: dict[str, str] = {}
 FLAGS = {
-    "overlapped": ((), PLAIN),
-    "one at a time": (("--disable-overlap-schedule",), PLAIN),
-    "retracted": (("--max-total-tokens", "1400", "--chunked-prefill-size", "64"), RETRACTIONS),
+    "overlapped": (RULES, (), PLAIN),
+    "one at a time": (RULES, ("--disable-overlap-schedule",), PLAIN),
+    "retracted": (RULES, ("--max-total-tokens", "1400", "--chunked-prefill-size", "64"), RETRACTIONS),
+    "two ranks": (EAGER, ("--tp", "2"), {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
 }
-"""Where results come late; where they come at once; and where requests start over in the middle."""
+"""Where results come late; where they come at once; where requests start over in the middle; and where ranks that
+moved a row at different steps would compute different things together."""
 
 
 @pytest.fixture(params=FLAGS)
 def restless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """A server by whose rules requests move whenever more or fewer than a few run."""
+    """A server on which requests move often."""
+    routing, flags, environment = FLAGS[request.param]
     config = tmp_path / "server.yaml"
-    config.write_text(f"routing: {{policy: rules, rules: {{short_answer: 0, most_in_blocks: {MOST_IN_BLOCKS}}}}}\n")
-    flags, environment = FLAGS[request.param]
+    config.write_text(f"routing: {routing}\n")
     log = tmp_path / "log"
     with Server.launch(TRAINED, "--dllm-algorithm-config", str(config), *flags, log=log, env=environment) as server:
         yield server
@@ -61,10 +68,15 @@ def test_answers_stay_while_requests_move(restless: Server) -> None:
         statistics = [answer["meta_info"]["dlm"] for answer in moved]
         assert sum(found["mode_switches"] for found in statistics) > 10
         tokens = {name for found in statistics for name in found["tokens"]}
-        assert tokens == {"autoregressive", "self_speculation/8"}
+        assert tokens >= {"autoregressive", "self_speculation/8"}
 
 
-def test_the_router_reports(restless: Server) -> None:
-    restless.generate([5, 6, 7], 20)
-    state = requests.get(f"{restless.url}/server_info", timeout=30).json()["internal_states"][0]["dlm"]
-    assert (state["policy"], state["requests"]) == ("rules", {"self_speculation/8": 1})
+def test_the_router_reports(trained: Server) -> None:
+    """What it decides while the request runs; tokens that its blocks emitted are counted by their length."""
+    answer = trained.generate([5, 6, 7], 40, ignore_eos=True)
+    state = requests.get(f"{trained.url}/server_info", timeout=30).json()["internal_states"][0]["dlm"]
+    assert state["policy"] == "measured"
+    assert sum(state["requests"].values()) == 1
+    assert state["expected_tokens_per_s"] >= 0.9 * state["expected_autoregressive"] > 0
+    tokens = answer["meta_info"]["dlm"]["tokens"]
+    assert sum(tokens.values()) in range(39, 39 + 8)  # one is the prefill's, and the last block may reach past the end
