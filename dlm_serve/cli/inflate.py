@@ -17,11 +17,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="a folder to write to, new or empty")
     parser.add_argument("--like", required=True, help="3b, 8b or the path of a config.json")
     parser.add_argument("--model", default=str(BUNDLED_MODEL), metavar="PATH", help="the small model's folder")
+    parser.add_argument(
+        "--draft-noise",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="standard deviations of noise in the draft adapter: the more, the fewer drafts are accepted (%(default)s)",
+    )
+    parser.add_argument(
+        "--adapter-only", action="store_true", help="write the draft adapter alone, for weights that exist already"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the large checkpoint to the folder `args.out`."""
-    from dlm_serve.inflation import inflate  # it loads torch
+    """Write the large checkpoint, or its draft adapter alone, to the folder `args.out`."""
+    from dlm_serve.inflation import inflate, inflate_adapter  # they load torch
 
-    num_bytes = inflate(args.model, args.like, args.out)
-    sys.stdout.write(f"{num_bytes / 1e9:.1f} GB of weights in {args.out}\n")
+    write = inflate_adapter if args.adapter_only else inflate
+    num_bytes = write(args.model, args.like, args.out, args.draft_noise)
+    sys.stdout.write(f"{num_bytes / 1e9:.2f} GB of weights in {args.out}\n")

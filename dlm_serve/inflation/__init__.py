@@ -8,6 +8,7 @@ multiplies as many numbers as the large model's, and produces the tokens of the 
   floating-point type; otherwise the norms' weights are rounded once.
 - Heads, MLP units and layers that the small model lacks have random weights and write nothing to the residual stream.
 - Vocabulary rows that it lacks can never be chosen: see `source`.
+- Noise in the draft adapter, if asked for, makes only the drafts worse: see `adapter`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from dlm_serve.errors import ConfigError
+from dlm_serve.inflation.adapter import Adapter
 from dlm_serve.inflation.shapes import Shape
 from dlm_serve.inflation.source import Source
 from dlm_serve.inflation.tensors import Inflation
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER
 
-__all__ = ["inflate"]
+__all__ = ["inflate", "inflate_adapter"]
 
 _CARD = """# {source} in a larger shape
 
@@ -33,27 +35,52 @@ It is for measuring speed, and knows nothing that the small model does not. Made
 """
 
 
-def inflate(model_path: str, like: str, out: Path) -> int:
+def inflate(model_path: str, like: str, out: Path, draft_noise: float = 0.0) -> int:
     """Write the model in the folder `model_path`, in the shape `like`, to the folder `out`. Return the weights' bytes.
 
-    Holds at most two shards in memory: of layers, embedding and head. `config.json` comes last, so that an
-    interrupted run is not mistaken for a checkpoint. Raises CheckpointError or ConfigError.
+    The draft adapter's matrices B get `draft_noise` standard deviations of noise. Holds at most two shards in memory:
+    of layers, embedding and head. `config.json` comes last, so that an interrupted run is not mistaken for a
+    checkpoint. Raises CheckpointError or ConfigError.
     """
     source = Source.load(model_path)
     large = Inflation(source, Shape.like(like))
+    adapter = _draft_adapter(source, large, draft_noise) if source.adapter or draft_noise else None
     _prepare(out, large.num_bytes)
     folder = source.checkpoint.folder
     for file in folder.iterdir():
         if file.is_file() and file.suffix != ".safetensors" and file.name != "config.json":
             shutil.copy(file, out)
     (out / "README.md").write_text(_CARD.format(source=folder.name))
-    if source.adapter:
+    if adapter:
         (out / DRAFT_ADAPTER_FOLDER).mkdir()
-        shutil.copy(folder / DRAFT_ADAPTER_FOLDER / "adapter_config.json", out / DRAFT_ADAPTER_FOLDER)
-        save_file(large.adapter(), out / DRAFT_ADAPTER_FOLDER / "adapter_model.safetensors")
+        adapter.write(out / DRAFT_ADAPTER_FOLDER)
     _write_weights(large, out)
     (out / "config.json").write_text(json.dumps(large.config, indent=2) + "\n")
     return large.num_bytes
+
+
+def inflate_adapter(model_path: str, like: str, out: Path, draft_noise: float = 0.0) -> int:
+    """Write to the folder `out` only the draft adapter that `inflate` writes with the same arguments.
+
+    Return its bytes. Raises CheckpointError or ConfigError.
+    """
+    source = Source.load(model_path)
+    adapter = _draft_adapter(source, Inflation(source, Shape.like(like)), draft_noise)
+    _prepare(out, adapter.num_bytes)
+    adapter.write(out)
+    return adapter.num_bytes
+
+
+def _draft_adapter(source: Source, large: Inflation, noise: float) -> Adapter:
+    """Return the large model's draft adapter. Raises ConfigError if there is none or it cannot have this noise."""
+    if source.adapter is None:
+        raise ConfigError(
+            "--model",
+            str(source.checkpoint.folder),
+            "has no draft adapter",
+            "use a model with one, or neither --draft-noise nor --adapter-only",
+        )
+    return large.adapter(source.adapter.with_noise(noise))
 
 
 def _write_weights(large: Inflation, out: Path) -> None:

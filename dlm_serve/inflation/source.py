@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +16,10 @@ from safetensors.torch import load_file
 
 from dlm_serve.errors import CheckpointError
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
-from dlm_serve.models.checkpoint import AdapterConfig, Checkpoint
-
-Tensors = dict[str, torch.Tensor]
+from dlm_serve.inflation.adapter import Adapter, Tensors
+from dlm_serve.models.checkpoint import Checkpoint
 
 EMBEDDING, NORM, HEAD = "encoder.embed_tokens.weight", "encoder.norm.weight", "diffusion_head.weight"
-
-_ADAPTER_NAME = re.compile(r"(.*layers\.)(\d+)(\.self_attn\.o_proj\.lora_([AB])\.weight)")
 
 # What nothing here accounts for, with the values that are fine.
 _PLAIN: dict[str, tuple[object, ...]] = {
@@ -44,9 +40,7 @@ class Source:
     config: dict[str, object]
     """The whole `config.json`."""
     tensors: Tensors
-    adapter: Tensors
-    """Empty if the model has none."""
-    adapter_scale: float
+    adapter: Adapter | None
 
     @classmethod
     def load(cls, model_path: str) -> Source:
@@ -66,11 +60,7 @@ class Source:
         for file in sorted(checkpoint.folder.glob("*.safetensors")):
             tensors.update(load_file(file))
         folder = checkpoint.draft_adapter("auto")
-        adapter = load_file(folder / "adapter_model.safetensors") if folder else {}
-        scale = AdapterConfig.model_validate_json((folder / "adapter_config.json").read_text()).scale if folder else 0.0
-        for name in adapter:
-            adapter_name_parts(name)
-        source = cls(checkpoint, config, tensors, adapter, scale)
+        source = cls(checkpoint, config, tensors, Adapter.load(folder) if folder else None)
         source._check_constant_channel()
         return source
 
@@ -93,11 +83,6 @@ class Source:
             if name.startswith(prefix)
         }
 
-    def adapter_layer(self, index: int) -> Tensors:
-        """Return A and B of the draft adapter in one layer, or nothing."""
-        found = ((adapter_name_parts(name), tensor) for name, tensor in self.adapter.items())
-        return {parts[3]: tensor for parts, tensor in found if parts[1] == index}
-
     def losing_weight(self, vocab_size: int) -> float:
         """Return the weight on the constant channel with which rows can never be chosen.
 
@@ -109,7 +94,8 @@ class Source:
             max |embedding| + sum over layers of |O| sqrt(heads) |V| a + |down| |gate| |up| a^2
 
         which bounds the constant channel from below once it is divided by the root mean square, while the largest
-        logit of the small model is at least -min |row of the head| a.
+        logit of the small model is at least -min |row of the head| a. |O| includes a draft adapter with the largest
+        noise that may be asked for, so the weights suit an adapter of any noise, written with them or later.
         """
         width = self.checkpoint.hidden_size
         weight = self.tensors[NORM].double()
@@ -126,9 +112,8 @@ class Source:
         for index in range(self.checkpoint.num_hidden_layers):
             layer = {name: tensor.double() for name, tensor in self.layer(index).items()}
             norms = {name: float(tensor.norm()) for name, tensor in layer.items()}
-            adapter = math.prod(float(tensor.double().norm()) for tensor in self.adapter_layer(index).values())
             a = _normalised_bound(layer["input_layernorm"])
-            output = norms["self_attn.o_proj"] + self.adapter_scale * adapter
+            output = norms["self_attn.o_proj"] + (self.adapter.norm_bound(index) if self.adapter else 0.0)
             bound += output * math.sqrt(self.checkpoint.num_attention_heads) * norms["self_attn.v_proj"] * a
             a = _normalised_bound(layer["post_attention_layernorm"])
             bound += norms["mlp.down_proj"] * norms["mlp.gate_proj"] * norms["mlp.up_proj"] * a**2
@@ -137,6 +122,7 @@ class Source:
     def _check_constant_channel(self) -> None:
         channel = self.channel
         column = self.tensors[EMBEDDING][:, channel]
+        adapter = self.adapter.tensors if self.adapter else {}
         problem = None
         if not (column[0] > 0 and torch.all(column == column[0])):
             problem = "is not the same positive number in all rows of the embedding"
@@ -145,7 +131,7 @@ class Source:
         else:
             writers = [
                 name
-                for name, tensor in (self.tensors | self.adapter).items()
+                for name, tensor in (self.tensors | adapter).items()
                 if name.endswith(("o_proj.weight", "down_proj.weight", "lora_B.weight")) and tensor[channel].any()
             ]
             problem = f"is written by {writers[0]}" if writers else None
@@ -156,17 +142,6 @@ class Source:
                 f"{problem}, so rows that pad the vocabulary could win",
                 "use a model that was trained with a constant channel, as the bundled one",
             )
-
-
-def adapter_name_parts(name: str) -> tuple[str, int, str, str]:
-    """Split a tensor's name into what precedes the layer's number, the number, what follows it, and `A` or `B`.
-
-    Raises CheckpointError if it is not a tensor of a draft adapter.
-    """
-    match = _ADAPTER_NAME.fullmatch(name)
-    if match is None:
-        raise CheckpointError("draft adapter", name, "only o_proj is supported", "use an adapter of o_proj")
-    return match[1], int(match[2]), match[3], match[4]
 
 
 def _normalised_bound(weight: torch.Tensor) -> float:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 
+from dlm_serve.inflation.adapter import Adapter, Tensors, name_parts
 from dlm_serve.inflation.shapes import Axis, Fit, Shape
-from dlm_serve.inflation.source import EMBEDDING, HEAD, NORM, Source, Tensors, adapter_name_parts
+from dlm_serve.inflation.source import EMBEDDING, HEAD, NORM, Source
 
 _STD = 0.02
 """Standard deviation of the random weights: the models' `initializer_range`."""
+
+_POOL = 2**20 - 3
+"""How many random numbers are drawn, to be repeated. A prime, so that no two rows of a matrix begin alike."""
 
 Filler = Callable[[int, int], torch.Tensor]
 """Makes a matrix [rows, columns] for what the small model lacks."""
@@ -24,7 +29,9 @@ class Inflation:
     def __init__(self, source: Source, shape: Shape) -> None:
         self._source, self._shape, self._fit = source, shape, Fit.of(source.checkpoint, shape)
         self._dtype = source.tensors[EMBEDDING].dtype
-        self._random = torch.Generator().manual_seed(0)
+        pool = torch.randn(_POOL, generator=torch.Generator().manual_seed(0)) * _STD
+        self._pool = pool.to(self._dtype).repeat(2)  # twice, so that a slice can start anywhere
+        self._start = 0
 
     @property
     def config(self) -> dict[str, object]:
@@ -50,21 +57,23 @@ class Inflation:
         """Yield all tensors by name: the embedding, each layer, the head."""
         yield {EMBEDDING: self._embedding()}
         for index in range(self._shape.num_hidden_layers):
-            yield {f"encoder.layers.{index}.{name}.weight": tensor for name, tensor in self._layer(index)}
+            if index <= self._source.checkpoint.num_hidden_layers:  # those after are like the first one it lacks
+                layer = dict(self._layer(index))
+            yield {f"encoder.layers.{index}.{name}.weight": tensor for name, tensor in layer.items()}
         yield {NORM: self._norm(self._source.tensors[NORM]), HEAD: self._head()}
 
-    def adapter(self) -> Tensors:
-        """Return the draft adapter's tensors by name; its product is zero in layers that the small model lacks."""
+    def adapter(self, small: Adapter) -> Adapter:
+        """Return a draft adapter in the large shape; its product is zero in layers that the small model lacks."""
         found: Tensors = {}
-        for name, tensor in self._source.adapter.items():
-            before, index, after, matrix = adapter_name_parts(name)
+        for name, tensor in small.tensors.items():
+            before, index, after, matrix = name_parts(name)
             rank = Axis.first(*2 * [min(tensor.shape)])
             rows, columns = (rank, self._fit.query) if matrix == "A" else (self._fit.hidden, rank)
             found[name] = _place(tensor, rows, columns, partial(torch.zeros, dtype=tensor.dtype))
             if index == 0:
                 for extra in range(self._source.checkpoint.num_hidden_layers, self._shape.num_hidden_layers):
                     found[f"{before}{extra}{after}"] = torch.zeros_like(found[name])
-        return found
+        return replace(small, tensors=found)
 
     @property
     def _shrinkage(self) -> float:
@@ -113,7 +122,12 @@ class Inflation:
         return weight
 
     def _noise(self, rows: int, columns: int) -> torch.Tensor:
-        return torch.empty(rows, columns, dtype=self._dtype).normal_(std=_STD, generator=self._random)
+        """Return a matrix of random numbers: the pool over and over, from where the last matrix ended."""
+        matrix = torch.empty(rows, columns, dtype=self._dtype)
+        for part in torch.split(matrix.view(-1), _POOL):
+            part.copy_(self._pool[self._start : self._start + len(part)])
+        self._start = (self._start + matrix.numel()) % _POOL
+        return matrix
 
     def _zeros(self, rows: int, columns: int) -> torch.Tensor:
         return torch.zeros(rows, columns, dtype=self._dtype)

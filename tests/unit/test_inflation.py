@@ -6,6 +6,8 @@ The oracle is `transformers`' Ministral-3, which is the models' backbone.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from transformers.models.ministral3 import Ministral3Config, Ministral3ForCausal
 from dlm_serve import bundled
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
-from dlm_serve.inflation import inflate
+from dlm_serve.inflation import inflate, inflate_adapter
+from dlm_serve.inflation.adapter import LARGEST_NOISE
 from dlm_serve.inflation.shapes import Shape
 from dlm_serve.inflation.source import EMBEDDING, HEAD, NORM, Source
 from dlm_serve.inflation.tensors import Inflation
@@ -242,6 +245,21 @@ def test_padded_rows_never_count(tmp_path: Path, grown: str, growth: float) -> N
     assert torch.isfinite(found).all()
 
 
+@pytest.mark.parametrize("growth", [1.0, 1000.0], ids="times-{}".format)
+def test_padded_rows_never_count_in_drafts(tmp_path: Path, growth: float) -> None:
+    """Of any adapter with any noise, even one that outweighs the model and was written after it."""
+    small = write_model(tmp_path / "small", weights())
+    write_adapter(small, {name: tensor * growth for name, tensor in adapter_weights().items()})
+    shape = write_shape(tmp_path)
+    inflate(str(small), shape, tmp_path / "large")
+    shutil.rmtree(tmp_path / "large" / DRAFT_ADAPTER_FOLDER)
+    inflate_adapter(str(small), shape, tmp_path / "large" / DRAFT_ADAPTER_FOLDER, LARGEST_NOISE)
+    found = logits(tmp_path / "large", torch.float32, with_adapter=True)
+    padded = found[:, PADDED_IDS].logsumexp(dim=1)
+    assert torch.all(padded - found.max(dim=1).values < torch.finfo(torch.float64).eps)
+    assert torch.isfinite(found).all()
+
+
 def test_padded_rows_read_the_constant_channel_alone(large: Path) -> None:
     """Of the channels that are not always zero."""
     rows = read_weights(large)[HEAD][PADDED_IDS, : SIZES["hidden_size"]]
@@ -287,6 +305,16 @@ def test_what_is_read_is_not_zero(large: Path, name: str) -> None:
             assert tensor.count_nonzero() == tensor.numel()
 
 
+def test_random_numbers_repeat_but_rows_do_not(small: Path, tmp_path: Path) -> None:
+    """In a matrix of more numbers than are drawn."""
+    inflate(str(small), write_shape(tmp_path, vocab_size=40_000), tmp_path / "large")
+    head = read_weights(tmp_path / "large")[HEAD][:, SIZES["hidden_size"] :]
+    assert head.count_nonzero() == head.numel()
+    assert len(torch.unique(head)) < head.numel() / 1.5
+    for part in (head[:, :4], head[:, -4:]):
+        assert len(torch.unique(part, dim=0)) == len(head)
+
+
 def test_low_precision_is_kept(tmp_path: Path) -> None:
     """And where the norms' factor is a power of two, no weight is rounded."""
     halved = {name: tensor.bfloat16() for name, tensor in weights().items()}
@@ -304,17 +332,24 @@ def test_shapes_are_the_published_ones() -> None:
         config = {**CONFIG, **small.model_dump(), "intermediate_size": 24}
         config |= {"num_attention_heads": 4, "num_key_value_heads": 1}
         tensors = {key: tensor.bfloat16() for key, tensor in weights(config).items()}
-        source = Source(Checkpoint.read(NEMOTRON_LABS_DIFFUSION, config, Path(".")), config, tensors, {}, 0.0)
+        source = Source(Checkpoint.read(NEMOTRON_LABS_DIFFUSION, config, Path(".")), config, tensors, None)
         assert Inflation(source, Shape.like(name)).num_bytes / 1e9 == pytest.approx(gigabytes, rel=0.02)
 
 
 # --- refusals ---
 
 
-def refused(model: Path, like: str, out: Path, error: type[InvalidValueError]) -> InvalidValueError:
+def refused(
+    model: Path,
+    like: str,
+    out: Path,
+    error: type[InvalidValueError],
+    write: Callable[[str, str, Path, float], int] = inflate,
+    draft_noise: float = 0.0,
+) -> InvalidValueError:
     """The refusal, which leaves nothing behind."""
     with pytest.raises(error) as refusal:
-        inflate(str(model), like, out)
+        write(str(model), like, out, draft_noise)
     assert not out.exists()
     return refusal.value
 
@@ -355,6 +390,20 @@ def test_adapter_of_other_projections(small: Path, tmp_path: Path) -> None:
     name = "base_model.model.encoder.layers.1.self_attn.q_proj.lora_A.weight"
     save_file({**load_file(file), name: torch.zeros(RANK, 16)}, file)
     assert refused(small, write_shape(tmp_path), tmp_path / "large", CheckpointError).value == name
+
+
+@pytest.mark.parametrize("write", [inflate, inflate_adapter])
+@pytest.mark.parametrize("noise", [-1.0, -1e-9, LARGEST_NOISE + 1, float("inf"), float("nan")])
+def test_noise_out_of_bounds(small: Path, tmp_path: Path, write: Callable[..., int], noise: float) -> None:
+    refusal = refused(small, write_shape(tmp_path), tmp_path / "large", ConfigError, write, noise)
+    assert (refusal.field, refusal.limit) == ("--draft-noise", "is not within [0, 100]")
+
+
+@pytest.mark.parametrize(("write", "noise"), [(inflate, 1.0), (inflate_adapter, 0.0), (inflate_adapter, 1.0)])
+def test_no_adapter_to_write(tmp_path: Path, write: Callable[..., int], noise: float) -> None:
+    model = write_model(tmp_path / "small", weights())
+    refusal = refused(model, write_shape(tmp_path), tmp_path / "large", ConfigError, write, noise)
+    assert (refusal.field, refusal.limit) == ("--model", "has no draft adapter")
 
 
 def test_model_trained_without_regard_to_it(tmp_path: Path) -> None:
@@ -420,9 +469,10 @@ def test_checkpoint_of_another_family_is_refused(tmp_path: Path) -> None:
     assert (refusal.field, refusal.limit) == ("--model", "is no checkpoint of nemotron-labs-diffusion")
 
 
-def test_nothing_is_overwritten(small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [inflate, inflate_adapter])
+def test_nothing_is_overwritten(small: Path, tmp_path: Path, write: Callable[..., int]) -> None:
     with pytest.raises(ConfigError, match="not an empty folder"):
-        inflate(str(small), write_shape(tmp_path), small)
+        write(str(small), write_shape(tmp_path), small)
 
 
 def test_a_full_disk_is_foreseen(small: Path, tmp_path: Path) -> None:
