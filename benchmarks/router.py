@@ -160,7 +160,7 @@ def main() -> None:
                 f"accept {row['self_speculation/32']['acceptance_length']}\n"
             )
             sys.stdout.flush()
-    report.write(options.out, {"cells": results}, "sglang", "torch")
+        report.write(options.out, {"cells": results}, "sglang", "torch")
 
 
 if __name__ == "__main__":

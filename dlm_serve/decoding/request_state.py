@@ -206,7 +206,7 @@ class RequestState:
         return self._wanted is not None
 
     def offer(self, step: int, steps_per_block: int | None) -> ModeSettings | None:
-        """Return the settings to offer to the device before the engine's `step`; None if there are none, or no more.
+        """Return the settings to offer to the device before the engine's `step`; None if there are none.
 
         The device takes an offer where a block begins. Where all blocks take `steps_per_block` steps that is known
         here, and the offer is made then. Elsewhere it is repeated until a step is known to have emitted behind which
@@ -218,17 +218,16 @@ class RequestState:
         if steps_per_block is not None:
             if (number - self._block_start) % steps_per_block:
                 return None
-            self._take(wanted, number)
-            return wanted
-        if self._first_offer is None:
+            self._take(wanted, number, block_start=number)
+        elif self._first_offer is None:
             self._first_offer = number
         elif self._last_emitting >= self._first_offer - 1:
-            self._take(wanted, number)
-            return None
+            # Results may be known up to the step before, so that a block begins only now: this offer counts, too.
+            self._take(wanted, number, block_start=self._last_emitting + 1)
         return wanted
 
-    def _take(self, settings: ModeSettings, number: int) -> None:
-        self.current, self._block_start = settings, number
+    def _take(self, settings: ModeSettings, number: int, block_start: int) -> None:
+        self.current, self._block_start = settings, block_start
         self._wanted = self._wanted_then if self._wanted_then != settings else None
         self._wanted_then = self._first_offer = None
         self._later.append((number, settings))

@@ -9,6 +9,7 @@ from dlm_serve.decoding import CausalCommit, DecodePlan, Mode, ModeSettings, Pha
 MASK = 99
 AUTOREGRESSIVE = ModeSettings(Mode.AUTOREGRESSIVE, 1)
 DRAFTS = ModeSettings(Mode.SELF_SPECULATION, 4, 0.0, 4)
+DRAFTS_8 = ModeSettings(Mode.SELF_SPECULATION, 8, 0.0, 8)
 SURE_DRAFTS = ModeSettings(Mode.SELF_SPECULATION, 4, 0.9, 4)
 COMMIT = CausalCommit()
 
@@ -54,7 +55,29 @@ def test_where_blocks_take_any_number_of_steps_the_offer_stands_until_one_is_kno
             state.end_step(emitted[step - 2])
         seen.append((state.offer(step, COMMIT.steps_per_block(state.current)), state.current, state.block_length))
     # Step 2 emitted, which is known before step 4.
-    assert seen == [(AUTOREGRESSIVE, SURE_DRAFTS, 4)] * 3 + [(None, AUTOREGRESSIVE, 1)]
+    assert seen == [(AUTOREGRESSIVE, SURE_DRAFTS, 4)] * 3 + [(AUTOREGRESSIVE, AUTOREGRESSIVE, 1)]
+
+
+def test_where_results_come_at_once_the_last_offer_is_the_one_that_is_taken() -> None:
+    """The block ends with step 1, which is known before step 2: then there is still no row that took it."""
+    state = state_in(SURE_DRAFTS, AUTOREGRESSIVE, step=0)
+    state.end_step(0)
+    state.go_on_as(None)
+    assert state.offer(1, None) is AUTOREGRESSIVE
+    state.end_step(3)
+    assert state.offer(2, None) is AUTOREGRESSIVE
+    assert (state.current, state.wants_switch) == (AUTOREGRESSIVE, False)
+
+
+def test_blocks_of_two_steps_are_counted_from_where_the_row_took_the_offer() -> None:
+    state = state_in(SURE_DRAFTS, DRAFTS_8, AUTOREGRESSIVE, step=0)
+    state.go_on_as((Mode.SELF_SPECULATION, 8))
+    state.offer(0, None)
+    for num_emitted in (0, 2):
+        state.end_step(num_emitted)
+    assert state.offer(3, None) is DRAFTS_8  # the row took it before step 2, and verifies in step 3
+    state.go_on_as(None)
+    assert offers(state, range(4, 6)) == [AUTOREGRESSIVE, None]
 
 
 def test_steps_in_flight_count_for_the_mode_they_were_launched_in() -> None:
@@ -87,7 +110,7 @@ def test_what_is_decided_again_before_the_offer_replaces_it_and_behind_it_follow
     other.go_on_as((Mode.SELF_SPECULATION, 4))
     assert other.next_settings is SURE_DRAFTS
     other.end_step(2)
-    assert other.offer(1, None) is None
+    assert other.offer(1, None) is AUTOREGRESSIVE
     assert (other.current, other.wants_switch) == (AUTOREGRESSIVE, True)
 
 
