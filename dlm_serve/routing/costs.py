@@ -209,14 +209,14 @@ class LearnedCosts(CostModel):
 def interpolated(sizes: Sequence[int], values: Sequence[float], max_rows: int) -> Array:
     """Return a value for each number of rows up to `max_rows` [N + 1], from those at `sizes`, ascending.
 
-    A forward costs at least as much as one of fewer rows. Beyond the largest size costs go on in proportion to the
-    last two.
+    A forward costs at least as much as one of fewer rows. Beyond the largest size costs go on as between the last two,
+    or as on the whole where that is more.
     """
     rows = np.arange(max_rows + 1)
     rising = np.maximum.accumulate(np.asarray(values, dtype=np.float64))
     found: Any = np.interp(rows, sizes, rising)
     if len(sizes) > 1 and max_rows > sizes[-1]:
-        slope = (rising[-1] - rising[-2]) / (sizes[-1] - sizes[-2])
+        slope = max((rising[-1] - rising[first]) / (sizes[-1] - sizes[first]) for first in (0, -2))
         found = np.where(rows > sizes[-1], rising[-1] + slope * (rows - sizes[-1]), found)
     return np.asarray(found, dtype=np.float64)
 
