@@ -155,7 +155,7 @@ def test_mixed_batch_is_as_alone(server: Server) -> None:
     sampled: dict[str, Any] = {"temperature": 0.9, "sampling_seed": 4}
     lengths = itertools.product((1, 5, len(PROMPT)), (1, 3, 8, 20, 32), ({}, sampled))
     bodies = [
-        generate_body(PROMPT[:num], 20 + i, ignore_eos=True, dlm={"block_length": length}, **sampling)
+        generate_body(PROMPT[:num], 33 + i, ignore_eos=True, dlm={"block_length": length}, **sampling)
         for i, (num, length, sampling) in enumerate(lengths)
     ]
     alone = [answer["output_ids"] for answer in server.generate_all(bodies, 1)]
