@@ -16,7 +16,7 @@ MODEL ?= $(or $(TINY_$(FAMILY)),$(error no FAMILY $(FAMILY): $(patsubst TINY_%,%
 FLAGS ?=
 WORKERS ?= 2
 PYTHON := .venv/bin/python
-PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 # Kernels in Triton's interpreter, SGLang in processes of its own, training: left out of test-quick.

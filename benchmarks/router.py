@@ -17,10 +17,11 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import report
 
@@ -43,8 +44,8 @@ MAX_NEW_TOKENS = 256
 class Cell:
     """What clients of one way to decode, at one concurrency, have seen."""
 
-    tokens: int = 0
-    seconds: float = 0.0
+    seconds: float
+    tokens: float = 0.0
     statistics: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -62,7 +63,9 @@ class Cell:
         return {
             "tokens_per_s": round(self.tokens_per_s, 1),
             "requests": len(self.statistics),
-            "tokens_per_forward": round(statistics.mean([s["tokens_per_forward"] or 0 for s in self.statistics] or [0]), 3),
+            "tokens_per_forward": round(
+                statistics.mean([s["tokens_per_forward"] or 0 for s in self.statistics] or [0]), 3
+            ),
             "acceptance_length": round(statistics.mean(accepted), 2) if accepted else None,
             "tokens": by_choice,
             "mode_switches": sum(s["mode_switches"] for s in self.statistics),
@@ -78,59 +81,54 @@ def task_prompts() -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in rendered]
 
 
-def measure_cell(
-    url: str, prompts: Sequence[list[int]], options: dict[str, Any], concurrency: int, seconds: float, warm_up: float
-) -> Cell:
-    """Let `concurrency` clients ask for so long; what they get in the first `warm_up` seconds is not counted.
+class Clients:
+    """Clients that ask one request after another, as many at once as they are told."""
 
-    Answers are streamed, so that tokens count when they come, wherever an answer begins or ends.
-    """
-    cell, lock = Cell(), threading.Lock()
-    start = time.perf_counter() + warm_up
-    end = start + seconds
-    # Few enough that every way decodes the same ones, and more than clients, so that each is another's neighbour.
-    prompts = random.Random(concurrency).sample(prompts, max(16, min(concurrency, len(prompts))))
-    numbers = itertools.count()
+    def __init__(self, url: str, prompts: Sequence[list[int]]) -> None:
+        self._address = urlsplit(url)
+        self._prompts = prompts
 
-    def client() -> None:
-        with httpx.Client(timeout=300) as session:
-            while time.perf_counter() < end:
-                number = next(numbers)
-                body = {
-                    "input_ids": prompts[number % len(prompts)],
-                    "sampling_params": {
-                        "temperature": 0,
-                        "max_new_tokens": MAX_NEW_TOKENS,
-                        "custom_params": {"dlm": options},
-                    },
-                }
-                answer = session.post(f"{url}/generate", json=body)
-                if answer.status_code != httpx.codes.OK:
-                    raise SystemExit(answer.text)
-                meta = answer.json()["meta_info"]
-                if start <= time.perf_counter() < end:
+    def measure(self, options: dict[str, Any], concurrency: int, seconds: float, warm_up: float) -> Cell:
+        """Return what `concurrency` clients get in so many seconds, once `warm_up` seconds are over.
+
+        An answer counts for the part of its time that lies within those seconds.
+        """
+        cell, lock = Cell(seconds=seconds), threading.Lock()
+        # Few enough that every way decodes the same ones, and as many as clients.
+        chosen = random.Random(concurrency).choices(self._prompts, k=max(16, concurrency))
+        numbers = itertools.count()
+        start = time.perf_counter() + warm_up
+        end = start + seconds
+
+        def client() -> None:
+            connection = http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=300)
+            while (sent := time.perf_counter()) < end:
+                meta = self._ask(connection, chosen[next(numbers) % len(chosen)], options)
+                received = time.perf_counter()
+                share = (min(received, end) - max(sent, start)) / (received - sent)
+                if share > 0:
                     with lock:
-                        cell.tokens += meta["completion_tokens"]
+                        cell.tokens += share * meta["completion_tokens"]
                         cell.statistics.append(meta["dlm"])
+            connection.close()
 
-    clients = [threading.Thread(target=client) for _ in range(concurrency)]
-    for thread in clients:
-        thread.start()
-    for thread in clients:
-        thread.join()
-    cell.seconds = seconds
-    return cell
+        clients = [threading.Thread(target=client) for _ in range(concurrency)]
+        for thread in clients:
+            thread.start()
+        for thread in clients:
+            thread.join()
+        return cell
 
-
-def _chunks(session: httpx.Client, url: str, body: dict[str, Any]) -> Iterator[tuple[float, int, dict[str, Any]]]:
-    """Yield the time, the tokens so far and the statistics of each chunk of a streamed answer."""
-    with session.stream("POST", f"{url}/generate", json=body) as response:
-        if response.status_code != httpx.codes.OK:
-            raise SystemExit(response.read().decode())
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                meta = json.loads(line[len("data: ") :])["meta_info"]
-                yield time.perf_counter(), meta["completion_tokens"], meta["dlm"]
+    def _ask(self, connection: http.client.HTTPConnection, prompt: list[int], options: dict[str, Any]) -> Any:
+        """Return the `meta_info` of a greedy answer."""
+        sampling = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "custom_params": {"dlm": options}}
+        body = json.dumps({"input_ids": prompt, "sampling_params": sampling})
+        connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        text = response.read()
+        if response.status != http.client.OK:
+            raise RuntimeError(text.decode())
+        return json.loads(text)["meta_info"]
 
 
 def main() -> None:
@@ -145,13 +143,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     prompts = task_prompts()
     for url in options.urls:
+        clients = Clients(url, prompts)
         numbers = list(map(int, options.concurrency.split(",")))
-        measure_cell(url, prompts, WAYS[AUTO], max(numbers), options.seconds, options.warm_up + 5)  # compiles kernels
+        clients.measure(WAYS[AUTO], max(numbers), options.seconds, options.warm_up)  # compiles kernels
         for concurrency in numbers:
             row: dict[str, Any] = {}
             for name, dlm in WAYS.items():
-                cell = measure_cell(url, prompts, dlm, concurrency, options.seconds, options.warm_up)
-                row[name] = cell.summary()
+                row[name] = clients.measure(dlm, concurrency, options.seconds, options.warm_up).summary()
             results[f"{url} {concurrency}"] = row
             best = max((name for name in row if name != AUTO), key=lambda name: row[name]["tokens_per_s"])
             speeds = {name: figures["tokens_per_s"] for name, figures in row.items()}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +21,31 @@ import torch  # noqa: E402
 from preloaded import shared_address  # noqa: E402
 from processes import users_environment  # noqa: E402
 
-SHARED_SERVERS = {"trained": "trained", "crowded": "trained", "nano": "nano"}
-"""Fixtures of servers that several files use: tests of one group run in one worker, which starts each of them once."""
+SHARED_SERVERS = {
+    "tests/server/test_answers.py": "trained",
+    "tests/server/test_golden.py": "trained",
+    "tests/server/test_refusals.py": "trained",
+    "tests/server/test_sampling_modes.py": "trained",
+    "tests/server/test_commands.py": "nano",
+    "tests/server/test_readme.py": "nano",
+}
+"""Files whose tests use the same servers: they run in one worker, which starts each server once."""
 
-FIRST = ("server-trained", "test_bd3lm", "test_sdlm", "test_efficient_dlm")
+FIRST = (
+    "trained",
+    "tests/families/test_efficient_dlm.py",
+    "tests/families/test_sdlm.py",
+    "nano",
+    "tests/families/test_bd3lm.py",
+    "tests/families/test_small_pool.py",
+)
 """The groups that take longest, in this order: what is left for the end is short, so that workers end together."""
+
+
+def group_of(nodeid: str) -> str:
+    """What runs in one worker: the tests of one file, or of several that share servers."""
+    file = nodeid.partition("::")[0]
+    return SHARED_SERVERS.get(file, file)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,20 +54,23 @@ def pytest_configure(config: pytest.Config) -> None:
         shared_address(users_environment())
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its group, and sort by groups."""
-    groups = {item.nodeid: _group_of(item) for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.nodeid]))
+    """Sort by groups; workers take them in this order."""
     order = {group: number for number, group in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(groups[item.nodeid], len(order)))
+    items.sort(key=lambda item: order.get(group_of(item.nodeid), len(order)))
 
 
-def _group_of(item: pytest.Item) -> str:
-    fixtures: Iterable[str] = getattr(item, "fixturenames", ())
-    shared = next((SHARED_SERVERS[name] for name in fixtures if name in SHARED_SERVERS), None)
-    return f"server-{shared}" if shared else Path(item.path).stem
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Divide a parallel run by `group_of`.
+
+    xdist's own way, marks and `--dist loadgroup`, silently divides by single tests under pytest 9.2 (its issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = group_of
+    return scheduler
 
 
 @pytest.fixture(scope="session")

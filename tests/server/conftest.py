@@ -41,12 +41,9 @@ def without_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
     folder = tmp_path_factory.mktemp("without_adapter")
     config = folder / "config.yaml"
     config.write_text("lora: {draft_adapter: none}\n")
-    cache = _hub_cache(folder, "acme/tiny-dlm", "v1", WITH_ADAPTER)
-    port = free_port()
+    cache = {"HF_HUB_CACHE": str(_hub_cache(folder, "acme/tiny-dlm", "v1", WITH_ADAPTER))}
     flags = ("--revision", "v1", "--dllm-algorithm-config", str(config), "--disable-overlap-schedule")
-    command = (sys.executable, "-m", "sglang.launch_server", "--model-path", "acme/tiny-dlm", "--port", str(port))
-    environment = {"HF_HUB_CACHE": str(cache)}
-    with Server.command(*command, *flags, port=port, log=folder / "log", env=environment) as server:
+    with Server.launch("acme/tiny-dlm", *flags, log=folder / "log", env=cache) as server:
         yield server
 
 
@@ -56,7 +53,7 @@ def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port, log = free_port(), tmp_path_factory.mktemp("paged") / "log"
     sglang = str(Path(sys.executable).parent / "sglang")
     flags = ("--model-path", str(RANDOM), "--port", str(port), "--page-size", "8")
-    with Server.command(sglang, "serve", *flags, port=port, log=log) as server:
+    with Server.python(sglang, "serve", *flags, port=port, log=log) as server:
         yield server
 
 

@@ -13,6 +13,8 @@ import requests
 from golden import NEMOTRON_LABS_DIFFUSION, TRAINED
 from serving import ANSWER_SECONDS, Server, generate_body
 
+from dlm_serve.client import Client
+
 MODES = ["autoregressive", "diffusion", "self_speculation"]
 PROMPT = [145, 20, 30]
 EOS, MASK = 11, 100
@@ -265,6 +267,20 @@ def test_logprobs_beside_other_modes(trained: Server) -> None:
     for ours, theirs in zip(together["output_token_logprobs"], alone["output_token_logprobs"], strict=True):
         assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
     assert len(together["output_top_logprobs"]) == 12
+
+
+@mode_table
+def test_log_probabilities_are_those_of_decoding(trained: Server, mode: str) -> None:
+    """An answer is scored as autoregressive decoding scores the tokens that it picks itself."""
+    body = generate_body(PROMPT, 20, ignore_eos=True, request={"return_logprob": True})
+    decoded = trained.post("/generate", body).json()["meta_info"]["output_token_logprobs"]
+    client = Client(trained.url)
+    answer = trained.generate(PROMPT, 20, mode=mode, ignore_eos=True)["output_ids"]
+    scores = client.log_probabilities(PROMPT, answer)
+    assert len(scores) == 20
+    same = next((i for i, entry in enumerate(decoded) if entry[1] != answer[i]), 20)
+    assert same == 20 or mode == "diffusion"
+    assert scores[:same] == pytest.approx([entry[0] for entry in decoded[:same]], abs=1e-4)
 
 
 def test_convergence_threshold_saves_forwards(trained: Server) -> None:

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from golden import MODES
-from serving import ANSWER_SECONDS, Server, generate_body
+from serving import ANSWER_SECONDS, Server
 
 from dlm_serve.client import Client
 
@@ -84,18 +83,3 @@ def test_eval(nano: Server, tmp_path: Path) -> None:
     assert min(result["figures"]["tokens_per_forward"] for result in (fast, slow, speculative)) > 3
     assert speculative["figures"]["acceptance_length"] > 5
     assert exact["figures"]["acceptance_length"] is None
-
-
-@pytest.mark.parametrize("mode", MODES.values())
-def test_log_probabilities_are_those_of_decoding(trained: Server, mode: str) -> None:
-    """An answer is scored as autoregressive decoding scores the tokens that it picks itself."""
-    prompt = [145, 20, 30]
-    body = generate_body(prompt, 20, ignore_eos=True, request={"return_logprob": True})
-    decoded = trained.post("/generate", body).json()["meta_info"]["output_token_logprobs"]
-    client = Client(trained.url)
-    answer = trained.generate(prompt, 20, mode=mode, ignore_eos=True)["output_ids"]
-    scores = client.log_probabilities(prompt, answer)
-    assert len(scores) == 20
-    same = next((i for i, entry in enumerate(decoded) if entry[1] != answer[i]), 20)
-    assert same == 20 or mode == "diffusion"
-    assert scores[:same] == pytest.approx([entry[0] for entry in decoded[:same]], abs=1e-4)

@@ -39,7 +39,7 @@ def test_batched_with_other_settings_is_alone(trained: Server, crowded: Server) 
     bodies = [
         generate_body(
             [150 + i, 20, 30],
-            120,
+            60,
             mode=MODES[i % 3],
             dlm={} if MODES[i % 3] == "autoregressive" else {"block_length": [3, 8, 16, 1][i % 4]},
             ignore_eos=True,

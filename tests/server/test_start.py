@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,14 +28,11 @@ def without_weights(tmp_path: Path) -> Path:
     return folder
 
 
-def test_incomplete_checkpoint(without_weights: Path) -> None:
+def test_incomplete_checkpoint(without_weights: Path, tmp_path: Path) -> None:
     """The other ways in which a checkpoint can be wrong are unit tests of `Checkpoint`; they end here too."""
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(without_weights)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=START_SECONDS, env=users_environment(), check=False
-    )
-    assert done.returncode != 0
-    message = done.stderr.splitlines()[-1]
+    command, log = ["-m", "sglang.launch_server", "--model-path", str(without_weights)], tmp_path / "log"
+    assert Program(command, users_environment(), log).wait(START_SECONDS) != 0
+    message = log.read_text().splitlines()[-1]
     assert "CheckpointError: weights" in message
     assert "no *.safetensors file" in message
 

@@ -45,6 +45,9 @@ MODULES = (
 READ_AT_IMPORT = {"sglang.srt.managers.scheduler": ("TEST_RETRACT", "TEST_RETRACT_INTERVAL")}
 """What SGLang took from the environment when it was imported, and takes from the program's environment anew."""
 
+HUB_CACHE = "HF_HUB_CACHE"
+"""What `huggingface_hub` took, likewise; it reads its own constant each time."""
+
 IMPORT_SECONDS = 600
 MAX_DESCRIPTORS = 1024
 
@@ -203,6 +206,8 @@ def _set_environment(env: Mapping[str, str]) -> None:
         for name in names:
             assert hasattr(sys.modules[module], name)
             setattr(sys.modules[module], name, getattr(envs, f"SGLANG_{name}").get())
+    if HUB_CACHE in env:
+        setattr(sys.modules["huggingface_hub.constants"], HUB_CACHE, env[HUB_CACHE])
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -71,16 +71,21 @@ class Server:
         return cls(process, port, log)
 
     @classmethod
-    def launch(cls, model_path: Path | str, *flags: str, log: Path, env: Mapping[str, str] | None = None) -> Server:
-        """`python -m sglang.launch_server` on a free port, forked from a process that has imported SGLang.
+    def python(cls, *arguments: str, port: int, log: Path, env: Mapping[str, str] | None = None) -> Server:
+        """`python` with `arguments` that start a server at `port`, forked from a process that has imported SGLang.
 
         Where there is a GPU it is started plainly: what has looked for one must not be forked.
         """
-        port = free_port()
-        module = ["-m", "sglang.launch_server", "--model-path", str(model_path), "--port", str(port), *flags]
         if torch.accelerator.is_available():
-            return cls.command(sys.executable, *module, port=port, log=log, env=env)
-        return cls(Program(module, {**users_environment(), **(env or {})}, log), port, log)
+            return cls.command(sys.executable, *arguments, port=port, log=log, env=env)
+        return cls(Program(arguments, {**users_environment(), **(env or {})}, log), port, log)
+
+    @classmethod
+    def launch(cls, model_path: Path | str, *flags: str, log: Path, env: Mapping[str, str] | None = None) -> Server:
+        """`python -m sglang.launch_server` on a free port."""
+        port = free_port()
+        module = ("-m", "sglang.launch_server", "--model-path", str(model_path), "--port", str(port))
+        return cls.python(*module, *flags, port=port, log=log, env=env)
 
     def __enter__(self) -> Server:
         deadline = time.monotonic() + START_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from dlm_serve.errors import ConfigError
 from dlm_serve.training import trainer
 from dlm_serve.training.config import TrainingConfig
+from dlm_serve.training.curves import plot_curves
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
 
@@ -46,6 +48,14 @@ def outcome(config: TrainingConfig) -> tuple[dict[str, torch.Tensor], list[dict[
         tensors.update(load_file(file))
     history = json.loads((config.output / "history.json").read_text())
     return tensors, [{name: value for name, value in entry.items() if name != "minutes"} for entry in history]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_curves() -> Iterator[None]:
+    """Drawn at every checkpoint, the curves would take ten times as long as the steps; one test has them drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "plot_curves", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +103,8 @@ def test_a_resumed_run_ends_as_if_never_stopped(
     assert_same(config, uninterrupted)
 
 
-def test_losses_are_finite_and_fall(tmp_path: Path, corpus_folder: Path) -> None:
+def test_losses_are_finite_and_fall(tmp_path: Path, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "plot_curves", plot_curves)
     phase = {"steps": 30, "learning_rate": 1e-2, "warmup_steps": 5}
     draft = {**phase, "rank": 4}
     convert = {**phase, "weight_by_mask_ratio": False}
