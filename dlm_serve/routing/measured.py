@@ -13,14 +13,16 @@ from dlm_serve.routing.policy import Split, Splits
 from dlm_serve.routing.router import Outcome, Policy
 from dlm_serve.routing.yields import YieldModel
 
-_NOBODY = -1
+_NOT_ON_TRIAL = -2
+_MOST_SAVED_MS = 200.0
+"""Time for trials that may be saved up, and that a server starts with."""
 
 
 class MeasuredPolicy(Policy):
     """Changes the split where another is better by more than `hysteresis`, and spends little time on trials.
 
     Requests that decode autoregressively show nothing about drafts, and short blocks nothing about later drafts. A
-    trial lets a request decode one block, or a longer one, if what that might yield would change the split. Trials take
+    trial lets requests decode one block, or a longer one, if what that might yield would change the split. Trials take
     at most `trial_share` of the time.
     """
 
@@ -39,8 +41,8 @@ class MeasuredPolicy(Policy):
         self._hysteresis = hysteresis
         self._trial_share = trial_share
         self._latency_slo_ms = latency_slo_ms
-        self._trial_slot, self._kind_before = _NOBODY, AUTOREGRESSIVE
-        self._budget_ms = 0.0
+        self._kinds_before: Integers = np.full(capacity, _NOT_ON_TRIAL)
+        self._budget_ms = _MOST_SAVED_MS
 
     def enter(self, slot: int, state: RequestState) -> None:
         """See `Policy`."""
@@ -54,7 +56,7 @@ class MeasuredPolicy(Policy):
     def choose(self, batch: RunningBatch, table: CostTable, elapsed_ms: float) -> Outcome:
         """See `Policy`."""
         self.yields.fade(elapsed_ms / 1000)
-        self._budget_ms += self._trial_share * elapsed_ms
+        self._budget_ms = min(self._budget_ms + self._trial_share * elapsed_ms, _MOST_SAVED_MS)
         expected = self.yields.expected(batch.slots, batch.remaining)
         splits = Splits(batch, table, self._latency_slo_ms)
         kept = splits.assess(self._without_trial(batch), expected)
@@ -73,12 +75,17 @@ class MeasuredPolicy(Policy):
         )
 
     def _without_trial(self, batch: RunningBatch) -> Integers:
-        """Return how the requests of `batch` decode [F], with the one on trial back where it was."""
-        return np.where(batch.slots == self._trial_slot, self._kind_before, batch.kinds)
+        """Return how the requests of `batch` decode [F], with those on trial back where they were."""
+        before = self._kinds_before[batch.slots]
+        return np.where(before == _NOT_ON_TRIAL, batch.kinds, before)
 
     def _tried(self, batch: RunningBatch, splits: Splits, chosen: Split, expected: Array) -> Integers | None:
-        """Return `chosen` with one request moved, if that may show a better split and there is time to find out."""
-        self._trial_slot = _NOBODY
+        """Return another split for one block, if it may turn out better and there is time to find out.
+
+        It is the one that would be best if requests were as easy as is still likely or, where that costs less, the
+        chosen one with the most doubtful request moved.
+        """
+        self._kinds_before[:] = _NOT_ON_TRIAL
         if self._budget_ms <= 0:
             return None
         hopeful = self.yields.hopeful(batch.slots, batch.remaining)
@@ -88,19 +95,25 @@ class MeasuredPolicy(Policy):
         moved = np.flatnonzero((hoped.kinds != chosen.kinds) & (hoped.kinds != AUTOREGRESSIVE))
         if not len(moved):
             return None
-        hoped_kinds = hoped.kinds[moved]
-        row = int(moved[(hopeful[hoped_kinds, moved] - expected[hoped_kinds, moved]).argmax()])
-        kinds = chosen.kinds.copy()
-        kinds[row] = hoped.kinds[row]
-        trial = splits.assess(kinds, expected)
-        lost = 1 - trial.tokens_per_ms / chosen.tokens_per_ms
-        price = max(self.yields.forwards_per_block(int(kinds[row])) * trial.ms * lost, 0.0)
+        doubt = hopeful[hoped.kinds[moved], moved] - expected[hoped.kinds[moved], moved]
+        row = int(moved[doubt.argmax()])
+        single = chosen.kinds.copy()
+        single[row] = hoped.kinds[row]
+        forwards = self.yields.forwards_per_block(int(hoped.kinds[row]))
+        price, kinds = min(
+            ((self._price(splits.assess(kinds, expected), chosen, forwards), kinds) for kinds in (hoped.kinds, single)),
+            key=lambda trial: trial[0],
+        )
         if price > self._budget_ms:
             return None
-        # What is left over is not saved up for a burst of trials.
-        self._budget_ms = min(self._budget_ms - price, price)
-        self._trial_slot, self._kind_before = int(batch.slots[row]), int(chosen.kinds[row])
+        self._budget_ms -= price
+        on_trial = np.flatnonzero(kinds != chosen.kinds)
+        self._kinds_before[batch.slots[on_trial]] = chosen.kinds[on_trial]
         return kinds
+
+    def _price(self, trial: Split, chosen: Split, num_forwards: float) -> float:
+        """Return the milliseconds that a block of `trial` loses against `chosen`."""
+        return max(num_forwards * trial.ms * (1 - trial.tokens_per_ms / chosen.tokens_per_ms), 0.0)
 
     def _first(self, chosen: Split, expected: Array) -> Choice | None:
         """Return how a new request begins: in blocks, if it may yield as much as the least of those in blocks."""

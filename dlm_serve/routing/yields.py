@@ -1,9 +1,11 @@
 """How many tokens a forward yields: for each request, and for each way to decode its blocks.
 
-A verification of a block of W tokens emits one token and, behind it, each draft up to the first that is wrong. Whether
-a draft is right, given that those before it are, hardly depends on what else is drafted: so the survival curve of
-drafts by position says what blocks of every length yield, and a block that ended before a position says nothing about
-it. A request has few blocks: its curve is drawn to that of all requests, by `_PRIOR_BLOCKS` blocks' worth.
+A verification of a block of W tokens emits one token and, behind it, each draft up to the first that is wrong. How
+likely a draft is wrong, if those before it are right, depends on its position, which all requests share, and on the
+request: code is easier than prose. So each request has a difficulty, by which the hazard of every position is
+multiplied. This is the frailty model of survival analysis, with gamma-distributed difficulties of mean 1: their
+estimates have a closed form, a block that was cut short says nothing about later positions, and what blocks of one
+length show serves for those of others.
 """
 
 from __future__ import annotations
@@ -16,27 +18,32 @@ from dlm_serve.decoding import Evidence, Mode
 from dlm_serve.routing.batch import Array, Choice, Integers
 
 _ENDS = np.array([2, 4, 8, 16, 32, 64])
-"""Drafts 1, 2 to 3, 4 to 7, ... 32 to 63 share a probability: segment s ends before `_ENDS[s]`."""
+"""Drafts 1, 2 to 3, 4 to 7, ... 32 to 63 share a hazard: segment s ends before `_ENDS[s]`."""
 _STARTS = np.array([1, 2, 4, 8, 16, 32])
 _FULL = _ENDS - _STARTS
-_SURE = 1 - 1e-9
-"""The greatest probability that a sum of a geometric series is taken for."""
+_LEAST_HAZARD = 1e-4
 
 
 class YieldModel:
     """Learns from finished blocks."""
 
-    _PRIOR_BLOCKS = 3.0
-    _REQUEST_FADE = 0.97
-    """What a block of a request leaves of the weight of those before it."""
     _SHARED_FADE = 0.998
-    """The same for all requests together."""
+    """What a block leaves of the weight of those before it, for what all requests share."""
+    _REQUEST_FADE = 0.97
+    """The same for the difficulty of a request."""
     _HALF_LIFE_S = 60.0
     """Seconds after which half of what was learned is forgotten, so that what is never tried is doubted again."""
-    _FIRST_GUESS = 0.75
-    """The probability that the first draft is right, before any was seen; later ones are as likely as those before."""
+    _REQUEST_HALF_LIFE_S = 20.0
+    _FIRST_GUESS = 0.3
+    """The hazard of the first draft, before any was seen. That of later ones is guessed to be that of those before."""
     _GUESS_WEIGHT = 4.0
     """Drafts of each segment that a guess is worth."""
+    _POOLED_WEIGHT = 100.0
+    """Drafts of each segment that blocks of all lengths are worth, for those of one length."""
+    _VARIANCE_GUESS = 1.0
+    """The variance of difficulties before any were compared, and how many pairs of blocks that is worth."""
+    _VARIANCE_WEIGHT = 2.0
+    _VARIANCES = (0.02, 4.0)
 
     def __init__(self, choices: Sequence[Choice], capacity: int) -> None:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""
@@ -45,24 +52,31 @@ class YieldModel:
         self._lengths = np.array([_drafts_per_segment(length - 1) for _, length in self.choices])  # [K, S]
         self._is_diffusion = np.array([mode is Mode.DIFFUSION for mode, _ in choices], dtype=np.bool_)
         self._whole = np.array([float(length) for mode, length in choices if mode is Mode.DIFFUSION])[:, None]
-        self._tried = np.zeros((capacity, len(_ENDS)))  # drafts of each request, by segment
-        self._right = np.zeros((capacity, len(_ENDS)))
-        self._all_tried, self._all_right = np.zeros(len(_ENDS)), np.zeros(len(_ENDS))
-        self._rate = self._rates()
-        # By choice: what blocks emitted, what was expected of them (as much, at first), and the forwards they took.
-        self._emitted, self._expected = np.full(len(self.choices), 20.0), np.full(len(self.choices), 20.0)
+        # Of each request: wrong drafts, and drafts that were tried, by segment.
+        self._wrong, self._tried = np.zeros(capacity), np.zeros((capacity, len(_ENDS)))
+        # Of all: the same by choice and segment, each tried draft weighted by the difficulty of its request.
+        size = (len(self.choices), len(_ENDS))
+        self._all_wrong, self._all_tried = np.zeros(size), np.zeros(size)
+        # How blocks of a request deviate together, over what they would if difficulties varied by 1.
+        self._together, self._scale = 0.0, 0.0
         self._forwards, self._blocks = np.full(len(self.choices), 2.0), np.ones(len(self.choices))
+        self._take_up()
 
     def forget(self, slot: int) -> None:
         """Make `slot` ready for another request."""
-        self._tried[slot] = self._right[slot] = 0
+        self._wrong[slot] = self._tried[slot] = 0
 
     def fade(self, seconds: float) -> None:
-        """Let so many seconds pass, and take up what was observed of all requests."""
+        """Let so many seconds pass, and take up what was observed."""
         left = 0.5 ** (seconds / self._HALF_LIFE_S)
-        self._all_right *= left
+        self._all_wrong *= left
         self._all_tried *= left
-        self._rate = self._rates()
+        self._together *= left
+        self._scale *= left
+        left = 0.5 ** (seconds / self._REQUEST_HALF_LIFE_S)
+        self._wrong *= left
+        self._tried *= left
+        self._take_up()
 
     def observe(self, slot: int, blocks: Iterable[Evidence]) -> None:
         """Learn from finished blocks of the request in `slot`."""
@@ -70,74 +84,82 @@ class YieldModel:
             k = self._index.get((block.mode, block.block_length))
             if k is None:
                 continue
-            self._learn_rates(k, slot, block)
+            self._blocks[k] = self._SHARED_FADE * self._blocks[k] + 1
+            self._forwards[k] = self._SHARED_FADE * self._forwards[k] + block.num_forwards
             if block.mode is Mode.SELF_SPECULATION:
-                self._learn_drafts(slot, block)
+                self._learn_drafts(k, slot, block)
 
     def expected(self, slots: Integers, remaining: Array) -> Array:
         """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens."""
-        return self._per_forward(self._chance(slots), remaining)
+        return self._per_forward(self._difficulty(slots), remaining)
 
     def hopeful(self, slots: Integers, remaining: Array) -> Array:
-        """Return as many as a standard deviation allows: what a trial could show."""
-        chance = self._chance(slots)
-        weight = self._tried[slots] + self._PRIOR_BLOCKS
-        return self._per_forward(np.minimum(chance + np.sqrt(chance * (1 - chance) / (weight + 1)), 1), remaining)
-
-    def _chance(self, slots: Integers) -> Array:
-        """Return how likely a draft of each request is right [B, S], given that those before it are."""
-        weight = self._tried[slots] + self._PRIOR_BLOCKS
-        return np.asarray((self._right[slots] + self._PRIOR_BLOCKS * self._rate) / weight)
+        """Return as many as there would be if requests were as easy as is still likely: what a trial could show."""
+        spread = 1 / np.sqrt(1 / self._variance + self._wrong[slots])
+        return self._per_forward(self._difficulty(slots) * np.maximum(1 - 1.3 * spread, 0.05), remaining)
 
     def usual(self) -> Array:
         """Return the tokens per forward [K] of a request that nothing is known about."""
-        return np.asarray(self._per_forward(self._rate[None], np.full(1, np.inf))[:, 0])
+        return self._per_forward(np.ones(1), np.full(1, np.inf))[:, 0]
 
     def forwards_per_block(self, k: int) -> float:
         """Return how many forwards a block of choice `k` takes."""
         return float(self._forwards[k] / self._blocks[k])
 
-    def _per_forward(self, chance: Array, remaining: Array) -> Array:
-        per_block = np.minimum(self._per_block(chance), np.maximum(remaining, 1))
-        return np.asarray(per_block / (self._forwards / self._blocks)[:, None])
+    def _difficulty(self, slots: Integers) -> Array:
+        """Return by what the hazards of each request are multiplied [B]: the mean of its gamma posterior."""
+        expected_wrong = self._tried[slots] @ self._hazard
+        return np.asarray((1 / self._variance + self._wrong[slots]) / (1 / self._variance + expected_wrong))
 
-    def _per_block(self, chance: Array) -> Array:
-        """Return the tokens per block [K, B] where a draft is right with `chance` [B, S]."""
-        # In a segment that n drafts reach into, its drafts yield p + p^2 + ... + p^n for each block that reaches it.
-        log = np.log(np.minimum(chance, _SURE))
-        reached = np.exp(np.cumsum(log * _FULL, axis=1) - log * _FULL)
-        chance = np.exp(log)
-        series = chance / (1 - chance) * -np.expm1(log * self._lengths[:, None, :])  # [K, B, S]
-        tokens = 1 + (reached * series).sum(axis=2)
+    def _per_forward(self, difficulty: Array, remaining: Array) -> Array:
+        tokens = self._per_block(difficulty[:, None] * self._hazard) * self._correction[:, None]
         tokens[self._is_diffusion] = self._whole
-        return np.asarray(tokens * (self._emitted / self._expected)[:, None])
+        return np.minimum(tokens, np.maximum(remaining, 1)) / (self._forwards / self._blocks)[:, None]
 
-    def _rates(self) -> Array:
-        """Return how likely a draft is right [S], over all requests."""
-        rates, guess = [], self._FIRST_GUESS
-        for right, tried in zip(self._all_right.tolist(), self._all_tried.tolist(), strict=True):
-            guess = (right + self._GUESS_WEIGHT * guess) / (tried + self._GUESS_WEIGHT)
-            rates.append(guess)
-        return np.array(rates)
+    def _per_block(self, hazard: Array) -> Array:
+        """Return the tokens of a verified block [K, B] where drafts are wrong with `hazard` [B, S]."""
+        log = -np.maximum(hazard, _LEAST_HAZARD)
+        whole = log * _FULL
+        reached = np.exp(np.cumsum(whole, axis=1) - whole)
+        chance = np.exp(log)
+        # In a segment that n drafts reach into, they yield p + p^2 + ... + p^n for each block that reaches it.
+        series = chance / (1 - chance) * -np.expm1(log * self._lengths[:, None, :])  # [K, B, S]
+        return np.asarray(1 + (reached * series).sum(axis=2))
 
-    def _learn_rates(self, k: int, slot: int, block: Evidence) -> None:
-        """Learn how many forwards a block takes, and how far what blocks emit is from what was expected."""
-        self._blocks[k] = self._SHARED_FADE * self._blocks[k] + 1
-        self._forwards[k] = self._SHARED_FADE * self._forwards[k] + block.num_forwards
-        if block.is_cut or block.mode is Mode.DIFFUSION:
-            return
-        expected = float(self._per_block(self._chance(np.array([slot])))[k, 0] * self._expected[k] / self._emitted[k])
-        self._emitted[k] = self._SHARED_FADE * self._emitted[k] + block.num_emitted
-        self._expected[k] = self._SHARED_FADE * self._expected[k] + expected
-
-    def _learn_drafts(self, slot: int, block: Evidence) -> None:
+    def _learn_drafts(self, k: int, slot: int, block: Evidence) -> None:
         num_right = max(block.num_emitted - 1, 0)
-        was_wrong = not block.is_cut and num_right < block.block_length - 1
-        right, tried = _drafts_per_segment(num_right), _drafts_per_segment(num_right + was_wrong)
-        self._right[slot] = self._REQUEST_FADE * self._right[slot] + right
+        is_wrong = not block.is_cut and num_right < block.block_length - 1
+        right, up_to_wrong = _drafts_per_segment(num_right), _drafts_per_segment(num_right + is_wrong)
+        tried = (right + up_to_wrong) / 2  # a draft that is wrong was exposed to its hazard for half its time
+        difficulty = float(self._difficulty(np.array([slot]))[0])
+        expected, expected_before = float(tried @ self._hazard), float(self._tried[slot] @ self._hazard)
+        # Blocks of one request are wrong more or less often together, by as much as difficulties vary.
+        deviation = (is_wrong - expected) * (self._wrong[slot] - expected_before)
+        self._together = self._SHARED_FADE * self._together + deviation
+        self._scale = self._SHARED_FADE * self._scale + expected * expected_before
+        self._wrong[slot] = self._REQUEST_FADE * self._wrong[slot] + is_wrong
         self._tried[slot] = self._REQUEST_FADE * self._tried[slot] + tried
-        self._all_right = self._SHARED_FADE * self._all_right + right
-        self._all_tried = self._SHARED_FADE * self._all_tried + tried
+        self._all_wrong *= self._SHARED_FADE
+        self._all_tried *= self._SHARED_FADE
+        self._all_tried[k] += difficulty * tried
+        self._all_wrong[k] += up_to_wrong - right
+
+    def _take_up(self) -> None:
+        """Take up what was observed of all requests.
+
+        Sets `_hazard` [S], `_variance` of the difficulties, and `_correction` [K], by how much blocks of one length
+        yield more than the hazards of all say: they draft beside more or fewer masks.
+        """
+        hazards, guess = [], self._FIRST_GUESS
+        for wrong, tried in zip(self._all_wrong.sum(0).tolist(), self._all_tried.sum(0).tolist(), strict=True):
+            guess = (wrong + self._GUESS_WEIGHT * guess) / (tried + self._GUESS_WEIGHT)
+            hazards.append(guess)
+        self._hazard = np.array(hazards)
+        own = (self._all_wrong + self._POOLED_WEIGHT * self._hazard) / (self._all_tried + self._POOLED_WEIGHT)
+        self._correction = self._per_block(own).diagonal() / self._per_block(self._hazard[None])[:, 0]
+        prior = self._VARIANCE_WEIGHT
+        variance = (self._together + prior * self._VARIANCE_GUESS) / (self._scale + prior)
+        self._variance = min(max(variance, self._VARIANCES[0]), self._VARIANCES[1])
 
 
 def _drafts_per_segment(number: int) -> Array:

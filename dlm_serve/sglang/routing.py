@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping
 
 from dlm_serve.options.server_file import RoutingPolicy
 from dlm_serve.routing.batch import RunningRequest
@@ -13,6 +16,34 @@ from dlm_serve.routing.rules import RulesPolicy
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.requests import state_of
 from dlm_serve.sglang.serving import Serving
+
+logger = logging.getLogger(__name__)
+
+
+class RoutingLog:
+    """Writes what the router does to the log, at most once a minute and only when it has changed."""
+
+    _SECONDS = 60.0
+
+    def __init__(self) -> None:
+        self._last_time = -math.inf
+        self._last_choices: object = None
+
+    def note(self, report: Mapping[str, object]) -> None:
+        """Log the `report` of a router, if there is something new in it."""
+        choices, now = report.get("requests"), time.monotonic()
+        ways = sorted(choices) if isinstance(choices, Mapping) else None
+        if ways is None or ways == self._last_choices or now - self._last_time < self._SECONDS:
+            return
+        self._last_time, self._last_choices = now, ways
+        logger.info(
+            "Requests with mode auto decode as %s: %s tokens per second are expected, %s autoregressively; "
+            "%s switches so far",
+            choices,
+            report["expected_tokens_per_s"],
+            report["expected_autoregressive"],
+            report["switches"],
+        )
 
 
 def make_router(serving: Serving, costs: CostModel, capacity: int) -> Router:

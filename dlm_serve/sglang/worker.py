@@ -27,7 +27,7 @@ from dlm_serve.sglang.first_block import FirstBlocks
 from dlm_serve.sglang.planned_step import StepPlanner
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, ServerArgsLike, WorkerLike
 from dlm_serve.sglang.requests import state_of
-from dlm_serve.sglang.routing import make_router, running
+from dlm_serve.sglang.routing import RoutingLog, make_router, running
 from dlm_serve.sglang.sampler import DlmSampler
 from dlm_serve.sglang.serving import load_serving
 from dlm_serve.sglang.step_timer import EventTimer, HostTimer, StepTimer
@@ -109,6 +109,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self._timer: StepTimer[Any] = EventTimer() if self.device == "cuda" else HostTimer()
         self._first = serving.choices[0] if serving.choices else None
         self.router = make_router(serving, costs, num_requests)
+        self._log = RoutingLog()
 
     def _costs(self, step: Step, decode: DecodeForward, max_rows: int) -> CostModel:
         """Return what forwards cost: measured where graphs are captured, else learned as they run."""
@@ -129,7 +130,11 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         for step in self._timer.finished():
             self.router.observe(step.shape, step.ms)
         number = self._planner.num_steps
-        return self.router.decide(running(reqs), number) if self.router.is_due(number, len(reqs)) else None
+        if not self.router.is_due(number, len(reqs)):
+            return None
+        decision = self.router.decide(running(reqs), number)
+        self._log.note(self.router.report())
+        return decision
 
     def apply(self, decision: Decision, reqs: Sequence[ReqLike]) -> None:
         """Let SGLang's `reqs`, which run, go on as was decided, and those that come begin so. For every rank."""

@@ -201,8 +201,11 @@ def test_statistics(trained: Server) -> None:
         "tokens_per_forward",
         "acceptance_length",
         "block_length",
+        "mode_switches",
+        "tokens",
     ]
     assert statistics["mode"] == "diffusion"
+    assert (statistics["mode_switches"], list(statistics["tokens"])) == (0, ["diffusion/8"])
     assert statistics["tokens_per_forward"] == round(16 / statistics["nfe"], 4)
     assert statistics["acceptance_length"] is None
     assert trained.generate(PROMPT, 1, mode="diffusion")["meta_info"]["dlm"]["tokens_per_forward"] is None
@@ -221,21 +224,21 @@ def test_statistics(trained: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "mode"),
+    "asked",
     [
-        pytest.param({}, "self_speculation", id="nothing"),
-        pytest.param({"regex": "[a-z]{3,9}"}, "autoregressive", id="regex"),
-        pytest.param({"json_schema": '{"type": "integer"}'}, "autoregressive", id="json_schema"),
-        pytest.param({"frequency_penalty": 0.5}, "autoregressive", id="frequency_penalty"),
-        pytest.param({"presence_penalty": 0.5}, "autoregressive", id="presence_penalty"),
-        pytest.param({"repetition_penalty": 1.1}, "autoregressive", id="repetition_penalty"),
-        pytest.param({"logit_bias": {"65": 5.0}}, "autoregressive", id="logit_bias"),
-        pytest.param({"min_new_tokens": 5}, "autoregressive", id="min_new_tokens"),
-        pytest.param({"request": {"return_logprob": True}}, "autoregressive", id="logprobs"),
+        pytest.param({"regex": "[a-z]{3,9}"}, id="regex"),
+        pytest.param({"json_schema": '{"type": "integer"}'}, id="json_schema"),
+        pytest.param({"frequency_penalty": 0.5}, id="frequency_penalty"),
+        pytest.param({"presence_penalty": 0.5}, id="presence_penalty"),
+        pytest.param({"repetition_penalty": 1.1}, id="repetition_penalty"),
+        pytest.param({"logit_bias": {"65": 5.0}}, id="logit_bias"),
+        pytest.param({"min_new_tokens": 5}, id="min_new_tokens"),
+        pytest.param({"request": {"return_logprob": True}}, id="logprobs"),
     ],
 )
-def test_auto_honours_what_is_asked(trained: Server, asked: dict[str, Any], mode: str) -> None:
-    assert trained.generate(PROMPT, 10, **asked)["meta_info"]["dlm"]["mode"] == mode
+def test_auto_decodes_autoregressively_where_a_request_needs_it(trained: Server, asked: dict[str, Any]) -> None:
+    statistics = trained.generate(PROMPT, 10, **asked)["meta_info"]["dlm"]
+    assert (statistics["mode"], list(statistics["tokens"])) == ("autoregressive", ["autoregressive"])
 
 
 def test_what_only_autoregression_honours(trained: Server) -> None:

@@ -37,9 +37,18 @@ def test_forwards_add_up(step: StepShape, ms: float) -> None:
     assert card().ms(step) == pytest.approx(ms)
 
 
-def test_interpolated() -> None:
-    """Linear between sizes and beyond the last; never less than for fewer rows."""
-    assert interpolated([1, 2, 4, 8], [5, 4, 7, 9], 12).tolist() == [5, 5, 5, 6, 7, 7.5, 8, 8.5, 9, 9.5, 10, 10.5, 11]
+@pytest.mark.parametrize(
+    ("values", "beyond"),
+    [([5, 4, 7, 13], [14.5, 16]), ([5, 6, 12, 13], [13 + 8 / 7, 13 + 16 / 7]), ([5, 5, 6, 5], [6 + 1 / 7, 6 + 2 / 7])],
+    ids=["as at the end", "as on the whole", "noise at the end"],
+)
+def test_beyond_the_largest_size(values: list[float], beyond: list[float]) -> None:
+    assert interpolated([1, 2, 4, 8], values, 10)[9:].tolist() == pytest.approx(beyond)
+
+
+def test_between_sizes() -> None:
+    """In proportion, and never less than for fewer rows."""
+    assert interpolated([1, 2, 4, 8], [5, 4, 7, 9], 8).tolist() == [5, 5, 5, 6, 7, 7.5, 8, 8.5, 9]
 
 
 def taught(costs: CostModel, truth: CostTable, rounds: int, seed: int = 0) -> CostTable:

@@ -1,0 +1,58 @@
+"""What an operator reads in the log, and how long steps take."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from dlm_serve.routing.costs import StepShape
+from dlm_serve.sglang import routing, step_timer
+from dlm_serve.sglang.routing import RoutingLog
+from dlm_serve.sglang.step_timer import HostTimer, TimedStep
+
+
+def report_of(**requests: int) -> dict[str, Any]:
+    return {"requests": requests, "expected_tokens_per_s": 9.0, "expected_autoregressive": 7.0, "switches": 3}
+
+
+def test_the_log_has_a_line_a_minute_and_only_when_the_choice_has_changed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    log, now = RoutingLog(), [0.0]
+    monkeypatch.setattr(routing.time, "monotonic", lambda: now[0])
+    seen = []
+    for seconds, report in (
+        (0, report_of(autoregressive=2)),
+        (30, report_of(autoregressive=2, drafts=1)),
+        (70, report_of(autoregressive=5)),
+        (80, report_of(drafts=1)),
+        (90, report_of(autoregressive=1)),
+        (900, {}),
+    ):
+        now[0] = seconds
+        before = len(caplog.records)
+        log.note(report)
+        seen.append(len(caplog.records) - before)
+    assert seen == [1, 0, 0, 1, 0, 0]
+    assert "{'drafts': 1}: 9.0 tokens per second are expected, 7.0 autoregressively" in caplog.text
+
+
+def test_a_step_behind_another_is_timed_from_its_end_and_others_from_their_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([10.0, 10.002, 10.01, 20.0, 20.005])
+    monkeypatch.setattr(step_timer.time, "perf_counter", lambda: next(clock))
+    timer, first, second, third = HostTimer(), *(StepShape(num_decode=n) for n in (1, 2, 3))
+    timer.begin_step()
+    timer.end_step(first)
+    timer.begin_step()
+    timer.end_step(second)
+    timer.interrupt()
+    timer.begin_step()
+    timer.end_step(third)
+    found = [TimedStep(step.shape, round(step.ms, 3)) for step in timer.finished()]
+    assert found == [(first, 2.0), (second, 8.0), (third, 5.0)]
+    assert list(timer.finished()) == []
