@@ -100,7 +100,7 @@ class YieldModel:
 
     def usual(self) -> Array:
         """Return the tokens per forward [K] of a request that nothing is known about."""
-        return self._per_forward(np.ones(1), np.full(1, np.inf))[:, 0]
+        return np.asarray(self._per_forward(np.ones(1), np.full(1, np.inf))[:, 0])
 
     def forwards_per_block(self, k: int) -> float:
         """Return how many forwards a block of choice `k` takes."""
@@ -114,7 +114,7 @@ class YieldModel:
     def _per_forward(self, difficulty: Array, remaining: Array) -> Array:
         tokens = self._per_block(difficulty[:, None] * self._hazard) * self._correction[:, None]
         tokens[self._is_diffusion] = self._whole
-        return np.minimum(tokens, np.maximum(remaining, 1)) / (self._forwards / self._blocks)[:, None]
+        return np.asarray(np.minimum(tokens, np.maximum(remaining, 1)) / (self._forwards / self._blocks)[:, None])
 
     def _per_block(self, hazard: Array) -> Array:
         """Return the tokens of a verified block [K, B] where drafts are wrong with `hazard` [B, S]."""

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from dlm_serve.routing.costs import StepShape
-from dlm_serve.sglang import routing, step_timer
 from dlm_serve.sglang.routing import RoutingLog
 from dlm_serve.sglang.step_timer import HostTimer, TimedStep
 
@@ -22,7 +21,7 @@ def test_the_log_has_a_line_a_minute_and_only_when_the_choice_has_changed(
 ) -> None:
     caplog.set_level(logging.INFO)
     log, now = RoutingLog(), [0.0]
-    monkeypatch.setattr(routing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("dlm_serve.sglang.routing.time.monotonic", lambda: now[0])
     seen = []
     for seconds, report in (
         (0, report_of(autoregressive=2)),
@@ -44,7 +43,7 @@ def test_a_step_behind_another_is_timed_from_its_end_and_others_from_their_start
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter([10.0, 10.002, 10.01, 20.0, 20.005])
-    monkeypatch.setattr(step_timer.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr("dlm_serve.sglang.step_timer.time.perf_counter", lambda: next(clock))
     timer, first, second, third = HostTimer(), *(StepShape(num_decode=n) for n in (1, 2, 3))
     timer.begin_step()
     timer.end_step(first)
