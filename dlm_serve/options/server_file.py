@@ -20,7 +20,7 @@ class GenerationConfig(Frozen):
     """Defaults for requests that do not say otherwise."""
 
     mode: Mode = Mode.AUTO
-    """How requests decode; `auto` is the first of the family's modes that can do what the request asks for."""
+    """How requests decode; `auto` leaves it to `routing`, among the modes that can do what the request asks for."""
     block_length: Width | None = None
     """Tokens; None is the checkpoint's `block_size`."""
     threshold: Probability | None = 0.9

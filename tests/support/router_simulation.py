@@ -93,17 +93,15 @@ class Simulation:
         self.router = Router(self.policy, MeasuredCosts(self.table), 256) if self.policy else None
         self._first: Choice | None = CHOICES[-1]
         self._numbers = itertools.count()
+        self.chances: dict[str, float] = {}
 
     @classmethod
     def clairvoyant(cls, table: CostTable, seed: int = 5) -> Simulation:
         """Return one that decides as well as can be."""
         simulation = cls(table, seed=seed, every_step=True)
-        simulation.policy = Clairvoyant(lambda rid: simulation.running(rid).text.chance)
+        simulation.policy = Clairvoyant(lambda rid: simulation.chances[rid])
         simulation.__post_init__()
         return simulation
-
-    def running(self, rid: str) -> Running:
-        return next(request for request in self.requests if request.rid == rid)
 
     def add(self, text: Text) -> None:
         """Let a request begin."""
@@ -111,6 +109,7 @@ class Simulation:
         state.start_as(self._first)
         state.begin(self.num_steps)
         self.requests.append(Running(str(next(self._numbers)), text, state, text.length))
+        self.chances[self.requests[-1].rid] = text.chance
 
     def keep(self, concurrency: int, texts: Callable[[], Text]) -> None:
         """Let as many requests run: new ones begin, or those that run longest are cut off."""
@@ -169,8 +168,7 @@ class Simulation:
         return used
 
     def _accepted(self, chance: float, width: int) -> int:
-        wrong = np.flatnonzero(self.random.random(width - 1) >= chance)
-        return int(wrong[0]) + 1 if len(wrong) else width
+        return min(int(self.random.geometric(1 - chance)), width)
 
 
 def best_fixed(chances: Sequence[float], table: CostTable) -> float:

@@ -1,14 +1,18 @@
-"""Run by test_defaults.py: what the plugin sets on SGLang's arguments, each case a JSON object of those given."""
+"""Run by test_defaults.py: what the plugin sets on SGLang's arguments, each case a JSON object of those given.
+
+`threads` is no argument but the environment's OMP_NUM_THREADS.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
-from dlm_serve.sglang.defaults import prepare_server_args
+from dlm_serve.sglang.defaults import CPU_THREADS_VARIABLE, prepare_server_args
 
 FIELDS = (
     "chunked_prefill_size",
@@ -25,6 +29,11 @@ FIELDS = (
 if __name__ == "__main__":
     load_plugins()
     for case in sys.argv[1:]:
-        server_args = ServerArgs(**json.loads(case))
+        arguments = json.loads(case)
+        os.environ.pop(CPU_THREADS_VARIABLE, None)
+        if "threads" in arguments:
+            os.environ[CPU_THREADS_VARIABLE] = arguments.pop("threads")
+        server_args = ServerArgs(**arguments)
         assert prepare_server_args(server_args)
-        sys.stdout.write(json.dumps({name: getattr(server_args, name) for name in FIELDS}) + "\n")
+        found = {name: getattr(server_args, name) for name in FIELDS}
+        sys.stdout.write(json.dumps({**found, "threads": os.environ.get(CPU_THREADS_VARIABLE)}) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,17 @@ SGLANGS = {
     "max_total_tokens": None,
     "mem_fraction_static": None,
     "page_size": None,
+    "threads": None,
 }
+ALL_CORES_BUT_ONE = str(max(1, len(os.sched_getaffinity(0)) - 1))
 ON_GPU = {**SGLANGS, "dtype": "auto", "max_running_requests": BATCH_SIZES[-1]}
-ON_CPU = {**SGLANGS, "dtype": "auto", "max_running_requests": 64, "max_total_tokens": 1 << 16}
+ON_CPU = {
+    **SGLANGS,
+    "dtype": "auto",
+    "max_running_requests": 64,
+    "max_total_tokens": 1 << 16,
+    "threads": ALL_CORES_BUT_ONE,
+}
 UNCUT = {
     "chunked_prefill_size": -1,
     "disable_prefill_cuda_graph": True,
@@ -36,6 +45,7 @@ NO_TOKEN_STEPS = {"cuda_graph_max_bs_decode": 1}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("nld-trained-b8", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
     ("nld-trained-b8", {"device": "cpu"}, {**ON_CPU, "dtype": "float32"}),
+    ("nld-trained-b8", {"device": "cpu", "threads": "3"}, {**ON_CPU, "dtype": "float32", "threads": "3"}),
     ("nld-trained-b8", {"device": "cuda", "dtype": "float16"}, {**ON_GPU, "dtype": "float16"}),
     (
         "nld-trained-b8",
