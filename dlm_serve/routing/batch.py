@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dlm_serve.decoding import Mode, ModeSettings, RequestState
+from dlm_serve.decoding import Evidence, Mode, ModeSettings, RequestState
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -74,21 +74,25 @@ class Roster:
         self._states: dict[str, RequestState] = {}
         self._unused = list(range(capacity))
 
-    def update(
-        self,
-        requests: Sequence[RunningRequest],
-        enter: Callable[[int, RequestState], None],
-        leave: Callable[[int, RequestState], None],
-    ) -> RunningBatch:
-        """Return the batch of `requests`, once `leave` and `enter` were called with those that went and came."""
+    def evidence(self) -> list[tuple[int, Evidence]]:
+        """Take the finished blocks of all requests, each with its slot; those of requests that ended, too."""
+        found = []
+        for rid, state in self._states.items():
+            if state.evidence:
+                slot = self._slots[rid]
+                found += [(slot, block) for block in state.evidence]
+                state.evidence.clear()
+        return found
+
+    def update(self, requests: Sequence[RunningRequest], enter: Callable[[int, RequestState], None]) -> RunningBatch:
+        """Return the batch of `requests`, once `enter` was called with those that are new."""
         free = [request for request in requests if request.state.is_free]
         slots, states = self._slots, self._states
         if len(states) != len(free) or any(states.get(r.rid) is not r.state for r in free):
             running = {request.rid: request.state for request in free}
             for rid in [rid for rid, state in states.items() if running.get(rid) is not state]:
-                slot = slots.pop(rid)
-                leave(slot, states.pop(rid))
-                self._unused.append(slot)
+                del states[rid]
+                self._unused.append(slots.pop(rid))
             for rid, state in running.items():
                 if rid not in slots:
                     slot = slots[rid] = self._unused.pop()

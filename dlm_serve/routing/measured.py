@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_serve.decoding import RequestState
+from dlm_serve.decoding import Evidence, RequestState
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Choice, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Split, Splits
@@ -48,10 +48,9 @@ class MeasuredPolicy(Policy):
         """See `Policy`."""
         self.yields.forget(slot)
 
-    def observe(self, slot: int, state: RequestState) -> None:
+    def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """See `Policy`."""
-        self.yields.observe(slot, state.evidence)
-        state.evidence.clear()
+        self.yields.observe(slots, blocks)
 
     def choose(self, batch: RunningBatch, table: CostTable, elapsed_ms: float) -> Outcome:
         """See `Policy`."""

@@ -9,12 +9,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from dlm_serve.decoding import RequestState
+from dlm_serve.decoding import Evidence, RequestState
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Choice, Integers, Roster, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
 
 STEPS_BETWEEN = 8
 """Steps from one decision to the next: four blocks of self-speculation."""
+
+MANY_REQUESTS, STEPS_BETWEEN_MANY = 32, 16
+"""From so many requests on, a decision takes the host longer, as their steps take the device longer."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,8 @@ class Policy(ABC):
     def enter(self, slot: int, state: RequestState) -> None:  # noqa: B027  # not all keep tables
         """Note that a request comes into `slot`."""
 
-    def observe(self, slot: int, state: RequestState) -> None:
-        """Learn from the finished blocks of the request in `slot`, and take them."""
-        state.evidence.clear()
+    def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:  # noqa: B027  # not all learn
+        """Learn from finished blocks, each of the request in one of `slots`."""
 
 
 class Router:
@@ -80,7 +82,7 @@ class Router:
         self._roster = Roster(policy.choices, capacity)
         self._told: CostTable | None = None
         self._first: Choice | None = None
-        self._last_step = -STEPS_BETWEEN
+        self._last_step = -STEPS_BETWEEN_MANY
         self._num_rows = 0
         self._elapsed_ms = 0.0
         self._mean_context = 0.0
@@ -94,20 +96,20 @@ class Router:
     def is_due(self, step: int, num_rows: int) -> bool:
         """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""
         since = step - self._last_step
+        between = STEPS_BETWEEN if num_rows < MANY_REQUESTS else STEPS_BETWEEN_MANY
         by_much = abs(num_rows - self._num_rows) * 4 > self._num_rows
         soon = self.outcome is not None and self.outcome.is_trial and since >= 2
-        return since >= STEPS_BETWEEN or (since > 0 and (by_much or soon))
+        return since >= between or (since > 0 and (by_much or soon))
 
     def decide(self, requests: Sequence[RunningRequest], step: int) -> Decision | None:
         """Return what to change before the engine's `step`; None if nothing."""
         self._last_step, self._num_rows = step, len(requests)
         told, self._told = self._told, self.costs.table
         first, policy = self._first, self.policy
-        batch = self._roster.update(requests, policy.enter, policy.observe)
+        blocks = self._roster.evidence()
+        policy.observe([slot for slot, _ in blocks], [block for _, block in blocks])
+        batch = self._roster.update(requests, policy.enter)
         self._mean_context = batch.mean_context
-        for request, slot in zip(batch.free, batch.slots.tolist(), strict=True):
-            if request.state.evidence:
-                policy.observe(slot, request.state)
         changes: dict[str, Choice | None] = {}
         if batch.free:
             outcome = self.outcome = policy.choose(batch, self._told, self._elapsed_ms)

@@ -10,7 +10,7 @@ length show serves for those of others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,6 +22,15 @@ _ENDS = np.array([2, 4, 8, 16, 32, 64])
 _STARTS = np.array([1, 2, 4, 8, 16, 32])
 _FULL = _ENDS - _STARTS
 _LEAST_HAZARD = 1e-4
+
+
+def _drafts_per_segment(number: int) -> Array:
+    """Return how many of the first `number` drafts of a block lie in each segment [S]."""
+    return np.clip(number + 1 - _STARTS, 0, _FULL).astype(np.float64)
+
+
+_SEGMENTS = np.stack([_drafts_per_segment(number) for number in range(64)])
+"""The same by number [64, S]."""
 
 
 class YieldModel:
@@ -78,16 +87,21 @@ class YieldModel:
         self._tried *= left
         self._take_up()
 
-    def observe(self, slot: int, blocks: Iterable[Evidence]) -> None:
-        """Learn from finished blocks of the request in `slot`."""
-        for block in blocks:
-            k = self._index.get((block.mode, block.block_length))
-            if k is None:
-                continue
-            self._blocks[k] = self._SHARED_FADE * self._blocks[k] + 1
-            self._forwards[k] = self._SHARED_FADE * self._forwards[k] + block.num_forwards
-            if block.mode is Mode.SELF_SPECULATION:
-                self._learn_drafts(k, slot, block)
+    def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
+        """Learn from finished blocks, each of the request in one of `slots`."""
+        kinds = [self._index.get((block.mode, block.block_length), -1) for block in blocks]
+        known = [i for i, kind in enumerate(kinds) if kind >= 0]
+        if not known:
+            return
+        of_choice = np.array([kinds[i] for i in known])
+        forwards = [blocks[i].num_forwards for i in known]
+        self._blocks = self._SHARED_FADE * self._blocks + np.bincount(of_choice, minlength=len(self.choices))
+        self._forwards *= self._SHARED_FADE
+        np.add.at(self._forwards, of_choice, forwards)
+        drafted = [n for n, i in enumerate(known) if blocks[i].mode is Mode.SELF_SPECULATION]
+        if drafted:
+            at = [known[n] for n in drafted]
+            self._learn_drafts(of_choice[drafted], np.array([slots[i] for i in at]), [blocks[i] for i in at])
 
     def expected(self, slots: Integers, remaining: Array) -> Array:
         """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens."""
@@ -126,23 +140,28 @@ class YieldModel:
         series = chance / (1 - chance) * -np.expm1(log * self._lengths[:, None, :])  # [K, B, S]
         return np.asarray(1 + (reached * series).sum(axis=2))
 
-    def _learn_drafts(self, k: int, slot: int, block: Evidence) -> None:
-        num_right = max(block.num_emitted - 1, 0)
-        is_wrong = not block.is_cut and num_right < block.block_length - 1
-        right, up_to_wrong = _drafts_per_segment(num_right), _drafts_per_segment(num_right + is_wrong)
+    def _learn_drafts(self, kinds: Integers, slots: Integers, blocks: Sequence[Evidence]) -> None:
+        """Learn from N blocks that were verified, of these choices [N] and of the requests in `slots` [N]."""
+        num_right = np.array([max(block.num_emitted - 1, 0) for block in blocks])
+        ends_wrong = [not block.is_cut and block.num_emitted < block.block_length for block in blocks]
+        is_wrong = np.array(ends_wrong, dtype=np.int64)
+        right, up_to_wrong = _SEGMENTS[num_right], _SEGMENTS[num_right + is_wrong]
         tried = (right + up_to_wrong) / 2  # a draft that is wrong was exposed to its hazard for half its time
-        difficulty = float(self._difficulty(np.array([slot]))[0])
-        expected, expected_before = float(tried @ self._hazard), float(self._tried[slot] @ self._hazard)
+        difficulty, expected = self._difficulty(slots), tried @ self._hazard
         # Blocks of one request are wrong more or less often together, by as much as difficulties vary.
-        deviation = (is_wrong - expected) * (self._wrong[slot] - expected_before)
-        self._together = self._SHARED_FADE * self._together + deviation
-        self._scale = self._SHARED_FADE * self._scale + expected * expected_before
-        self._wrong[slot] = self._REQUEST_FADE * self._wrong[slot] + is_wrong
-        self._tried[slot] = self._REQUEST_FADE * self._tried[slot] + tried
-        self._all_wrong *= self._SHARED_FADE
-        self._all_tried *= self._SHARED_FADE
-        self._all_tried[k] += difficulty * tried
-        self._all_wrong[k] += up_to_wrong - right
+        expected_before = self._tried[slots] @ self._hazard
+        fade = self._SHARED_FADE ** len(blocks)
+        self._together = fade * self._together + float((is_wrong - expected) @ (self._wrong[slots] - expected_before))
+        self._scale = fade * self._scale + float(expected @ expected_before)
+        left = self._REQUEST_FADE ** np.bincount(slots, minlength=len(self._wrong))
+        self._wrong *= left
+        self._tried *= left[:, None]
+        np.add.at(self._wrong, slots, is_wrong)
+        np.add.at(self._tried, slots, tried)
+        self._all_wrong *= fade
+        self._all_tried *= fade
+        np.add.at(self._all_tried, kinds, difficulty[:, None] * tried)
+        np.add.at(self._all_wrong, kinds, up_to_wrong - right)
 
     def _take_up(self) -> None:
         """Take up what was observed of all requests.
@@ -160,8 +179,3 @@ class YieldModel:
         prior = self._VARIANCE_WEIGHT
         variance = (self._together + prior * self._VARIANCE_GUESS) / (self._scale + prior)
         self._variance = min(max(variance, self._VARIANCES[0]), self._VARIANCES[1])
-
-
-def _drafts_per_segment(number: int) -> Array:
-    """Return how many of the first `number` drafts of a block lie in each segment [S]."""
-    return np.clip(number + 1 - _STARTS, 0, _FULL).astype(np.float64)

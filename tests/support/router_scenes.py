@@ -33,7 +33,7 @@ def requests_of(plans: Sequence[DecodePlan]) -> list[RunningRequest]:
 
 
 def batch_of(requests: Sequence[RunningRequest], choices: tuple[Choice, ...] = CHOICES) -> RunningBatch:
-    return Roster(choices, len(requests)).update(requests, lambda *_: None, lambda *_: None)
+    return Roster(choices, len(requests)).update(requests, lambda *_: None)
 
 
 def card(free_tokens: float = 150, ms_per_token: float = 0.02, max_rows: int = 256) -> CostTable:

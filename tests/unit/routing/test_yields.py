@@ -26,7 +26,7 @@ def tokens_per_block(chance: float, block_length: int) -> float:
 def learned(chance: float, block_length: int, num_blocks: int, slot: int = 0) -> YieldModel:
     model, random = YieldModel(CHOICES, capacity=4), np.random.default_rng(1)
     for _ in range(num_blocks):
-        model.observe(slot, [block_of(chance, block_length, random)])
+        model.observe([slot], [block_of(chance, block_length, random)])
         model.fade(0.01)
     return model
 
@@ -46,8 +46,7 @@ def test_what_short_blocks_never_reached_is_guessed_from_what_they_did() -> None
 def test_requests_differ_and_a_new_one_is_as_the_others() -> None:
     model, random = YieldModel(CHOICES, capacity=3), np.random.default_rng(2)
     for _ in range(60):
-        model.observe(0, [block_of(0.95, 16, random)])
-        model.observe(1, [block_of(0.3, 16, random)])
+        model.observe([0, 1], [block_of(0.95, 16, random), block_of(0.3, 16, random)])
         model.fade(0.01)
     good, bad, new = model.expected(np.arange(3), np.repeat(MANY, 3))[2]
     assert good == pytest.approx(tokens_per_block(0.95, 16) / 2, rel=0.25)
@@ -70,7 +69,7 @@ def test_no_more_than_remains() -> None:
 def test_an_answer_that_ended_in_a_block_does_not_make_its_drafts_wrong() -> None:
     ended, wrong = YieldModel(CHOICES, 1), YieldModel(CHOICES, 1)
     for model, is_cut in ((ended, True), (wrong, False)):
-        model.observe(0, [Evidence(Mode.SELF_SPECULATION, 32, 5, 2, is_cut=is_cut)] * 10)
+        model.observe([0] * 10, [Evidence(Mode.SELF_SPECULATION, 32, 5, 2, is_cut=is_cut)] * 10)
         model.fade(0.0)
     assert ended.usual()[3] > 2 * wrong.usual()[3]
 
@@ -92,5 +91,6 @@ def test_time_makes_doubtful() -> None:
 
 def test_a_block_of_diffusion_yields_its_length() -> None:
     model = YieldModel([*CHOICES, (Mode.DIFFUSION, 32)], 1)
-    model.observe(0, [Evidence(Mode.DIFFUSION, 32, 32, 4)] * 400)
+    for _ in range(400):
+        model.observe([0], [Evidence(Mode.DIFFUSION, 32, 32, 4)])
     assert model.usual()[4] == pytest.approx(8, rel=0.1)
