@@ -66,6 +66,12 @@ REGISTERED = (
     ),
     ("`AutoConfig.register`", "the configuration classes"),
     ("`TokenizerManager.init_model_config`", "the sampling defaults of chats"),
+    ("`Scheduler.get_internal_state`", "what the router does, in `/server_info`"),
+    (
+        "`Scheduler.init_request_dispatcher`",
+        "decisions of the router are handled as SGLang's own messages are; the first rank adds them where it adds "
+        "aborts of requests that waited too long (`Scheduler._poll_timeout_aborts`), before the broadcast",
+    ),
     (
         "`Scheduler.get_output_streamer_class`",
         "`DlmOutputStreamer`, which reports `meta_info.dlm` and sends no empty chunk",

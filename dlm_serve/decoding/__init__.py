@@ -5,11 +5,12 @@ Imports torch and the kernels only, so that it can be read, tested and reused wi
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
+from dlm_serve.decoding.decode_plan import DecodePlan, ModeSettings
 from dlm_serve.decoding.denoise import BlockAlgorithm
 from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
-from dlm_serve.decoding.request_state import DecodePlan, Evidence, ModeSettings, RequestState, Tally
+from dlm_serve.decoding.request_state import Evidence, RequestState, Tally
 from dlm_serve.decoding.rows import RowOptions, Rows
 from dlm_serve.decoding.sampling import Nucleus, Sampling
 from dlm_serve.decoding.step_output import StepOutput

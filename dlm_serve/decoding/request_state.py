@@ -1,4 +1,4 @@
-"""What the host knows about a request: how it may decode, and what has become of it so far.
+"""What the host knows about a request: how it decodes now and next, and what has become of it so far.
 
 What changes with every forward is on the device, in `rows.Rows`. Steps of a request are numbered from 0 as they are
 launched; when one is launched, the results of the one before may not be known yet.
@@ -8,52 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
+from dlm_serve.decoding.decode_plan import DecodePlan, ModeSettings
 from dlm_serve.decoding.modes import ConcreteMode, Mode
-from dlm_serve.decoding.stop_rules import StopRule
-
-
-@dataclass(frozen=True)
-class ModeSettings:
-    """How a request decodes in one mode, with nothing left open."""
-
-    mode: ConcreteMode
-    block_length: int
-    threshold: float | None = None
-    """Confidence at which tokens are fixed; None is the fixed schedule of `steps`."""
-    steps: int = 1
-    convergence_threshold: float | None = None
-    """Nats; None never stops denoising early."""
-    algorithm: str | None = None
-    """One of the family's, None where it has no choice."""
-
-
-@dataclass(frozen=True)
-class DecodePlan:
-    """The modes in which a request may decode, each with its settings, and what ends it."""
-
-    permitted: tuple[ModeSettings, ...]
-    """At least one; a request starts with the first."""
-    stop_rule: StopRule = StopRule.EOS
-
-    def __post_init__(self) -> None:
-        if not self.permitted:
-            raise ValueError("a plan permits at least one mode")
-
-    @cached_property
-    def is_free(self) -> bool:
-        """Return whether it permits decoding both autoregressively and by blocks."""
-        return len({settings.mode is Mode.AUTOREGRESSIVE for settings in self.permitted}) == 2
-
-    def settings_of(self, choice: tuple[Mode, int]) -> ModeSettings | None:
-        """Return the permitted settings of this mode and block length; None if there are none."""
-        return self._by_choice.get(choice)
-
-    @cached_property
-    def _by_choice(self) -> dict[tuple[Mode, int], ModeSettings]:
-        return {(settings.mode, settings.block_length): settings for settings in self.permitted}
 
 
 class Evidence(NamedTuple):

@@ -101,9 +101,10 @@ HOOKS = (
         hook=f"{_OURS}.scheduler:DlmScheduler",
         role=Role.SCHEDULER,
         why="a request whose step in flight emits nothing would be dropped as finished by length; one that fills the "
-        "pool but for the reserve of its steps would be ended by an error; outputs carry meta_info.dlm",
+        "pool but for the reserve of its steps would be ended by an error; outputs carry meta_info.dlm; ranks learn of "
+        "the router's decisions with the requests",
         until="SGLang asks the algorithm for the least a step emits, counts the reserve when it says how long requests "
-        "may be, and a plugin can name the streamer class",
+        "may be, and a plugin can name the streamer class and broadcast messages of its own",
     ),
     Hook(
         f"{_SRT}.managers.schedule_batch.Req",
@@ -154,6 +155,11 @@ SEAMS = (
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_model_worker"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.get_output_streamer_class"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler._reqs_finishing_inflight", ("batch",)),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler._poll_timeout_aborts"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.init_request_dispatcher"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.get_internal_state", ("recv_req",)),
+    Seam("sglang.utils.TypeBasedDispatcher"),
+    Seam(f"{_SRT}.utils.broadcast_pyobj", ("data", "rank", "dist_group", "src")),
     Seam(
         f"{_SRT}.managers.scheduler_components.output_streamer.SchedulerOutputStreamer._stream_output_generation",
         ("reqs", "return_logprob", "skip_req"),

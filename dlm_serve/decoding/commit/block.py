@@ -15,12 +15,13 @@ import torch
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit.base import Commit
+from dlm_serve.decoding.decode_plan import ModeSettings
 from dlm_serve.decoding.denoise import BlockAlgorithm, denoise, first_stop, is_denoising
 from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.prompt_spans import free_ends, grid_ends
-from dlm_serve.decoding.request_state import ModeSettings, RequestState
+from dlm_serve.decoding.request_state import RequestState
 from dlm_serve.decoding.rows import RowOptions, Rows
 from dlm_serve.decoding.step_output import StepOutput
 from dlm_serve.decoding.token_choice import Prediction
