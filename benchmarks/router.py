@@ -131,6 +131,25 @@ class Clients:
         return json.loads(text)["meta_info"]
 
 
+def draw(cells: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw tokens per second, and tokens per forward, against concurrency: a line for each way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    titles = {"tokens_per_s": "output tokens per second", "tokens_per_forward": "tokens per forward of a request"}
+    for axes, (figure_of, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for name in WAYS:
+            style = {"color": "black", "linewidth": 2.5} if name == AUTO else {"linewidth": 1}
+            axes.plot(
+                list(map(int, cells)), [row[name][figure_of] for row in cells.values()], "o-", label=name, **style
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set(xlabel="requests at once", title=title)
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     """Print a row for each concurrency, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -140,9 +159,10 @@ def main() -> None:
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCIES)))
     parser.add_argument("--out", default="router", help="name of the file in benchmarks/results")
     options = parser.parse_args()
-    results: dict[str, Any] = {}
+    results: dict[str, dict[str, Any]] = {}
     prompts = task_prompts()
-    for url in options.urls:
+    for number, url in enumerate(options.urls):
+        cells = results[f"server {number}"] = {}
         clients = Clients(url, prompts)
         numbers = list(map(int, options.concurrency.split(",")))
         clients.measure(WAYS[AUTO], max(numbers), options.seconds, options.warm_up)  # compiles kernels
@@ -150,7 +170,7 @@ def main() -> None:
             row: dict[str, Any] = {}
             for name, dlm in WAYS.items():
                 row[name] = clients.measure(dlm, concurrency, options.seconds, options.warm_up).summary()
-            results[f"{url} {concurrency}"] = row
+            cells[str(concurrency)] = row
             best = max((name for name in row if name != AUTO), key=lambda name: row[name]["tokens_per_s"])
             speeds = {name: figures["tokens_per_s"] for name, figures in row.items()}
             sys.stdout.write(
@@ -160,6 +180,7 @@ def main() -> None:
             )
             sys.stdout.flush()
         report.write(options.out, {"cells": results}, "sglang", "torch")
+        draw(cells, report.RESULTS / f"{options.out}{f'_{number}' if number else ''}.png")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class YieldModel:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""
         self.choices = tuple(choices)
         self._index = {choice: k for k, choice in enumerate(self.choices)}
-        self._lengths = np.array([_drafts_per_segment(length - 1) for _, length in self.choices])  # [K, S]
+        last_drafts = np.array([length - 1 for _, length in self.choices], dtype=np.int64)
+        self._lengths = _SEGMENTS[last_drafts]  # [K, S]
         self._is_diffusion = np.array([mode is Mode.DIFFUSION for mode, _ in choices], dtype=np.bool_)
         self._whole = np.array([float(length) for mode, length in choices if mode is Mode.DIFFUSION])[:, None]
         # Of each request: wrong drafts, and drafts that were tried, by segment.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from router_scenes import CHOICES, FREE, PINNED, card, drafts, requests_of
+from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, card, drafts, requests_of
 from router_simulation import Simulation, Text, best_fixed, measured
 
 from dlm_serve.decoding import Mode, RequestState
 from dlm_serve.routing.batch import Choice, RunningRequest
-from dlm_serve.routing.costs import CostTable, MeasuredCosts
+from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.router import Decision, Policy, Router
 from dlm_serve.routing.rules import RulesPolicy
@@ -124,6 +124,18 @@ def test_pinned_requests_are_left_alone() -> None:
     first = router.decide(requests_of([PINNED] * 3), 0)
     assert first == Decision({}, None, router.costs.table)
     assert router.report() == {"policy": "measured"}
+
+
+def test_where_there_is_nothing_to_choose_costs_are_learned_all_the_same() -> None:
+    """As with a family of one mode."""
+    router = Router(MeasuredPolicy((), 8, 0.03, 0.01), MeasuredCosts(card()), 8)
+    assert router.decide(requests_of([PINNED_BLOCKS] * 3), 0) == Decision({}, None, router.costs.table)
+    for _ in range(100):
+        router.observe(StepShape(num_blocks=3, width=16), 14.0)
+    decision = router.decide(requests_of([PINNED_BLOCKS] * 3), 16)
+    assert decision is not None
+    assert decision.costs is not None
+    assert decision.costs.ms(StepShape(num_blocks=3, width=16)) == pytest.approx(14.0, rel=0.02)
 
 
 RULES = {
