@@ -146,7 +146,9 @@ def draw(results: dict[str, dict[str, float]], path: Path) -> None:
         at = np.arange(len(results)) + (number - len(names) / 2) * 0.13
         axes.bar(at, heights, width=0.12, label=name, color="black" if name == AUTO else None)
     axes.set_xticks(range(len(results)), results, rotation=45, ha="right", fontsize=8)
-    axes.set(ylabel="tokens per second, over what is possible", title="Simulated loads on an H200, 8B shape")
+    axes.set(
+        ylabel="tokens per second, over the policy that knows everything", title="Simulated loads on an H200, 8B shape"
+    )
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.legend(fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.18))
     figure.savefig(path, dpi=130)
