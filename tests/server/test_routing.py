@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 from golden import TRAINED
-from serving import RETRACTIONS, Server, generate_body
+from serving import AUDITS, RETRACTIONS, Server, generate_body
 
 RULES = "{policy: rules, rules: {short_answer: 0, most_in_blocks: 3}}"
 """Requests move whenever more or fewer than three run."""
@@ -69,6 +69,21 @@ def test_answers_stay_while_requests_move(restless: Server) -> None:
         statistics += [answer["meta_info"]["dlm"] for answer in moved]
     assert sum(found["mode_switches"] for found in statistics) > 5
     assert len({name for found in statistics for name in found["tokens"]}) > 1
+
+
+def test_diffusion_joins_where_it_is_allowed(tmp_path: Path) -> None:
+    """Its answers are its own, so that only their lengths are known; and moved to and fro, no KV slot is lost."""
+    config, log = tmp_path / "server.yaml", tmp_path / "log"
+    config.write_text(f"routing: {RULES}\ngeneration: {{allow_lossy: true}}\n")
+    with Server.launch(TRAINED, "--dllm-algorithm-config", str(config), log=log, env=AUDITS) as server:
+        asked = bodies(24)
+        answers = server.generate_all(asked[:12], concurrency=6) + server.generate_all(asked[12:], concurrency=4)
+        lengths = [body["sampling_params"]["max_new_tokens"] for body in asked]
+        assert [len(answer["output_ids"]) for answer in answers] == lengths
+        statistics = [answer["meta_info"]["dlm"] for answer in answers]
+        assert sum(found["mode_switches"] for found in statistics) > 5
+        assert {name for found in statistics for name in found["tokens"]} >= {"autoregressive", "diffusion/8"}
+        server.assert_nothing_leaked()
 
 
 def test_the_router_reports(trained: Server) -> None:
