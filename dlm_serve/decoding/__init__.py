@@ -5,7 +5,7 @@ Imports torch and the kernels only, so that it can be read, tested and reused wi
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
-from dlm_serve.decoding.decode_plan import DecodePlan, ModeSettings
+from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
 from dlm_serve.decoding.denoise import BlockAlgorithm
 from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
@@ -22,6 +22,7 @@ __all__ = [
     "BlockAlgorithm",
     "BlockCommit",
     "CausalCommit",
+    "Choice",
     "Commit",
     "ConcreteMode",
     "DecodePlan",

@@ -8,6 +8,9 @@ from functools import cached_property
 from dlm_serve.decoding.modes import ConcreteMode, Mode
 from dlm_serve.decoding.stop_rules import StopRule
 
+Choice = tuple[Mode, int]
+"""A mode and a block length: what tells the settings that a request permits apart."""
+
 
 @dataclass(frozen=True)
 class ModeSettings:
@@ -22,6 +25,11 @@ class ModeSettings:
     """Nats; None never stops denoising early."""
     algorithm: str | None = None
     """One of the family's, None where it has no choice."""
+
+    @property
+    def choice(self) -> Choice:
+        """Return its mode and block length."""
+        return self.mode, self.block_length
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,10 @@ class DecodePlan:
         """Return whether it permits decoding both autoregressively and by blocks."""
         return len({settings.mode is Mode.AUTOREGRESSIVE for settings in self.permitted}) == 2
 
-    def settings_of(self, choice: tuple[Mode, int]) -> ModeSettings | None:
+    def settings_of(self, choice: Choice) -> ModeSettings | None:
         """Return the permitted settings of this mode and block length; None if there are none."""
         return self._by_choice.get(choice)
 
     @cached_property
-    def _by_choice(self) -> dict[tuple[Mode, int], ModeSettings]:
-        return {(settings.mode, settings.block_length): settings for settings in self.permitted}
+    def _by_choice(self) -> dict[Choice, ModeSettings]:
+        return {settings.choice: settings for settings in self.permitted}

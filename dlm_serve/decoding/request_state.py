@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dlm_serve.decoding.decode_plan import DecodePlan, ModeSettings
+from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
 from dlm_serve.decoding.modes import ConcreteMode, Mode
 
 
@@ -48,7 +48,7 @@ class RequestState:
     """The settings with which its next step is planned, one of those permitted."""
     num_steps: int = 0
     """Decode steps whose results are known."""
-    tallies: dict[tuple[ConcreteMode, int], Tally] = field(default_factory=dict)
+    tallies: dict[Choice, Tally] = field(default_factory=dict)
     """What these steps did, by mode and block length."""
     last_emitted: int = 0
     """Tokens that the last decode step emitted."""
@@ -121,7 +121,7 @@ class RequestState:
         num_verified = sum(tally.num_emitting_steps for tally in drafted)
         return sum(tally.num_emitted for tally in drafted) / num_verified if num_verified else None
 
-    def settings_of(self, choice: tuple[Mode, int]) -> ModeSettings | None:
+    def settings_of(self, choice: Choice) -> ModeSettings | None:
         """Return the permitted settings of this mode and block length; None if there are none."""
         return self.plan.settings_of(choice)
 
@@ -135,12 +135,12 @@ class RequestState:
         self._later.clear()
         self._counted = self.current
 
-    def start_as(self, choice: tuple[Mode, int] | None) -> None:
+    def start_as(self, choice: Choice | None) -> None:
         """Begin, where the plan leaves it open, with this mode and block length, or autoregressively where None."""
         if self.is_free:
             self.current = self.settings_of(choice or (Mode.AUTOREGRESSIVE, 1)) or self.current
 
-    def go_on_as(self, choice: tuple[Mode, int] | None) -> None:
+    def go_on_as(self, choice: Choice | None) -> None:
         """Go on with this mode and block length, or autoregressively where None, at the next block.
 
         If other settings are offered for that already, at the one behind it. What the plan does not permit is ignored.
@@ -198,7 +198,7 @@ class RequestState:
         while self._later and self._later[0][0] <= self.num_steps:
             self._counted = self._later.popleft()[1]
         counted = self._counted
-        tally = self.tallies.setdefault((counted.mode, counted.block_length), Tally())
+        tally = self.tallies.setdefault(counted.choice, Tally())
         tally.num_steps += 1
         tally.num_emitting_steps += num_emitted > 0
         tally.num_emitted += num_emitted

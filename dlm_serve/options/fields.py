@@ -26,8 +26,8 @@ _ARTICLE_NAMES = {
     "refinement_steps": ("generation.steps", "steps"),
     "early_stop_enabled": ("generation.convergence_threshold", "convergence_threshold"),
     "auto_switch_token_threshold": ("routing.rules.short_answer, with routing.policy: rules", "mode: auto"),
-    "fallback_to_ar_on_timeout": ("routing.latency_slo_ms, which bounds every step", "mode: auto"),
-    "timeout_ms": ("routing.latency_slo_ms, which bounds every step", "none: requests are not timed out"),
+    "fallback_to_ar_on_timeout": ("routing.latency_slo_ms, which bounds steps", "mode: auto"),
+    "timeout_ms": ("routing.latency_slo_ms, which bounds steps", "none: requests are not timed out"),
 }
 
 Model = TypeVar("Model", bound=BaseModel)

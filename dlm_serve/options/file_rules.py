@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dlm_serve.decoding import Commit, Mode
 from dlm_serve.errors import ConfigError
 from dlm_serve.families import Family
 from dlm_serve.options.block_rules import rules_of
+from dlm_serve.options.fields import Frozen
 from dlm_serve.options.limits import listed, on_grid, use_one_of
-from dlm_serve.options.server_file import ServerConfig
+from dlm_serve.options.server_file import RoutingPolicy, ServerConfig
 
 
 def check_file(config: ServerConfig, family: Family, block_size: int) -> None:
@@ -19,9 +22,7 @@ def check_file(config: ServerConfig, family: Family, block_size: int) -> None:
         _check_grid(config, family, block_size)
     if Mode.SELF_SPECULATION not in family.modes:
         _check_no_drafts(config, family)
-    if config.generation.allow_lossy and Mode.SELF_SPECULATION not in family.modes:
-        why = f"requests with mode auto always decode by {family.auto} with {family.name}"
-        raise ConfigError("generation.allow_lossy", True, why, "leave it out")
+    _check_routing(config, family)
     commit_of(config, family)
     rules_of(family).check_file(config, block_size)
 
@@ -46,6 +47,37 @@ def _check_grid(config: ServerConfig, family: Family, block_size: int) -> None:
             f"must include a width of at least the checkpoint's block size, {block_size}",
             "add one",
         )
+
+
+_READ_BY = {
+    "hysteresis": RoutingPolicy.MEASURED,
+    "trial_share": RoutingPolicy.MEASURED,
+    "latency_slo_ms": RoutingPolicy.MEASURED,
+    "rules": RoutingPolicy.RULES,
+}
+"""Options of `routing`, and the policy that reads each."""
+
+
+def _check_routing(config: ServerConfig, family: Family) -> None:
+    """Raise ConfigError for what nothing would read: options of another policy, or of any where none moves requests."""
+    routing, given = config.routing, config.routing.model_fields_set
+    if Mode.SELF_SPECULATION not in family.modes:
+        why = f"requests with mode auto always decode by {family.auto} with {family.name}"
+        if config.generation.allow_lossy:
+            raise ConfigError("generation.allow_lossy", True, why, "leave it out")
+        for name in sorted(given & {"policy", *_READ_BY}):
+            raise ConfigError(f"routing.{name}", _plain(getattr(routing, name)), why, "leave it out")
+    if config.generation.allow_lossy and routing.policy is RoutingPolicy.FIXED:
+        raise ConfigError("generation.allow_lossy", True, "routing.policy fixed moves no request", "leave one out")
+    for name in sorted(given & _READ_BY.keys()):
+        if _READ_BY[name] is not routing.policy:
+            why = f"only routing.policy {_READ_BY[name]} reads it, and the policy is {routing.policy}"
+            raise ConfigError(f"routing.{name}", _plain(getattr(routing, name)), why, "leave it out")
+
+
+def _plain(value: Any) -> Any:
+    """Return an option as the file says it."""
+    return value.model_dump(mode="json") if isinstance(value, Frozen) else value
 
 
 def _check_no_drafts(config: ServerConfig, family: Family) -> None:

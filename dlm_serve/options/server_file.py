@@ -63,9 +63,9 @@ class RoutingConfig(Frozen):
     hysteresis: Probability = 0.03
     """By how much, as a proportion of tokens per second, another split must be better to be changed to."""
     trial_share: Probability = 0.01
-    """The most time, as a proportion, for trials of drafts of requests that decode autoregressively."""
+    """The most time, as a proportion, for trials of blocks, or of longer ones, that may turn out faster."""
     latency_slo_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Milliseconds that a step of requests with mode `auto` should not exceed; None maximises tokens per second."""
+    """Milliseconds that a step should take at most, where some split of the requests does; None is no limit."""
     rules: RulesConfig = RulesConfig()
     """For policy `rules`."""
 

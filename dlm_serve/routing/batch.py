@@ -9,14 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dlm_serve.decoding import Evidence, Mode, ModeSettings, RequestState
+from dlm_serve.decoding import Choice, Evidence, Mode, RequestState
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-
-Choice = tuple[Mode, int]
-"""A mode and a block length."""
 
 AUTOREGRESSIVE = -1
 """The kind of a request that decodes one token at a time; other kinds are numbers of choices."""
@@ -98,7 +95,7 @@ class Roster:
                     slot = slots[rid] = self._unused.pop()
                     states[rid] = state
                     self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
-                    self.kinds[slot] = self._kind_of.get(choice_of(state.next_settings), AUTOREGRESSIVE)
+                    self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
                     enter(slot, state)
         at = np.array([slots[request.rid] for request in free], dtype=np.int64)
         pinned = [] if len(free) == len(requests) else [r.state.current for r in requests if not r.state.is_free]
@@ -115,8 +112,3 @@ class Roster:
             max((settings.block_length for settings in pinned), default=1),
             sum([request.context for request in requests]) / max(len(requests), 1),
         )
-
-
-def choice_of(settings: ModeSettings) -> Choice:
-    """Return the mode and block length of `settings`."""
-    return settings.mode, settings.block_length

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_serve.decoding import Evidence, RequestState
-from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Choice, Integers, RunningBatch
+from dlm_serve.decoding import Choice, Evidence, RequestState
+from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Split, Splits
 from dlm_serve.routing.router import Outcome, Policy
@@ -111,7 +112,9 @@ class MeasuredPolicy(Policy):
         return kinds
 
     def _price(self, trial: Split, chosen: Split, num_forwards: float) -> float:
-        """Return the milliseconds that a block of `trial` loses against `chosen`."""
+        """Return the milliseconds that a block of `trial` loses against `chosen`; infinity if it may not be."""
+        if self._latency_slo_ms is not None and trial.ms > max(self._latency_slo_ms, chosen.ms):
+            return math.inf
         return max(num_forwards * trial.ms * (1 - trial.tokens_per_ms / chosen.tokens_per_ms), 0.0)
 
     def _first(self, chosen: Split, expected: Array) -> Choice | None:

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dlm_serve.decoding import Evidence, RequestState
-from dlm_serve.routing.batch import AUTOREGRESSIVE, Choice, Integers, Roster, RunningBatch, RunningRequest
+from dlm_serve.decoding import Choice, Evidence, RequestState
+from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, Roster, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
 
 STEPS_BETWEEN = 8

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_serve.decoding import Mode
-from dlm_serve.routing.batch import AUTOREGRESSIVE, Choice, RunningBatch, RunningRequest
+from dlm_serve.decoding import Choice, Mode
+from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.router import Outcome, Policy
 

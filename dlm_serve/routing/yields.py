@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_serve.decoding import Evidence, Mode
-from dlm_serve.routing.batch import Array, Choice, Integers
+from dlm_serve.decoding import Choice, Evidence, Mode
+from dlm_serve.routing.batch import Array, Integers
 
 _ENDS = np.array([2, 4, 8, 16, 32, 64])
 """Drafts 1, 2 to 3, 4 to 7, ... 32 to 63 share a hazard: segment s ends before `_ENDS[s]`."""

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dlm_serve.decoding import Commit, FirstBlock, Rows, Sampling
-from dlm_serve.routing.batch import Choice
+from dlm_serve.decoding import Choice, Commit, FirstBlock, Rows, Sampling
 from dlm_serve.sglang.inputs import StepState
 from dlm_serve.sglang.planned_step import to_device
 from dlm_serve.sglang.prompt_attention import SpanBackend, spans_of

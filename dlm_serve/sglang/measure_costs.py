@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 SHORT, LONG = 256, 2048
 """Tokens of context at which forwards are measured."""
 
+LEAST_SIZE = 8
+"""Rows that are measured of every width, captured or not: larger forwards are taken to go on in proportion."""
+
 LONG_SIZES = (8, 64)
 """Numbers of rows that are measured at both: the difference says what a token of context costs."""
 
@@ -44,7 +47,8 @@ class CostMeasurement:
     def run(self, widths: Sequence[int], captured_rows: Callable[[int], int], max_rows: int) -> CostTable:
         """Return the costs of forwards of up to `max_rows` rows and of `widths`.
 
-        `captured_rows` says up to how many rows of a width are captured: larger forwards are not measured.
+        `captured_rows` says up to how many rows of a width are captured: of larger forwards only small ones are
+        measured.
         """
         start = time.perf_counter()
         sizes = [size for size in BATCH_SIZES if size <= max_rows]
@@ -52,7 +56,7 @@ class CostMeasurement:
         curves = [
             self._curve(
                 lambda rows, context, width=width: self._block_ms(rows, width, context),  # type: ignore[misc]
-                [size for size in sizes if size <= captured_rows(width)],
+                [size for size in sizes if size <= max(captured_rows(width), LEAST_SIZE)],
                 max_rows,
             )
             for width in widths
@@ -71,19 +75,17 @@ class CostMeasurement:
         self, measure: Callable[[int, int], float], sizes: Sequence[int], max_rows: int
     ) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], float]:
         """Return milliseconds by the number of rows without their context, and those of a token of context."""
-        short = {size: measure(size, SHORT) for size in sizes if self._fits(size, SHORT)}
+        longest = self._slot_table.shape[1] - 2 * self._table.width
+        context = max(min(SHORT, longest), 1)
+        short = {size: measure(size, context) for size in sizes}
         slopes = [
-            (measure(size, LONG) - short[size]) / (size * (LONG - SHORT))
+            (measure(size, LONG) - short[size]) / (size * (LONG - context))
             for size in LONG_SIZES
-            if size in short and self._fits(size, LONG)
+            if size in short and longest >= LONG and size * LONG < self._num_slots
         ]
         per_token = max(slopes[-1], 0.0) if slopes else 0.0
-        values = [ms - per_token * size * SHORT for size, ms in short.items()]
+        values = [ms - per_token * size * context for size, ms in short.items()]
         return interpolated(list(short), values, max_rows), per_token
-
-    def _fits(self, num_rows: int, context: int) -> bool:
-        within_row = context + 2 * self._table.width <= self._slot_table.shape[1]
-        return within_row and num_rows * (context + self._table.width) < self._num_slots
 
     def _decode_ms(self, num_rows: int, context: int) -> float:
         indices, lens = self._prepare(num_rows, 1, context)
@@ -100,8 +102,12 @@ class CostMeasurement:
         return _median_ms(lambda: self._step.forward(indices, lens, width).advance())
 
     def _prepare(self, num_rows: int, width: int, context: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give rows 1 to `num_rows` slots of their own, and blocks of `width` tokens; return indices and lengths."""
-        device, span = self._table.tokens.device, context + 2 * self._table.width
+        """Give rows 1 to `num_rows` blocks of `width` tokens, and slots of their own as far as there are enough.
+
+        Return indices and lengths.
+        """
+        device = self._table.tokens.device
+        span = min(context + 2 * self._table.width, self._slot_table.shape[1])
         slots = torch.arange(num_rows * span, device=device) % (self._num_slots - 1) + 1
         self._slot_table[1 : num_rows + 1, :span] = slots.view(num_rows, span).to(self._slot_table.dtype)
         indices = torch.arange(1, num_rows + 1, device=device)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from dlm_serve.decoding import Commit, DecodePlan, FirstBlock, Mode, ModeSettings, RequestState, RowOptions
+from dlm_serve.decoding import Choice, Commit, DecodePlan, FirstBlock, Mode, ModeSettings, RequestState, RowOptions
 from dlm_serve.options.request_rules import PLAN, PLAN_KEY
-from dlm_serve.routing.batch import Choice
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
 

@@ -27,21 +27,24 @@ class RoutingLog:
 
     def __init__(self) -> None:
         self._last_time = -math.inf
-        self._last_choices: object = None
+        self._last_choices: list[str] = []
 
-    def note(self, report: Mapping[str, object]) -> None:
-        """Log the `report` of a router, if there is something new in it."""
-        choices, now = report.get("requests"), time.monotonic()
-        ways = sorted(choices) if isinstance(choices, Mapping) else None
-        if ways is None or ways == self._last_choices or now - self._last_time < self._SECONDS:
+    def note(self, router: Router) -> None:
+        """Log what `router` has decided, if that is new."""
+        now = time.monotonic()
+        if router.outcome is None or now - self._last_time < self._SECONDS:
+            return
+        report = router.report()
+        choices, expected = report["requests"], report["expected_tokens_per_s"]
+        ways = sorted(choices) if isinstance(choices, Mapping) else []
+        if ways == self._last_choices:
             return
         self._last_time, self._last_choices = now, ways
+        why = f"{expected} tokens per second are expected, {report['expected_autoregressive']} autoregressively; "
         logger.info(
-            "Requests with mode auto decode as %s: %s tokens per second are expected, %s autoregressively; "
-            "%s switches so far",
+            "Requests with mode auto decode as %s: %s%s switches so far",
             choices,
-            report["expected_tokens_per_s"],
-            report["expected_autoregressive"],
+            "" if expected is None else why,
             report["switches"],
         )
 

@@ -60,6 +60,8 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     def _poll_timeout_aborts(self) -> list[Any]:
         """Return what the first rank adds to what clients send, so that all ranks see it in the same iteration."""
         aborts: list[Any] = super()._poll_timeout_aborts()
+        if not self.draft_worker.is_decision_due(len(self.running_batch.reqs) + len(self._prefilled_reqs())):
+            return aborts
         decision = self.draft_worker.decide(self._decoding_reqs())
         return aborts if decision is None else [*aborts, decision]
 
@@ -68,10 +70,13 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
 
     def _decoding_reqs(self) -> list[ReqLike]:
         """Return the requests of the next decode step, as far as they are known: those just prefilled, too."""
-        last: BatchLike | None = self.last_batch
-        prefilled = last.reqs if last is not None and last.forward_mode.is_extend() else []
-        joined = [*self.running_batch.reqs, *(req for req in prefilled if req is not self.chunked_req)]
+        joined = [*self.running_batch.reqs, *(req for req in self._prefilled_reqs() if req is not self.chunked_req)]
         return [req for req in dict.fromkeys(joined) if not req.finished()]
+
+    def _prefilled_reqs(self) -> list[ReqLike]:
+        """Return the requests of the last batch if it was an EXTEND call: they join those that decode."""
+        last = self.last_batch
+        return last.reqs if last is not None and last.forward_mode.is_extend() else []
 
     def _reqs_finishing_inflight(self, batch: BatchLike) -> list[ReqLike]:
         """Return the requests that the step in flight ends by length: it must be certain to emit."""

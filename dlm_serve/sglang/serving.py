@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from dlm_serve.decoding import Commit, Mode, TokenChoice
+from dlm_serve.decoding import Choice, Commit, Mode, TokenChoice
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options.file_rules import check_file, commit_of
 from dlm_serve.options.request_rules import RequestRules
 from dlm_serve.options.server_file import ServerConfig
-from dlm_serve.routing.batch import Choice, choice_of
 from dlm_serve.sglang.protocols import ServerArgsLike
 
 
@@ -36,7 +35,7 @@ class Serving:
     def choices(self) -> tuple[Choice, ...]:
         """Return the ways to decode blocks among which the router chooses; none if it has nothing to choose."""
         plan = self.request_rules.plan({})
-        return tuple(choice_of(s) for s in plan.permitted if s.mode is not Mode.AUTOREGRESSIVE) if plan.is_free else ()
+        return tuple(s.choice for s in plan.permitted if s.mode is not Mode.AUTOREGRESSIVE) if plan.is_free else ()
 
     @cached_property
     def request_rules(self) -> RequestRules:

@@ -18,6 +18,9 @@ from dlm_serve.routing.costs import StepShape
 
 Mark = TypeVar("Mark")
 
+MOST_KEPT = 64
+"""Steps that are kept until somebody asks for them, which on all ranks but the first nobody does."""
+
 
 class TimedStep(NamedTuple):
     """A step that has ended."""
@@ -31,7 +34,7 @@ class StepTimer(ABC, Generic[Mark]):
 
     def __init__(self) -> None:
         self._last: Mark | None = None
-        self._marked: deque[tuple[StepShape, Mark, Mark]] = deque()
+        self._marked: deque[tuple[StepShape, Mark, Mark]] = deque(maxlen=MOST_KEPT)
 
     def begin_step(self) -> None:
         """Note that a step is about to be launched."""

@@ -122,18 +122,19 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             return MeasuredCosts(measured_costs(measurement, self.model_runner, widths, step.captured_rows, max_rows))
         return LearnedCosts(widths, max_rows)
 
-    def decide(self, reqs: Sequence[ReqLike]) -> Decision | None:
-        """Return what the router changes about SGLang's `reqs`, which run; None if nothing. For the first rank alone.
+    def is_decision_due(self, num_reqs: int) -> bool:
+        """Return whether to decide before the next step, which is over `num_reqs` requests. For the first rank alone.
 
         It looks at all steps that have ended, and waits for none.
         """
         for step in self._timer.finished():
             self.router.observe(step.shape, step.ms)
-        number = self._planner.num_steps
-        if not self.router.is_due(number, len(reqs)):
-            return None
-        decision = self.router.decide(running(reqs), number)
-        self._log.note(self.router.report())
+        return self.router.is_due(self._planner.num_steps, num_reqs)
+
+    def decide(self, reqs: Sequence[ReqLike]) -> Decision | None:
+        """Return what the router changes about SGLang's `reqs`, which run; None if nothing. See `is_decision_due`."""
+        decision = self.router.decide(running(reqs), self._planner.num_steps)
+        self._log.note(self.router)
         return decision
 
     def apply(self, decision: Decision, reqs: Sequence[ReqLike]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, RequestState
-from dlm_serve.routing.batch import Choice, Roster, RunningBatch, RunningRequest
+from dlm_serve.decoding import Choice, DecodePlan, Mode, ModeSettings, RequestState
+from dlm_serve.routing.batch import Roster, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostTable
 
 WIDTHS = (4, 8, 16, 32)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, RequestState
+from dlm_serve.decoding import Choice, DecodePlan, Mode, ModeSettings, RequestState
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
-from dlm_serve.routing.batch import AUTOREGRESSIVE, Choice, RunningBatch, RunningRequest
+from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.policy import Splits

@@ -341,35 +341,6 @@ def test_auto_permits_the_modes_with_the_same_answers(
     assert list(dict.fromkeys(s.mode for s in plan_of(options, generation, family=family).permitted)) == modes
 
 
-@pytest.mark.parametrize(
-    ("options", "generation", "routing", "permitted"),
-    [
-        ({}, {}, {}, [(SPECULATION, 32), (SPECULATION, 16), (SPECULATION, 4), (AR, 1)]),
-        ({"block_length": 16}, {}, {}, [(SPECULATION, 16), (AR, 1)]),
-        ({}, {"block_length": 16}, {}, [(SPECULATION, 16), (AR, 1)]),
-        ({"block_length": 12}, {}, {}, [(SPECULATION, 12)]),
-        ({}, {}, {"policy": "rules"}, [(SPECULATION, 32), (AR, 1)]),
-        ({}, {}, {"policy": "fixed"}, [(SPECULATION, 32)]),
-        (
-            {},
-            {"allow_lossy": True},
-            {},
-            [(SPECULATION, 32), (SPECULATION, 16), (SPECULATION, 4), (AR, 1), (DIFFUSION, 32)],
-        ),
-        ({"mode": "self_speculation"}, {"allow_lossy": True}, {}, [(SPECULATION, 32)]),
-    ],
-    ids=["all", "asked", "by the file", "no width", "rules", "fixed", "lossy", "pinned"],
-)
-def test_among_what_the_router_chooses(
-    options: dict[str, Any], generation: dict[str, Any], routing: dict[str, Any], permitted: list[tuple[Mode, int]]
-) -> None:
-    config = ServerConfig.model_validate({"generation": generation, "routing": {"widths": [4, 32, 16], **routing}})
-    plan = resolving.resolve(RequestOptions.parse(options), config, NEMOTRON_LABS_DIFFUSION, 32, ())
-    assert [(settings.mode, settings.block_length) for settings in plan.permitted] == permitted
-    assert plan.is_free is (len(permitted) > 1)
-    assert all(settings.steps <= settings.block_length for settings in plan.permitted)
-
-
 def test_what_needs_autoregression_permits_nothing_else() -> None:
     assert [settings.mode for settings in plan_of({}, needs=("a grammar",)).permitted] == [AR]
 

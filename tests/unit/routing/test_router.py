@@ -7,8 +7,8 @@ import pytest
 from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, card, drafts, requests_of
 from router_simulation import Simulation, Text, best_fixed, measured
 
-from dlm_serve.decoding import Mode, RequestState
-from dlm_serve.routing.batch import Choice, RunningRequest
+from dlm_serve.decoding import Choice, Mode, RequestState
+from dlm_serve.routing.batch import RunningRequest
 from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.router import Decision, Policy, Router

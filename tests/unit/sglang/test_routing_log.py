@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dlm_serve.routing.costs import StepShape
+from dlm_serve.sglang import step_timer
 from dlm_serve.sglang.routing import RoutingLog
 from dlm_serve.sglang.step_timer import HostTimer, TimedStep
 
 
-def report_of(**requests: int) -> dict[str, Any]:
-    return {"requests": requests, "expected_tokens_per_s": 9.0, "expected_autoregressive": 7.0, "switches": 3}
+def router_of(expected: float | None = 9.0, **requests: int) -> Any:
+    """A router that has decided so; without requests it has not."""
+    report = {"requests": requests, "expected_tokens_per_s": expected, "expected_autoregressive": 7.0, "switches": 3}
+    return SimpleNamespace(outcome=requests or None, report=lambda: report)
 
 
 def test_the_log_has_a_line_a_minute_and_only_when_the_choice_has_changed(
@@ -23,20 +27,22 @@ def test_the_log_has_a_line_a_minute_and_only_when_the_choice_has_changed(
     log, now = RoutingLog(), [0.0]
     monkeypatch.setattr("dlm_serve.sglang.routing.time.monotonic", lambda: now[0])
     seen = []
-    for seconds, report in (
-        (0, report_of(autoregressive=2)),
-        (30, report_of(autoregressive=2, drafts=1)),
-        (70, report_of(autoregressive=5)),
-        (80, report_of(drafts=1)),
-        (90, report_of(autoregressive=1)),
-        (900, {}),
+    for seconds, router in (
+        (0, router_of(autoregressive=2)),
+        (30, router_of(autoregressive=2, drafts=1)),
+        (70, router_of(autoregressive=5)),
+        (80, router_of(drafts=1)),
+        (90, router_of(autoregressive=1)),
+        (900, router_of()),
+        (901, router_of(None, autoregressive=4)),
     ):
         now[0] = seconds
         before = len(caplog.records)
-        log.note(report)
+        log.note(router)
         seen.append(len(caplog.records) - before)
-    assert seen == [1, 0, 0, 1, 0, 0]
-    assert "{'drafts': 1}: 9.0 tokens per second are expected, 7.0 autoregressively" in caplog.text
+    assert seen == [1, 0, 0, 1, 0, 0, 1]
+    assert "{'drafts': 1}: 9.0 tokens per second are expected, 7.0 autoregressively; 3 switches so far" in caplog.text
+    assert "{'autoregressive': 4}: 3 switches so far" in caplog.text
 
 
 def test_a_step_behind_another_is_timed_from_its_end_and_others_from_their_start(
@@ -55,3 +61,12 @@ def test_a_step_behind_another_is_timed_from_its_end_and_others_from_their_start
     found = [TimedStep(step.shape, round(step.ms, 3)) for step in timer.finished()]
     assert found == [(first, 2.0), (second, 8.0), (third, 5.0)]
     assert list(timer.finished()) == []
+
+
+def test_steps_that_nobody_asks_for_are_not_kept_forever() -> None:
+    """As on all ranks but the first."""
+    timer = HostTimer()
+    for _ in range(3 * step_timer.MOST_KEPT):
+        timer.begin_step()
+        timer.end_step(StepShape(num_decode=1))
+    assert len(list(timer.finished())) == step_timer.MOST_KEPT
