@@ -1,6 +1,7 @@
-"""Measure how often self-speculation differs from autoregression on a GPU, and by how little.
+"""Measure how often self-speculation and `auto` differ from autoregression on a GPU, and by how little.
 
-    python benchmarks/agreement.py     # prints a summary, writes benchmarks/results/agreement.json
+    python benchmarks/agreement.py                  # a tiny model; writes benchmarks/results/agreement.json
+    python benchmarks/agreement.py URL [--out NAME] # nano, or nano inflated, on a server that runs
 
 In exact arithmetic they never differ. In bfloat16 a forward over a block rounds differently from one over a
 token, which can flip a near-tie. For each difference this asks the server, autoregressively, for the
@@ -9,33 +10,44 @@ log-probabilities of both tokens where the answers diverge.
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import report  # noqa: E402
+from router import mixed_prompts  # noqa: E402
 from serving import Server, generate_body  # noqa: E402
 
 MODEL = ROOT / "tests" / "data" / "nld-trained-b32-lora"
 NUM_PROMPTS, NUM_TOKENS = 200, 64
 FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tokens", "20000")
 
+EXACT = ("autoregressive", 16)
+DRAFTED = {
+    "self_speculation": ("self_speculation", 16),
+    "auto, 1 at once": ("auto", 1),
+    "auto, 64 at once": ("auto", 64),
+}
+"""What is compared: a mode, and how many requests run at once."""
 
-def prompts() -> list[list[int]]:
-    """Return prompts of random tokens of the vocabulary, without special ones."""
+
+def random_prompts() -> list[list[int]]:
+    """Return prompts of random tokens of the tiny model's vocabulary, without special ones."""
     random.seed(0)
     return [[random.randrange(110, 320) for _ in range(random.randrange(4, 40))] for _ in range(NUM_PROMPTS)]
 
 
-def answers(server: Server, mode: str) -> list[list[int]]:
-    bodies = [generate_body(ids, NUM_TOKENS, mode=mode, ignore_eos=True) for ids in prompts()]
-    return [answer["output_ids"] for answer in server.generate_all(bodies, 16)]
+def answers(server: Server, prompts: list[list[int]], mode: str, concurrency: int) -> list[list[int]]:
+    bodies = [generate_body(ids, NUM_TOKENS, mode=mode, ignore_eos=True) for ids in prompts]
+    return [answer["output_ids"] for answer in server.generate_all(bodies, concurrency)]
 
 
 def gap(server: Server, context: list[int], first: int, second: int) -> float:
@@ -46,25 +58,42 @@ def gap(server: Server, context: list[int], first: int, second: int) -> float:
     return float(by_id[first] - by_id[second])
 
 
-def measure(server: Server) -> dict[str, Any]:
-    gaps = []
-    for prompt, exact, drafted in zip(
-        prompts(), answers(server, "autoregressive"), answers(server, "self_speculation"), strict=True
-    ):
-        parted = next((i for i, pair in enumerate(zip(exact, drafted, strict=True)) if pair[0] != pair[1]), None)
+def gaps(server: Server, prompts: list[list[int]], exact: list[list[int]], drafted: list[list[int]]) -> list[float]:
+    """Return, for each answer that differs, by how many nats the exact token is more likely where they part."""
+    found = []
+    for prompt, expected, seen in zip(prompts, exact, drafted, strict=True):
+        parted = next((i for i, pair in enumerate(zip(expected, seen, strict=True)) if pair[0] != pair[1]), None)
         if parted is not None:
-            gaps.append(gap(server, prompt + exact[:parted], exact[parted], drafted[parted]))
-    return {"prompts": NUM_PROMPTS, "tokens": NUM_TOKENS, "different": len(gaps), "gaps_nats": gaps}
+            found.append(gap(server, prompt + expected[:parted], expected[parted], seen[parted]))
+    return found
+
+
+def measure(server: Server, prompts: list[list[int]]) -> dict[str, Any]:
+    """Return, for each way to decode, how many answers differ from the exact ones, and by how much."""
+    exact = answers(server, prompts, *EXACT)
+    found = {name: gaps(server, prompts, exact, answers(server, prompts, *way)) for name, way in DRAFTED.items()}
+    by_way = {name: {"different": len(nats), "gaps_nats": nats} for name, nats in found.items()}
+    return {"prompts": len(prompts), "tokens": NUM_TOKENS, "ways": by_way}
 
 
 def main() -> None:
+    """Print a line for each way, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("url", nargs="?", metavar="URL")
+    parser.add_argument("--out", default="agreement", help="name of the file in benchmarks/results")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         log = Path(os.environ.get("OUT", temporary)) / "agreement.log"
-        with Server.launch(MODEL, *FLAGS, log=log) as server:
-            figures = measure(server)
-    largest = max((abs(gap) for gap in figures["gaps_nats"]), default=0.0)
-    print(f"{figures['different']} of {NUM_PROMPTS} answers differ, by at most {largest:.4f} nats where they part")
-    report.write("agreement", figures, "sglang", "torch", "triton")
+        if options.url:
+            running = Server(None, urlsplit(options.url).port or 80, log)  # type: ignore[arg-type]  # never stopped
+            figures = measure(running, mixed_prompts()[:NUM_PROMPTS])
+        else:
+            with Server.launch(MODEL, *FLAGS, log=log) as server:
+                figures = measure(server, random_prompts())
+    for name, way in figures["ways"].items():
+        largest = max(map(abs, way["gaps_nats"]), default=0.0)
+        print(f"{name}: {way['different']} of {figures['prompts']} answers differ, by at most {largest:.4f} nats")
+    report.write(options.out, figures, "sglang", "torch", "triton")
 
 
 if __name__ == "__main__":

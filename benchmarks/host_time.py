@@ -3,21 +3,27 @@
     python benchmarks/host_time.py [--num-requests 256] [--write]
 
 Everything between SGLang's batch and its result is real: planning, row indices, token choice, merging. The forwards
-over the model are replaced by tensors that are there already.
+over the model are replaced by tensors that are there already. The router is timed beside it, in a simulated load.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+
 import torch
 from report import write
+from router_sim import measured_card, texts
+from router_simulation import Simulation, measured
 from sglang.srt.layers.sampler import Sampler
 
 from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, Prediction, RequestState, Rows, StepOutput, TokenChoice
@@ -113,6 +119,19 @@ def milliseconds_per_step(modes: list[Any], repeats: int = 5, steps: int = 200) 
     return statistics.median(run() for _ in range(repeats))
 
 
+def microseconds_of_deciding(num_requests: int = 128, num_steps: int = 2000) -> float:
+    """Return the mean time per step that the router takes, decisions between steps spread over them."""
+    simulation, answers = Simulation(measured_card(), measured()), texts(7.0)
+    seconds = 0.0
+    for _ in range(num_steps):
+        simulation.keep(num_requests, answers)
+        start = time.perf_counter()
+        simulation.decide()
+        seconds += time.perf_counter() - start
+        simulation.step()
+    return 1e6 * seconds / num_steps
+
+
 def main() -> None:
     """Print a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -120,11 +139,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    measured = {name: round(milliseconds_per_step(modes(options.num_requests)), 4) for name, modes in CASES.items()}
-    for name, value in measured.items():
+    timed = {name: round(milliseconds_per_step(modes(options.num_requests)), 4) for name, modes in CASES.items()}
+    for name, value in timed.items():
         print(f"{name:32} {value:.3f} ms per step of {options.num_requests}")
+    deciding = round(microseconds_of_deciding(), 1)
+    print(f"{'the router':32} {deciding} us per step of 128")
     if options.write:
-        write("host_time", {"num_requests": options.num_requests, "ms_per_step": measured}, "torch", "sglang")
+        figures = {"num_requests": options.num_requests, "ms_per_step": timed, "deciding_us_per_step_of_128": deciding}
+        write("host_time", figures, "torch", "sglang")
 
 
 if __name__ == "__main__":

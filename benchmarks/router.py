@@ -1,6 +1,6 @@
 """Measure `auto` against each fixed way to decode, over concurrency, on servers that run.
 
-    python benchmarks/router.py URL [URL ...] [--seconds 4] [--concurrency 1,2,4,...] [--out NAME]
+    python benchmarks/router.py URL [URL ...] [--seconds 4] [--concurrency 1,2,4,...] [--prompts mixed] [--out NAME]
 
 Clients send one request after another, greedily, with answers that end where they end. A cell is a way to decode at a
 concurrency: output tokens per second over its time, once it is warm. All ways are measured in turn at each concurrency.
@@ -17,7 +17,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,17 @@ def task_prompts() -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in rendered]
 
 
+def mixed_prompts() -> list[list[int]]:
+    """Return prompts of the tasks and prompts of random tokens in turn: answers easy to draft, and hard."""
+    easy = task_prompts()
+    ordinary = range(512, min(load_tokenizer(Path(FOLDER)).get_vocab_size(), 2048))
+    random_tokens = random.Random(5)
+    return [prompt for ids in easy for prompt in (ids, random_tokens.choices(ordinary, k=len(ids)))]
+
+
+PROMPTS: dict[str, Callable[[], list[list[int]]]] = {"tasks": task_prompts, "mixed": mixed_prompts}
+
+
 class Clients:
     """Clients that ask one request after another, as many at once as they are told."""
 
@@ -95,7 +106,8 @@ class Clients:
         """
         cell, lock = Cell(seconds=seconds), threading.Lock()
         # Few enough that every way decodes the same ones, and as many as clients.
-        chosen = random.Random(concurrency).choices(self._prompts, k=max(16, concurrency))
+        first = random.Random(concurrency).randrange(len(self._prompts))
+        chosen = [self._prompts[(first + i) % len(self._prompts)] for i in range(max(16, concurrency))]
         numbers = itertools.count()
         start = time.perf_counter() + warm_up
         end = start + seconds
@@ -157,10 +169,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--warm-up", type=float, default=1.0)
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCIES)))
+    parser.add_argument("--prompts", choices=PROMPTS, default="tasks")
     parser.add_argument("--out", default="router", help="name of the file in benchmarks/results")
     options = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}
-    prompts = task_prompts()
+    prompts = PROMPTS[options.prompts]()
     for number, url in enumerate(options.urls):
         cells = results[f"server {number}"] = {}
         clients = Clients(url, prompts)

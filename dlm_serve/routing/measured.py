@@ -11,6 +11,7 @@ from dlm_serve.decoding import Choice, Evidence, RequestState
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Split, Splits
+from dlm_serve.routing.prefills import Interruptions
 from dlm_serve.routing.router import Outcome, Policy
 from dlm_serve.routing.yields import YieldModel
 
@@ -53,12 +54,12 @@ class MeasuredPolicy(Policy):
         """See `Policy`."""
         self.yields.observe(slots, blocks)
 
-    def choose(self, batch: RunningBatch, table: CostTable, elapsed_ms: float) -> Outcome:
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
         """See `Policy`."""
         self.yields.fade(elapsed_ms / 1000)
         self._budget_ms = min(self._budget_ms + self._trial_share * elapsed_ms, _MOST_SAVED_MS)
         expected = self.yields.expected(batch.slots, batch.remaining)
-        splits = Splits(batch, table, self._latency_slo_ms)
+        splits = Splits(batch, table, interruptions, self._latency_slo_ms)
         kept = splits.assess(self._without_trial(batch), expected)
         best = splits.best(expected)
         too_slow = self._latency_slo_ms is not None and kept.ms > self._latency_slo_ms
@@ -69,6 +70,7 @@ class MeasuredPolicy(Policy):
         return Outcome(
             chosen.kinds if tried is None else tried,
             self._first(chosen, expected),
+            chosen.tokens,
             1000 * chosen.tokens_per_ms,
             1000 * autoregressive.tokens_per_ms,
             is_trial=tried is not None,

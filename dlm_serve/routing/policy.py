@@ -8,6 +8,7 @@ import numpy as np
 
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
+from dlm_serve.routing.prefills import Interruptions
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,10 @@ class Split:
     """How the free requests of a batch may decode, and what is to be expected of it."""
 
     kinds: Integers  # [F], a choice or AUTOREGRESSIVE
+    tokens: float
+    """Tokens of a step, of all requests of the batch, pinned ones included."""
     tokens_per_ms: float
-    """Of all requests of the batch, pinned ones included."""
+    """The same over the time of a step and of the prefills behind it."""
     ms: float
     """The time of a step."""
 
@@ -24,13 +27,21 @@ class Split:
 class Splits:
     """The ways to split the free requests of a batch: n of F in the block forward, the others autoregressive."""
 
-    def __init__(self, batch: RunningBatch, table: CostTable, latency_slo_ms: float | None = None) -> None:
-        """Compare by `table`, without splits whose step takes longer than `latency_slo_ms` unless that is all of them.
+    def __init__(
+        self,
+        batch: RunningBatch,
+        table: CostTable,
+        interruptions: Interruptions = Interruptions(),  # noqa: B008  # frozen
+        latency_slo_ms: float | None = None,
+    ) -> None:
+        """Compare by `table` and `interruptions`.
 
-        The choices of `batch` are sorted by block length.
+        Splits whose step takes longer than `latency_slo_ms` are left out, unless that is all of them. The choices of
+        `batch` are sorted by block length.
         """
         self._batch = batch
         self._ms = _step_ms(batch, table)
+        self._interruptions = interruptions
         self._latency_slo_ms = latency_slo_ms
 
     def best(self, yields: Array) -> Split:
@@ -44,16 +55,17 @@ class Splits:
         tokens[:, 0] = self._batch.num_requests
         np.cumsum(gains, axis=1, out=tokens[:, 1:])
         tokens[:, 1:] += tokens[:, :1]
-        rate = tokens / self._ms
+        rate = tokens / (self._ms + self._interruptions.ms_per_step(tokens))
         if self._latency_slo_ms is not None:
             within = self._ms <= self._latency_slo_ms
-            rate = np.where(within, rate, -np.inf) if within.any() else 1 / self._ms
-        k, count = divmod(int(rate.argmax()), rate.shape[1])
+            allowed_rate = np.where(within, rate, -np.inf) if within.any() else 1 / self._ms
+        else:
+            allowed_rate = rate
+        k, count = divmod(int(allowed_rate.argmax()), rate.shape[1])
         kinds = np.full(len(self._batch.free), AUTOREGRESSIVE)
         if count:
             kinds[np.argsort(-allowed[k], kind="stable")[:count]] = k
-        ms = float(self._ms[k, count])
-        return Split(kinds, float(tokens[k, count]) / ms, ms)
+        return Split(kinds, float(tokens[k, count]), float(rate[k, count]), float(self._ms[k, count]))
 
     def assess(self, kinds: Integers, yields: Array) -> Split:
         """Return what is to be expected of one split; blocks of several kinds cost as much as the longest."""
@@ -61,7 +73,8 @@ class Splits:
         longest = int(kinds[in_blocks].max()) if len(in_blocks) else 0
         ms = float(self._ms[longest, len(in_blocks)])
         gained = float(yields[kinds[in_blocks], in_blocks].sum()) - len(in_blocks)
-        return Split(kinds, (self._batch.num_requests + gained) / ms, ms)
+        tokens = self._batch.num_requests + gained
+        return Split(kinds, tokens, tokens / (ms + float(self._interruptions.ms_per_step(np.array(tokens)))), ms)
 
 
 def _step_ms(batch: RunningBatch, table: CostTable) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 from dlm_serve.decoding import Choice, Evidence, RequestState
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, Roster, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
+from dlm_serve.routing.prefills import Interruptions, PrefillModel, PrefillShape
 
 STEPS_BETWEEN = 8
 """Steps from one decision to the next: four blocks of self-speculation."""
@@ -40,8 +41,10 @@ class Outcome:
     """How each free request of the batch shall decode: a choice or AUTOREGRESSIVE."""
     first: Choice | None
     """How the requests that come next begin."""
+    tokens_per_step: float = 0.0
+    """Tokens that are expected of a step, all requests together."""
     tokens_per_s: float | None = None
-    """What is expected of it, all requests together; None where nothing was measured."""
+    """The same by time, prefills of new requests included; None where nothing was measured."""
     autoregressive_per_s: float | None = None
     """What was expected of decoding all free requests autoregressively."""
     is_trial: bool = False
@@ -58,7 +61,7 @@ class Policy(ABC):
         self.choices = tuple(sorted(choices, key=lambda choice: choice[1]))
 
     @abstractmethod
-    def choose(self, batch: RunningBatch, table: CostTable, elapsed_ms: float) -> Outcome:
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
         """Return how the free requests of `batch` shall decode, `elapsed_ms` of running steps after the last answer."""
 
     def enter(self, slot: int, state: RequestState) -> None:  # noqa: B027  # not all keep tables
@@ -85,13 +88,20 @@ class Router:
         self._last_step = -STEPS_BETWEEN_MANY
         self._num_rows = 0
         self._elapsed_ms = 0.0
+        self._num_steps = 0
+        self._prefills = PrefillModel()
         self._mean_context = 0.0
 
     def observe(self, step: StepShape, ms: float) -> None:
         """Learn that a step took `ms` milliseconds; its context is that of the last decision."""
         self._elapsed_ms += ms
+        self._num_steps += 1
         of_decode, of_blocks = (round(self._mean_context * rows) for rows in (step.num_decode, step.num_blocks))
         self.costs.observe(replace(step, decode_context=of_decode, block_context=of_blocks), ms)
+
+    def observe_prefill(self, prefill: PrefillShape, ms: float) -> None:
+        """Learn that a prefill took `ms` milliseconds."""
+        self._prefills.observe(prefill, ms)
 
     def is_due(self, step: int, num_rows: int) -> bool:
         """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""
@@ -112,8 +122,10 @@ class Router:
         self._mean_context = batch.mean_context
         changes: dict[str, Choice | None] = {}
         if batch.free:
-            outcome = self.outcome = policy.choose(batch, self._told, self._elapsed_ms)
-            self._elapsed_ms, self._first = 0.0, outcome.first
+            tokens_per_step = self.outcome.tokens_per_step if self.outcome else 0.0
+            interruptions = self._prefills.interruptions(self._num_steps, tokens_per_step)
+            outcome = self.outcome = policy.choose(batch, self._told, interruptions, self._elapsed_ms)
+            self._elapsed_ms, self._num_steps, self._first = 0.0, 0, outcome.first
             for i in np.flatnonzero(outcome.kinds != batch.kinds).tolist():
                 kind = int(outcome.kinds[i])
                 self.num_switches += 1

@@ -1,7 +1,8 @@
-"""Time decode steps as they run, without waiting for the device.
+"""Time decode steps and prefills as they run, without waiting for the device.
 
 What counts is the time from the end of one step to the end of the next: it includes what the host takes where the
-device waits for it. Behind an EXTEND call, or an idle server, it is the time from a step's own start.
+device waits for it. Behind a prefill, or an idle server, it is the time from a step's own start. A prefill takes until
+that, or to its own end where another follows.
 """
 
 from __future__ import annotations
@@ -10,22 +11,24 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
 from dlm_serve.routing.costs import StepShape
+from dlm_serve.routing.prefills import PrefillShape
 
 Mark = TypeVar("Mark")
 
 MOST_KEPT = 64
-"""Steps that are kept until somebody asks for them, which on all ranks but the first nobody does."""
+"""Times that are kept until somebody asks for them, which on all ranks but the first nobody does."""
 
 
-class TimedStep(NamedTuple):
-    """A step that has ended."""
+class Timed(NamedTuple):
+    """A step or a prefill that has ended."""
 
-    shape: StepShape
+    shape: StepShape | PrefillShape
     ms: float
 
 
@@ -34,12 +37,18 @@ class StepTimer(ABC, Generic[Mark]):
 
     def __init__(self) -> None:
         self._last: Mark | None = None
-        self._marked: deque[tuple[StepShape, Mark, Mark]] = deque(maxlen=MOST_KEPT)
+        self._prefill: tuple[PrefillShape, Mark, Mark] | None = None
+        self._marked: deque[tuple[StepShape | PrefillShape, Mark, Mark]] = deque(maxlen=MOST_KEPT)
 
     def begin_step(self) -> None:
         """Note that a step is about to be launched."""
-        if self._last is None:
-            self._last = self._mark()
+        if self._last is not None:
+            return
+        self._last = self._mark()
+        if self._prefill is not None:
+            shape, start, _ = self._prefill
+            self._marked.append((shape, start, self._last))
+            self._prefill = None
 
     def end_step(self, shape: StepShape) -> None:
         """Note that the step was launched."""
@@ -48,15 +57,21 @@ class StepTimer(ABC, Generic[Mark]):
         self._marked.append((shape, self._last, end))
         self._last = end
 
-    def interrupt(self) -> None:
-        """Note that something else than a step is launched."""
+    @contextmanager
+    def prefill(self, shape: PrefillShape) -> Iterator[None]:
+        """Note that a prefill is launched."""
         self._last = None
+        if self._prefill is not None:
+            self._marked.append(self._prefill)
+        start = self._mark()
+        yield
+        self._prefill = (shape, start, self._mark())
 
-    def finished(self) -> Iterator[TimedStep]:
-        """Yield the steps that have ended since, as far as that is known without waiting."""
+    def finished(self) -> Iterator[Timed]:
+        """Yield what has ended since, as far as that is known without waiting."""
         while self._marked and self._is_reached(self._marked[0][2]):
             shape, start, end = self._marked.popleft()
-            yield TimedStep(shape, self._ms(start, end))
+            yield Timed(shape, self._ms(start, end))
 
     @abstractmethod
     def _mark(self) -> Mark: ...

@@ -16,6 +16,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import Rows, WindowCommit
 from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
+from dlm_serve.routing.prefills import PrefillShape
 from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.attention import DlmAttentionBackend
 from dlm_serve.sglang.block_step import BlockStep, Step
@@ -125,10 +126,13 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
     def is_decision_due(self, num_reqs: int) -> bool:
         """Return whether to decide before the next step, which is over `num_reqs` requests. For the first rank alone.
 
-        It looks at all steps that have ended, and waits for none.
+        It looks at all steps and prefills that have ended, and waits for none.
         """
-        for step in self._timer.finished():
-            self.router.observe(step.shape, step.ms)
+        for shape, ms in self._timer.finished():
+            if isinstance(shape, PrefillShape):
+                self.router.observe_prefill(shape, ms)
+            else:
+                self.router.observe(shape, ms)
         return self.router.is_due(self._planner.num_steps, num_reqs)
 
     def decide(self, reqs: Sequence[ReqLike]) -> Decision | None:
@@ -157,8 +161,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
     def _extend(self, batch: BatchLike) -> Any:
         """Prefill, and set up the rows of the requests."""
-        self._timer.interrupt()
-        result = self._extend_step.run(batch, self._first)
+        with self._timer.prefill(PrefillShape(len(batch.reqs), sum(batch.extend_lens))):
+            result = self._extend_step.run(batch, self._first)
         self._planner.begin(batch.reqs)
         return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.policy import Splits
+from dlm_serve.routing.prefills import Interruptions, PrefillShape
 from dlm_serve.routing.router import Outcome, Policy, Router
 from dlm_serve.scheduling.step_plan import StepPlan
 
@@ -66,13 +68,13 @@ class Clairvoyant(Policy):
         super().__init__(CHOICES)
         self._chance_of = chance_of
 
-    def choose(self, batch: RunningBatch, table: CostTable, elapsed_ms: float) -> Outcome:
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
         chances = np.array([self._chance_of(request.rid) for request in batch.free])
         lengths = np.array([[float(width)] for width in WIDTHS])
         blocks = (1 - chances**lengths) / (1 - chances)
-        split = Splits(batch, table).best(np.minimum(blocks, batch.remaining) / 2)
+        split = Splits(batch, table, interruptions).best(np.minimum(blocks, batch.remaining) / 2)
         kind = int(split.kinds.max())
-        return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else CHOICES[kind])
+        return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else CHOICES[kind], split.tokens)
 
 
 @dataclass
@@ -85,6 +87,10 @@ class Simulation:
     seed: int = 5
     every_step: bool = False
     """Whether the policy is asked before every step."""
+    prefill_ms: float = 0.0
+    """What a prefill takes, of however many requests."""
+    promptness: float = 1.0
+    """How likely a client that has its answer sends the next request by the next step."""
     requests: list[Running] = field(default_factory=list)
     num_steps: int = 0
 
@@ -93,12 +99,13 @@ class Simulation:
         self.router = Router(self.policy, MeasuredCosts(self.table), 256) if self.policy else None
         self._first: Choice | None = CHOICES[-1]
         self._numbers = itertools.count()
+        self._num_new = 0
         self.chances: dict[str, float] = {}
 
     @classmethod
-    def clairvoyant(cls, table: CostTable, seed: int = 5) -> Simulation:
+    def clairvoyant(cls, table: CostTable, **options: Any) -> Simulation:
         """Return one that decides as well as can be."""
-        simulation = cls(table, seed=seed, every_step=True)
+        simulation = cls(table, every_step=True, **options)
         simulation.policy = Clairvoyant(lambda rid: simulation.chances[rid])
         simulation.__post_init__()
         return simulation
@@ -110,16 +117,19 @@ class Simulation:
         state.begin(self.num_steps)
         self.requests.append(Running(str(next(self._numbers)), text, state, text.length))
         self.chances[self.requests[-1].rid] = text.chance
+        self._num_new += 1
 
     def keep(self, concurrency: int, texts: Callable[[], Text]) -> None:
         """Let as many requests run: new ones begin, or those that run longest are cut off."""
         del self.requests[: max(len(self.requests) - concurrency, 0)]
-        while len(self.requests) < concurrency:
-            self.add(texts())
+        for _ in range(concurrency - len(self.requests)):
+            if self.random.random() < self.promptness:
+                self.add(texts())
 
     def step(self) -> tuple[int, float]:
-        """Run a step; return the tokens that it emitted and its milliseconds."""
-        self._decide()
+        """Run a step, and before it the prefill of new requests; return the tokens it emitted and the milliseconds."""
+        prefill_ms = self._prefill()
+        self.decide()
         for request in self.requests:
             request.state.offer(self.num_steps, COMMIT.steps_per_block(request.state.current))
         plan = StepPlan.of([request.state for request in self.requests], COMMIT, self.table)
@@ -130,7 +140,16 @@ class Simulation:
         self.num_steps += 1
         if self.router is not None:
             self.router.observe(shape, ms * self.random.uniform(0.97, 1.03))
-        return tokens, ms
+        return tokens, ms + prefill_ms
+
+    def _prefill(self) -> float:
+        """Return the milliseconds of the prefill of new requests."""
+        num_new, self._num_new = self._num_new, 0
+        if not num_new:
+            return 0.0
+        if self.router is not None:
+            self.router.observe_prefill(PrefillShape(num_new, 40 * num_new), self.prefill_ms)
+        return self.prefill_ms
 
     def run(self, num_steps: int) -> float:
         """Run so many steps; return tokens per millisecond."""
@@ -141,7 +160,8 @@ class Simulation:
         """Return the proportion of the requests that decode in `mode`."""
         return float(np.mean([request.state.current.mode is mode for request in self.requests]))
 
-    def _decide(self) -> None:
+    def decide(self) -> None:
+        """Ask the router, if it is due, and do as it says."""
         router = self.router
         if router is None or not (self.every_step or router.is_due(self.num_steps, len(self.requests))):
             return

@@ -12,6 +12,7 @@ from dlm_serve.decoding import DecodePlan
 from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch
 from dlm_serve.routing.costs import CostTable, StepShape
 from dlm_serve.routing.policy import Splits
+from dlm_serve.routing.prefills import Interruptions
 
 CARDS = {"wide": card(), "narrow": card(free_tokens=8, ms_per_token=0.5), "flat": card(free_tokens=1e9)}
 MIXES = {
@@ -69,7 +70,20 @@ def test_a_step_keeps_within_the_latency(latency_slo_ms: float | None, kind: int
     """Longer blocks yield more here, and take longer; where nothing is fast enough the fastest is taken."""
     batch, table = batch_of(requests_of([FREE] * 64)), card(free_tokens=128)
     yields = np.repeat([[1.5], [2.5], [5.0], [15.0]], 64, axis=1)
-    assert set(Splits(batch, table, latency_slo_ms).best(yields).kinds.tolist()) == {kind}
+    assert set(Splits(batch, table, latency_slo_ms=latency_slo_ms).best(yields).kinds.tolist()) == {kind}
+
+
+def test_where_a_prefill_comes_behind_every_step_those_with_more_tokens_win() -> None:
+    batch, table = batch_of(requests_of([FREE] * 64)), card(free_tokens=128)
+    yields = np.repeat([[1.0], [1.6], [2.5], [5.0]], 64, axis=1)
+    often, seldom = Interruptions(ms=20.0, requests_per_token=0.1), Interruptions(ms=20.0, requests_per_token=1e-6)
+    for interruptions, kind in ((seldom, AUTOREGRESSIVE), (often, 3)):
+        splits = Splits(batch, table, interruptions)
+        best = splits.best(yields)
+        assert set(best.kinds.tolist()) == {kind}
+        assert splits.assess(best.kinds, yields).tokens_per_ms == pytest.approx(best.tokens_per_ms)
+        took = best.ms + float(interruptions.ms_per_step(np.array(best.tokens)))
+        assert best.tokens_per_ms == pytest.approx(best.tokens / took)
 
 
 def test_one_request() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, card, drafts, requests_of
-from router_simulation import Simulation, Text, best_fixed, measured
+from router_simulation import DRAFTS, ONE_BY_ONE, Simulation, Text, best_fixed, measured
 
 from dlm_serve.decoding import Choice, Mode, RequestState
 from dlm_serve.routing.batch import RunningRequest
@@ -28,6 +30,28 @@ def test_it_is_as_fast_as_the_best_fixed_way(chance: float, num_requests: int) -
     simulation, num_steps = simulation_of([chance] * num_requests), 200 + 4000 // num_requests
     simulation.run(200)
     assert simulation.run(num_steps) > 0.95 * best_fixed([chance] * num_requests, simulation.table)
+
+
+@pytest.mark.parametrize(("prefill_ms", "mode"), [(0.0, Mode.AUTOREGRESSIVE), (15.0, Mode.SELF_SPECULATION)])
+def test_where_prefills_interrupt_steps_blocks_pay_earlier(prefill_ms: float, mode: Mode) -> None:
+    """Answers of some 50 tokens follow each other, so that hardly a step has no prefill behind it."""
+
+    def run(simulation: Simulation, num_steps: int) -> float:
+        lengths, tokens, ms = np.random.default_rng(1), 0.0, 0.0
+        for _ in range(num_steps):
+            simulation.keep(128, lambda: Text(0.85, length=max(8, int(lengths.exponential(50)))))
+            emitted, took = simulation.step()
+            tokens, ms = tokens + emitted, ms + took
+        return tokens / ms
+
+    options: dict[str, Any] = {"table": card(free_tokens=128), "prefill_ms": prefill_ms, "promptness": 0.5}
+    auto = Simulation(policy=measured(), **options)
+    run(auto, 100)
+    speed = run(auto, 300)
+    assert auto.share(mode) > 0.9
+    assert speed > 0.95 * max(
+        run(Simulation(settings=settings, **options), 300) for settings in (ONE_BY_ONE, *DRAFTS[:2])
+    )
 
 
 def test_requests_of_two_kinds_are_split() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from dlm_serve.routing.costs import StepShape
+from dlm_serve.routing.prefills import PrefillShape
 from dlm_serve.sglang import step_timer
 from dlm_serve.sglang.routing import RoutingLog
-from dlm_serve.sglang.step_timer import HostTimer, TimedStep
+from dlm_serve.sglang.step_timer import HostTimer, Timed
 
 
 def router_of(expected: float | None = 9.0, **requests: int) -> Any:
@@ -45,21 +46,24 @@ def test_the_log_has_a_line_a_minute_and_only_when_the_choice_has_changed(
     assert "{'autoregressive': 4}: 3 switches so far" in caplog.text
 
 
-def test_a_step_behind_another_is_timed_from_its_end_and_others_from_their_start(
+def test_steps_are_timed_from_the_end_of_the_one_before_and_prefills_until_the_next_begins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = iter([10.0, 10.002, 10.01, 20.0, 20.005])
+    clock = iter([10.0, 10.002, 10.01, 19.0, 19.25, 19.5, 19.625, 20.0, 20.005])
     monkeypatch.setattr("dlm_serve.sglang.step_timer.time.perf_counter", lambda: next(clock))
     timer, first, second, third = HostTimer(), *(StepShape(num_decode=n) for n in (1, 2, 3))
+    chunk, last_chunk = PrefillShape(1, 100), PrefillShape(1, 20)
     timer.begin_step()
     timer.end_step(first)
     timer.begin_step()
     timer.end_step(second)
-    timer.interrupt()
+    for shape in (chunk, last_chunk):
+        with timer.prefill(shape):
+            pass
     timer.begin_step()
     timer.end_step(third)
-    found = [TimedStep(step.shape, round(step.ms, 3)) for step in timer.finished()]
-    assert found == [(first, 2.0), (second, 8.0), (third, 5.0)]
+    found = [Timed(shape, round(ms, 3)) for shape, ms in timer.finished()]
+    assert found == [(first, 2.0), (second, 8.0), (chunk, 250.0), (last_chunk, 500.0), (third, 5.0)]
     assert list(timer.finished()) == []
 
 

@@ -1,0 +1,67 @@
+"""What prefills take from those that decode: a step with more tokens ends more answers, but one prefill begins all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from dlm_serve.routing.batch import Array
+
+
+class PrefillShape(NamedTuple):
+    """What an EXTEND call is over."""
+
+    num_requests: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Interruptions:
+    """How prefills come between decode steps."""
+
+    ms: float = 0.0
+    """Milliseconds of a prefill, apart from what its tokens take: those are the same however requests decode."""
+    requests_per_token: float = 0.0
+    """Requests that come for each token that is emitted."""
+
+    def ms_per_step(self, tokens: Array) -> Array:
+        """Return the expected milliseconds of a prefill behind steps that emit so many `tokens`.
+
+        There is one if any request comes, and requests come independently of each other.
+        """
+        return np.asarray(-self.ms * np.expm1(-self.requests_per_token * np.maximum(tokens, 0.0)))
+
+
+class PrefillModel:
+    """Learns how long prefills take, and how often they come between steps."""
+
+    _FADE_PER_PREFILL = 0.98
+    _FADE_PER_STEP = 0.995
+    _PRIOR_MS = np.array([5.0, 0.02])
+    """Milliseconds of a prefill, and of each of its tokens."""
+    _PRIOR_WEIGHT = np.array([1e-3, 10.0])
+
+    def __init__(self) -> None:
+        self._square, self._product = np.zeros((2, 2)), np.zeros(2)
+        self._num_requests = self._num_tokens = 0.0
+        self._num_unread = 0
+
+    def observe(self, prefill: PrefillShape, ms: float) -> None:
+        """Learn that `prefill` took `ms` milliseconds. Slow ones count for less, as in `LearnedCosts`."""
+        self._num_unread += prefill.num_requests
+        if ms > 0:
+            row = np.array([1.0, prefill.num_tokens]) / ms
+            self._square = self._FADE_PER_PREFILL * self._square + np.outer(row, row)
+            self._product = self._FADE_PER_PREFILL * self._product + row
+
+    def interruptions(self, num_steps: int, tokens_per_step: float) -> Interruptions:
+        """Return what is known, once `num_steps` more steps emitted about `tokens_per_step` tokens each."""
+        fade = self._FADE_PER_STEP**num_steps
+        self._num_requests = fade * self._num_requests + self._num_unread
+        self._num_tokens = fade * self._num_tokens + num_steps * tokens_per_step
+        self._num_unread = 0
+        prior = np.diag(self._PRIOR_WEIGHT)
+        fitted = np.linalg.solve(self._square + prior, self._product + prior @ self._PRIOR_MS)
+        return Interruptions(max(float(fitted[0]), 0.0), self._num_requests / max(self._num_tokens, 1.0))
