@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from dlm_serve.routing.costs import CostTable  # noqa: E402
 
 NUM_STEPS = 4000
 AUTO, CLAIRVOYANT = "auto", "clairvoyant"
+INTERRUPTED = {"prefill_ms": 12.0, "promptness": 0.5}
+"""Prefills as an H200 takes for a few short prompts, of clients that take a step or two to ask again."""
 
 
 def measured_card() -> CostTable:
@@ -98,20 +101,20 @@ def run(simulation: Simulation, load: Load, warm_up: int = 500) -> float:
     return 1000 * tokens / ms
 
 
-def simulations(card: CostTable) -> dict[str, Simulation]:
+def simulations(card: CostTable, **clients: Any) -> dict[str, Simulation]:
     """Return a server for each way to decode, for the router and for the policy that knows everything."""
-    fixed = {f"self_speculation/{s.block_length}": Simulation(card, settings=s) for s in DRAFTS}
+    fixed = {f"self_speculation/{s.block_length}": Simulation(card, settings=s, **clients) for s in DRAFTS}
     return {
-        "autoregressive": Simulation(card, settings=ONE_BY_ONE),
+        "autoregressive": Simulation(card, settings=ONE_BY_ONE, **clients),
         **fixed,
-        AUTO: Simulation(card, measured()),
-        CLAIRVOYANT: Simulation.clairvoyant(card),
+        AUTO: Simulation(card, measured(), **clients),
+        CLAIRVOYANT: Simulation.clairvoyant(card, **clients),
     }
 
 
-def compare(card: CostTable, load: Callable[[], Load]) -> dict[str, float]:
+def compare(card: CostTable, load: Callable[[], Load], **clients: Any) -> dict[str, float]:
     """Return the tokens per second of each, and two ratios."""
-    speeds = {name: round(run(simulation, load()), 1) for name, simulation in simulations(card).items()}
+    speeds = {name: round(run(simulation, load()), 1) for name, simulation in simulations(card, **clients).items()}
     best = max(speed for name, speed in speeds.items() if name not in (AUTO, CLAIRVOYANT))
     ratios = {
         "auto / best fixed": round(speeds[AUTO] / best, 3),
@@ -170,6 +173,10 @@ def main() -> None:
         results[name] = compare(card, load)
         sys.stdout.write(f"{name:24} {results[name]}\n")
         sys.stdout.flush()
+    for concurrency in (16, 64, 128):
+        name = f"{concurrency} at 7, short answers"
+        results[name] = compare(card, lambda n=concurrency: steady(n, texts(7.0, length=57)), **INTERRUPTED)  # type: ignore[misc]
+        sys.stdout.write(f"{name:24} {results[name]}\n")
     steps = {f"acceptance {length:g}": load_steps(card, length) for length in (24.0, 7.0, 3.0)}
     sys.stdout.write(f"auto over clairvoyant behind changes of the load: {steps}\n")
     report.write("router_sim", {"loads": results, "load steps, auto / clairvoyant": steps}, "numpy")

@@ -94,6 +94,7 @@ class MeasuredCosts(CostModel):
 
     def __init__(self, measured: CostTable) -> None:
         self._measured = self._table = measured
+        self._buckets = np.array([_bucket(rows) for rows in range(measured.max_rows + 1)])
         size = (1 + len(measured.widths), _bucket(measured.max_rows) + 1)
         self._log_factor = np.zeros(size)
         self._count = np.zeros(size, dtype=np.int64)
@@ -132,8 +133,7 @@ class MeasuredCosts(CostModel):
         for kind, (row, known) in enumerate(zip(self._log_factor, seen, strict=True)):
             factors[kind] = np.interp(buckets, buckets[known], row[known]) if known.any() else everywhere
         factors = np.exp(factors)
-        of_rows = np.array([_bucket(rows) for rows in range(self._measured.max_rows + 1)])
-        scale, kinds = factors[:, of_rows], factors.mean(axis=1)
+        scale, kinds = factors[:, self._buckets], factors.mean(axis=1)
         measured = self._measured
         return CostTable(
             measured.widths,

@@ -145,7 +145,7 @@ class Simulation:
     def _prefill(self) -> float:
         """Return the milliseconds of the prefill of new requests."""
         num_new, self._num_new = self._num_new, 0
-        if not num_new:
+        if not num_new or not self.prefill_ms:
             return 0.0
         if self.router is not None:
             self.router.observe_prefill(PrefillShape(num_new, 40 * num_new), self.prefill_ms)
