@@ -37,7 +37,7 @@ class YieldModel:
     """Learns from finished blocks."""
 
     _SHARED_FADE = 0.998
-    """What a block leaves of the weight of those before it, for what all requests share."""
+    """What a block leaves of the weight of those before it that reached as far, for what all requests share."""
     _REQUEST_FADE = 0.97
     """The same for the difficulty of a request."""
     _HALF_LIFE_S = 60.0
@@ -47,6 +47,8 @@ class YieldModel:
     """The hazard of the first draft, before any was seen. That of later ones is guessed to be that of those before."""
     _GUESS_WEIGHT = 4.0
     """Drafts of each segment that a guess is worth."""
+    _ENOUGH = 16.0
+    """Drafts of a segment after which what all requests show of it is believed."""
     _POOLED_WEIGHT = 100.0
     """Drafts of each segment that blocks of all lengths are worth, for those of one length."""
     _VARIANCE_GUESS = 1.0
@@ -106,16 +108,20 @@ class YieldModel:
 
     def expected(self, slots: Integers, remaining: Array) -> Array:
         """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens."""
-        return self._per_forward(self._difficulty(slots), remaining)
+        return self._per_forward(self._difficulty(slots)[:, None] * self._hazard, remaining)
 
     def hopeful(self, slots: Integers, remaining: Array) -> Array:
-        """Return as many as there would be if requests were as easy as is still likely: what a trial could show."""
-        spread = 1 / np.sqrt(1 / self._variance + self._wrong[slots])
-        return self._per_forward(self._difficulty(slots) * np.maximum(1 - 1.3 * spread, 0.05), remaining)
+        """Return as many as there would be if drafting were as easy as is still likely: what a trial could show.
+
+        What is in doubt is how difficult each request is, and each position for all of them.
+        """
+        doubt = np.sqrt(1 / (1 / self._variance + self._wrong[slots])[:, None] + self._doubt**2)
+        hazard = self._difficulty(slots)[:, None] * self._hazard
+        return self._per_forward(hazard * np.maximum(1 - 1.3 * doubt, 0.05), remaining)
 
     def usual(self) -> Array:
         """Return the tokens per forward [K] of a request that nothing is known about."""
-        return np.asarray(self._per_forward(np.ones(1), np.full(1, np.inf))[:, 0])
+        return np.asarray(self._per_forward(self._hazard[None], np.full(1, np.inf))[:, 0])
 
     def forwards_per_block(self, k: int) -> float:
         """Return how many forwards a block of choice `k` takes."""
@@ -126,8 +132,8 @@ class YieldModel:
         expected_wrong = self._tried[slots] @ self._hazard
         return np.asarray((1 / self._variance + self._wrong[slots]) / (1 / self._variance + expected_wrong))
 
-    def _per_forward(self, difficulty: Array, remaining: Array) -> Array:
-        tokens = self._per_block(difficulty[:, None] * self._hazard) * self._correction[:, None]
+    def _per_forward(self, hazard: Array, remaining: Array) -> Array:
+        tokens = self._per_block(hazard) * self._correction[:, None]
         tokens[self._is_diffusion] = self._whole
         return np.asarray(np.minimum(tokens, np.maximum(remaining, 1)) / (self._forwards / self._blocks)[:, None])
 
@@ -159,22 +165,29 @@ class YieldModel:
         self._tried *= left[:, None]
         np.add.at(self._wrong, slots, is_wrong)
         np.add.at(self._tried, slots, tried)
-        self._all_wrong *= fade
-        self._all_tried *= fade
+        seen = np.zeros(self._all_tried.shape)
+        np.add.at(seen, kinds, tried > 0)
+        left_of_all = self._SHARED_FADE**seen
+        self._all_wrong *= left_of_all
+        self._all_tried *= left_of_all
         np.add.at(self._all_tried, kinds, difficulty[:, None] * tried)
         np.add.at(self._all_wrong, kinds, up_to_wrong - right)
 
     def _take_up(self) -> None:
         """Take up what was observed of all requests.
 
-        Sets `_hazard` [S], `_variance` of the difficulties, and `_correction` [K], by how much blocks of one length
-        yield more than the hazards of all say: they draft beside more or fewer masks.
+        Sets `_hazard` [S] and by what part it may be wrong, `_doubt` [S]; `_variance` of the difficulties; and
+        `_correction` [K], by how much blocks of one length yield more than the hazards of all say: they draft beside
+        more or fewer masks.
         """
-        hazards, guess = [], self._FIRST_GUESS
+        hazards, doubts, guess = [], [], self._FIRST_GUESS
         for wrong, tried in zip(self._all_wrong.sum(0).tolist(), self._all_tried.sum(0).tolist(), strict=True):
-            guess = (wrong + self._GUESS_WEIGHT * guess) / (tried + self._GUESS_WEIGHT)
+            # A gamma posterior, whose deviation over its mean is 1 / sqrt(shape).
+            shape = wrong + self._GUESS_WEIGHT * guess
+            guess = shape / (tried + self._GUESS_WEIGHT)
             hazards.append(guess)
-        self._hazard = np.array(hazards)
+            doubts.append(shape**-0.5 if tried < self._ENOUGH else 0.0)
+        self._hazard, self._doubt = np.array(hazards), np.array(doubts)
         own = (self._all_wrong + self._POOLED_WEIGHT * self._hazard) / (self._all_tried + self._POOLED_WEIGHT)
         self._correction = self._per_block(own).diagonal() / self._per_block(self._hazard[None])[:, 0]
         prior = self._VARIANCE_WEIGHT
