@@ -59,9 +59,11 @@ def prompt(length: int) -> list[int]:
     return [random.randrange(200, 50_000) for _ in range(length)]
 
 
-def generate(server: Server, prompts: list[list[int]], num_tokens: int, dlm: dict[str, Any]) -> list[dict[str, Any]]:
+def generate(
+    server: Server, prompts: list[list[int]], num_tokens: int, dlm: dict[str, Any], **sampling: Any
+) -> list[dict[str, Any]]:
     """Return the answers to a batch of prompts sent as one request."""
-    body = generate_body(prompts[0], num_tokens, dlm=dlm, ignore_eos=True)
+    body = generate_body(prompts[0], num_tokens, dlm=dlm, ignore_eos=True, **sampling)
     response = server.post("/generate", {**body, "input_ids": prompts})
     response.raise_for_status()
     answers: list[dict[str, Any]] = response.json()
@@ -86,12 +88,12 @@ def prefill_ms(server: Server, dlm: dict[str, Any]) -> float:
     return 1e3 * seconds(lambda: generate(server, [tokens], 1, dlm))
 
 
-def step_ms(server: Server, batch: int, context: int, dlm: dict[str, Any]) -> float:
+def step_ms(server: Server, batch: int, context: int, dlm: dict[str, Any], **sampling: Any) -> float:
     """Return the milliseconds per forward pass of `batch` equal requests."""
 
     def run(num_tokens: int) -> tuple[float, float]:
         prompts, answers = [prompt(context) for _ in range(batch)], []
-        took = seconds(lambda: answers.extend(generate(server, prompts, num_tokens, dlm)))
+        took = seconds(lambda: answers.extend(generate(server, prompts, num_tokens, dlm, **sampling)))
         forwards = max(a["meta_info"]["dlm"]["nfe"] if dlm else num_tokens - 1 for a in answers)
         return took, forwards
 

@@ -58,7 +58,7 @@ class Forwards:
         ids = torch.zeros(size, dtype=torch.int64)
         emitted = StepOutput(ids, torch.ones(size[0], dtype=torch.int32))
         prediction = Prediction(ids, torch.zeros(size), torch.zeros(size))
-        return BlockForward(torch.zeros(*size, VOCAB_SIZE), ids, prediction, True, lambda: emitted)
+        return BlockForward(torch.zeros(size[0], VOCAB_SIZE), prediction, True, lambda: emitted)
 
 
 def decode_forward(table: Rows) -> Any:
@@ -85,9 +85,6 @@ def batch_of(modes: list[Any]) -> Any:
         top_ps=torch.ones(number),
         min_ps=torch.zeros(number),
         is_all_greedy=True,
-        need_top_p_sampling=False,
-        need_top_k_sampling=False,
-        need_min_p_sampling=False,
     )
     return SimpleNamespace(
         reqs=[SimpleNamespace(dlm_state=RequestState(plan), grammar=None) for plan in plans],

@@ -3,6 +3,8 @@
 Imports torch and the kernels only, so that it can be read, tested and reused without SGLang.
 """
 
+from dlm_kernels.sample_token import Nucleus, Sampling
+
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
 from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
@@ -12,10 +14,9 @@ from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import Evidence, RequestState, Tally
 from dlm_serve.decoding.rows import RowOptions, Rows
-from dlm_serve.decoding.sampling import Nucleus, Sampling
 from dlm_serve.decoding.step_output import StepOutput
 from dlm_serve.decoding.stop_rules import StopRule
-from dlm_serve.decoding.token_choice import DrawnRows, Prediction, TokenChoice
+from dlm_serve.decoding.token_choice import Prediction, TokenChoice
 
 __all__ = [
     "AttentionSpec",
@@ -26,7 +27,6 @@ __all__ = [
     "Commit",
     "ConcreteMode",
     "DecodePlan",
-    "DrawnRows",
     "Evidence",
     "FirstBlock",
     "Forward",

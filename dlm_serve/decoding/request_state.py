@@ -42,7 +42,6 @@ class RequestState:
     seed: int = 0
     stop_ids: frozenset[int] = frozenset()
     """Ids that end the request; never the mask, which stands in unfinished blocks."""
-    is_greedy: bool = True
     is_streaming: bool = False
     current: ModeSettings = field(init=False)
     """The settings with which its next step is planned, one of those permitted."""
@@ -95,11 +94,6 @@ class RequestState:
     def is_decided(self) -> bool:
         """Return whether its steps only flush what an EXTEND call decided, and run no forward."""
         return self.steps_before_flush is not None
-
-    @property
-    def is_sampled(self) -> bool:
-        """Return whether the tokens of its blocks are sampled. Autoregressive rows are left to SGLang's sampler."""
-        return not self.is_greedy and self.current.mode is not Mode.AUTOREGRESSIVE
 
     @property
     def block_length(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from dlm_kernels.sample_token import Sampling
 
 from dlm_serve.decoding.modes import Phase
 
@@ -26,7 +27,14 @@ class RowOptions:
     """Whether `threshold` bounds entropies, in nats, and not confidences."""
     steps: int = 1
     convergence_threshold: float | None = None
+    is_shuffled: bool = False
+    """Whether the masks that a forward fills are random ones."""
     seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 1
+    """1 means greedy, whatever the other settings say."""
+    top_p: float = 1.0
+    min_p: float = 0.0
     stop_ids: Sequence[int] = ()
 
 
@@ -52,7 +60,12 @@ class Rows:
     threshold: torch.Tensor  # [B] float32
     steps: torch.Tensor  # [B] int32
     convergence_threshold: torch.Tensor  # [B] float32, nats
+    is_shuffled: torch.Tensor  # [B] bool, masks are filled in a random order
     seed: torch.Tensor  # [B] int64
+    temperature: torch.Tensor  # [B] float32
+    top_k: torch.Tensor  # [B] int32, 1 where greedy
+    top_p: torch.Tensor  # [B] float32
+    min_p: torch.Tensor  # [B] float32
     stop_ids: torch.Tensor  # [B, MAX_STOP_IDS] int64, -1 where unused
 
     @classmethod
@@ -62,7 +75,8 @@ class Rows:
         dtypes = {
             **dict.fromkeys(("tokens", "stop_ids", "seed"), torch.int64),
             **dict.fromkeys(("mean_entropy", "threshold", "convergence_threshold"), torch.float32),
-            "by_entropy": torch.bool,
+            **dict.fromkeys(("temperature", "top_p", "min_p"), torch.float32),
+            **dict.fromkeys(("by_entropy", "is_shuffled"), torch.bool),
         }
 
         def make(name: str) -> torch.Tensor:
@@ -82,7 +96,12 @@ class Rows:
             rows.threshold[i] = float("inf") if o.threshold is None else o.threshold
             rows.steps[i] = o.steps
             rows.convergence_threshold[i] = o.convergence_threshold or 0.0
+            rows.is_shuffled[i] = o.is_shuffled
             rows.seed[i] = o.seed
+            rows.temperature[i] = o.temperature
+            rows.top_k[i] = o.top_k
+            rows.top_p[i] = o.top_p
+            rows.min_p[i] = o.min_p
             stop_ids = list(o.stop_ids)[:MAX_STOP_IDS]
             rows.stop_ids[i] = torch.tensor(stop_ids + [-1] * (MAX_STOP_IDS - len(stop_ids)))
         return rows
@@ -103,6 +122,11 @@ class Rows:
     def width(self) -> int:
         """Return W, the number of columns of `tokens`."""
         return self.tokens.shape[1]
+
+    @property
+    def sampling(self) -> Sampling:
+        """Return how the tokens of the rows are drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
 
     @property
     def columns(self) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlm_serve.decoding import Commit, ConcreteMode, Mode, Nucleus, StopRule, TokenChoice
+from dlm_serve.decoding import BlockAlgorithm, Commit, ConcreteMode, Mode, Nucleus, StopRule, TokenChoice
 
 Config = Mapping[str, Any]
 """The content of a `config.json`."""
@@ -117,7 +117,8 @@ class Family:
 
     def token_choice(self, mask_token_id: int) -> TokenChoice:
         """Return its rules for choosing tokens."""
-        return TokenChoice(mask_token_id, self.mask_in_denominator, self.nucleus)
+        may_shuffle = BlockAlgorithm.FIRST_HITTING in self.algorithms
+        return TokenChoice(mask_token_id, self.mask_in_denominator, self.nucleus, may_shuffle)
 
     def matches(self, config: Config) -> bool:
         """Return whether a checkpoint with this `config.json` is of this family."""

@@ -68,10 +68,8 @@ class BlockGraphs:
             model_runner.model_config,
             model_runner.model.logits_processor.dtype_of(model_runner.dtype),
         )
-        # A token's logits and their copy, and what the layers hold at a time.
-        num_bytes = (
-            2 * config.vocab_size * logits_dtype.itemsize + 16 * config.hidden_size * model_runner.dtype.itemsize
-        )
+        # A token's logits, and what the layers hold at a time.
+        num_bytes = config.vocab_size * logits_dtype.itemsize + 16 * config.hidden_size * model_runner.dtype.itemsize
         max_tokens = int(routing.graph_memory_gb * 1e9 / num_bytes)
         shapes = GraphShapes.within(widths, model_runner.req_to_token_pool.size, max_tokens)
         if not len(shapes):
@@ -93,11 +91,9 @@ class BlockGraphs:
         self._buffers.load(shape, indices, committed_lens)
         self._backend.replay(("forward", shape), None)
         self._model_runner.shared_read_done_event = self._slots_read
-        logits, positions, prediction = self._buffers.predicted(shape)
-        rows = slice(num_rows)
-        return BlockForward(
-            logits[rows], positions[rows], prediction.select(rows), True, lambda: self._advance(shape, num_rows)
-        )
+        prediction = self._buffers.predicted(shape).select(slice(num_rows))
+        first_logits = self._buffers.first_logits[:num_rows]
+        return BlockForward(first_logits, prediction, True, lambda: self._advance(shape, num_rows))
 
     def captured_rows(self, width: int) -> int:
         """See `Step`."""
@@ -137,9 +133,8 @@ class BlockGraphs:
             rows = self._step.table.gather(indices, shape.width)
             spec = self._step.commit.attention_spec(rows, committed_lens)
             logits, prediction = self._step.run(rows, indices, spec, self._record_slots_read)
-            kept_logits, kept_positions, kept = self._buffers.predicted(shape)
-            kept_logits.copy_(logits)
-            kept_positions.copy_(spec.predicted_positions)
+            self._buffers.first_logits[: shape.batch_size].copy_(logits[:, 0])
+            kept = self._buffers.predicted(shape)
             for buffer, tensor in zip(_tensors(kept), _tensors(prediction), strict=True):
                 buffer.copy_(tensor)
 
@@ -148,8 +143,7 @@ class BlockGraphs:
     def _advance_program(self, shape: GraphShape) -> Callable[[], None]:
         def run() -> None:
             indices, _ = self._buffers.inputs(shape)
-            _, _, prediction = self._buffers.predicted(shape)
-            output = self._step.advance(indices, prediction)
+            output = self._step.advance(indices, self._buffers.predicted(shape))
             kept = self._buffers.emitted(shape)
             kept.tokens.copy_(output.tokens)
             kept.lens.copy_(output.lens)
@@ -167,8 +161,7 @@ class _Buffers:
 
     indices: torch.Tensor  # [B] int64
     committed_lens: torch.Tensor  # [B] int64
-    logits: torch.Tensor  # [T, V], the model's dtype
-    positions: torch.Tensor  # [T] int64
+    first_logits: torch.Tensor  # [B, V], the model's dtype
     ids: torch.Tensor  # [T] int64
     confidence: torch.Tensor  # [T] float32
     entropy: torch.Tensor  # [T] float32
@@ -185,8 +178,7 @@ class _Buffers:
         return cls(
             indices=make(rows, dtype=torch.int64),
             committed_lens=make(rows, dtype=torch.int64),
-            logits=make(tokens, vocab_size, dtype=dtype),
-            positions=make(tokens, dtype=torch.int64),
+            first_logits=make(rows, vocab_size, dtype=dtype),
             ids=make(tokens, dtype=torch.int64),
             confidence=make(tokens, dtype=torch.float32),
             entropy=make(tokens, dtype=torch.float32),
@@ -204,11 +196,11 @@ class _Buffers:
     def inputs(self, shape: GraphShape) -> tuple[torch.Tensor, torch.Tensor]:
         return self.indices[: shape.batch_size], self.committed_lens[: shape.batch_size]
 
-    def predicted(self, shape: GraphShape) -> tuple[torch.Tensor, torch.Tensor, Prediction]:
+    def predicted(self, shape: GraphShape) -> Prediction:
         def cut(buffer: torch.Tensor) -> torch.Tensor:
-            return buffer[: shape.num_tokens].view(shape.batch_size, shape.width, *buffer.shape[1:])
+            return buffer[: shape.num_tokens].view(shape.batch_size, shape.width)
 
-        return cut(self.logits), cut(self.positions), Prediction(cut(self.ids), cut(self.confidence), cut(self.entropy))
+        return Prediction(cut(self.ids), cut(self.confidence), cut(self.entropy))
 
     def emitted(self, shape: GraphShape) -> StepOutput:
         tokens = self.tokens[: shape.num_tokens].view(shape.batch_size, shape.width)

@@ -1,8 +1,7 @@
 """A block forward over rows in any mix of phases, and the advance of the rows behind it.
 
-Neither waits for the device. In between the host may overwrite predictions, for sampling and for what only
-autoregressive rows honour. All that changes from step to step is read from tensors, so that a CUDA graph of each
-serves every mix of phases.
+Neither waits for the device. In between the host may overwrite predictions with what only autoregressive rows honour.
+All that changes from step to step is read from tensors, so that a CUDA graph of each serves every mix of phases.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ from dlm_serve.sglang.protocols import ModelRunnerLike
 class BlockForward:
     """What a block forward says about B rows of W tokens. Its tensors are valid until the next forward."""
 
-    logits: torch.Tensor  # [B, W, V] of the model's precision
-    positions: torch.Tensor  # [B, W] int64, which the logits are about
-    prediction: Prediction  # the greedy choice; may be overwritten in place
+    first_logits: torch.Tensor  # [B, V] of the model's precision, of the first token of each row
+    prediction: Prediction  # may be overwritten in place
     is_captured: bool
     """Whether a CUDA graph ran it."""
     advance: Callable[[], StepOutput]
@@ -62,9 +60,7 @@ class BlockStep:
         rows = self.table.gather(indices, width)
         spec = self.commit.attention_spec(rows, committed_lens)
         logits, prediction = self.run(rows, indices, spec)
-        return BlockForward(
-            logits, spec.predicted_positions, prediction, False, lambda: self.advance(indices, prediction)
-        )
+        return BlockForward(logits[:, 0], prediction, False, lambda: self.advance(indices, prediction))
 
     def captured_rows(self, width: int) -> int:
         """See `Step`."""
@@ -77,7 +73,7 @@ class BlockStep:
         spec: AttentionSpec,
         on_slots_read: Callable[[], None] | None = None,
     ) -> tuple[torch.Tensor, Prediction]:
-        """Run any `rows` of the requests at `indices` as `spec` says; return logits [B, W, V] and the greedy choice.
+        """Run any `rows` of the requests at `indices` as `spec` says; return logits [B, W, V] and what they predict.
 
         `on_slots_read` is called when no later write to the slot table could misplace KV.
         """
@@ -105,7 +101,7 @@ class BlockStep:
         with forward_context(ForwardContext(attn_backend=runner.attn_backend), forward_batch=batch), switched:
             output = runner.model.forward(batch.input_ids, batch.positions, batch)
         logits = output.next_token_logits.unflatten(0, (indices.shape[0], width))
-        return logits, self.choice.greedy(logits)
+        return logits, self.choice.predict(logits, spec.predicted_positions, rows)
 
     def advance(self, indices: torch.Tensor, prediction: Prediction) -> StepOutput:
         """Bring the rows at `indices` [B] to where `prediction` takes them; return what they emit."""

@@ -9,14 +9,13 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
 
-from dlm_serve.decoding import Commit, Phase, Rows, Sampling, StepOutput, TokenChoice
+from dlm_serve.decoding import Commit, Phase, Rows, StepOutput, TokenChoice
 from dlm_serve.sglang.block_step import BlockForward, Step
 from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.inputs import StepState
 from dlm_serve.sglang.planned_step import PlannedStep, RowGroup
 from dlm_serve.sglang.protocols import BatchLike
-from dlm_serve.sglang.sampler import sampling_of
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,6 @@ class _Inputs:
     batch: BatchLike
     indices: torch.Tensor  # [B] int64, rows of the table and of SGLang's slot table
     committed_lens: torch.Tensor  # [B] int64
-
-    def sampling_of(self, group: RowGroup) -> Sampling:
-        """Return how the rows of `group` are sampled."""
-        sampling = sampling_of(self.batch.sampling_info)
-        return sampling if group.rows is None else sampling.select(group.rows)
 
 
 @dataclass(frozen=True)
@@ -76,22 +70,18 @@ class DecodeStep:
 
     def _run_windows(self, inputs: _Inputs, group: RowGroup) -> _Part:
         indices, committed_lens = group.of(inputs.indices), group.of(inputs.committed_lens)
-        sampling = inputs.sampling_of(group)
-        output = self._windows.verify(group.states, indices, committed_lens, sampling, group.drawn)
+        output = self._windows.verify(group.states, indices, committed_lens)
         return _Part(output, is_captured=False)
 
     def _run_blocks(self, inputs: _Inputs, group: RowGroup, planned: PlannedStep) -> _Part:
         indices, committed_lens = group.of(inputs.indices), group.of(inputs.committed_lens)
         forward = self._step.forward(indices, committed_lens, planned.plan.width)
-        if group.drawn.any:
-            sampling = inputs.sampling_of(group)
-            self._choice.draw_(forward.prediction, forward.logits, forward.positions, sampling, group.drawn)
         sampled = self._sample_padded(inputs, forward) if planned.plan.padded_decode else None
         return _Part(forward.advance(), forward.is_captured, sampled)
 
     def _sample_padded(self, inputs: _Inputs, forward: BlockForward) -> LogitsProcessorOutput:
         """Let SGLang's sampler choose the tokens of autoregressive rows in a block forward over all rows."""
-        logits = forward.logits[:, 0].float()
+        logits = forward.first_logits.float()
         sampled, token_ids = self._decode.sample(inputs.batch, logits, inputs.committed_lens)
         is_decode = self._table.phase[inputs.indices] == Phase.DECODE
         first = forward.prediction.ids[:, 0]

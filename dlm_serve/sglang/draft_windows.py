@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from dlm_serve.decoding import Commit, DrawnRows, FirstBlock, RequestState, Rows, Sampling, StepOutput, TokenChoice
+from dlm_serve.decoding import Commit, FirstBlock, RequestState, Rows, StepOutput, TokenChoice
 from dlm_serve.decoding.commit.draft_windows import draft_windows, keeping_last, start_draft, verify
 from dlm_serve.decoding.commit.window import last_window, verifies_drafts
 from dlm_serve.sglang.block_step import BlockStep
 from dlm_serve.sglang.first_block import note_rest
-from dlm_serve.sglang.planned_step import drawn_rows
 from dlm_serve.sglang.protocols import ModelRunnerLike, ReqLike
 from dlm_serve.sglang.requests import state_of
 
@@ -26,15 +25,13 @@ class DraftWindows:
         self._commit = commit
         self._choice = choice
 
-    def start(
-        self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
-    ) -> torch.Tensor:
+    def start(self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock]) -> torch.Tensor:
         """Take the first run of each of `reqs`, which keeps no KV; return the next token of each [N].
 
         The other tokens of the runs stay in the table.
         """
         states = [state_of(req) for req in reqs]
-        pending, runs = self._first_runs(states, indices, blocks, sampling)
+        pending, runs = self._first_runs(states, indices, blocks)
         note_rest(reqs, self._table.gather(indices), pending, self._commit)
         for state, block, run in zip(states, blocks, runs, strict=True):
             state.first_run = range(block.start, block.start + len(run))
@@ -45,7 +42,7 @@ class DraftWindows:
             at = torch.tensor(changed, device=indices.device)
             again = [reqs[i] for i in changed]
             behind = [last_window([*req.origin_input_ids, *req.output_ids]) for req in again]
-            pending[at] = self.start(again, indices[at], behind, sampling.select(at))
+            pending[at] = self.start(again, indices[at], behind)
         return pending
 
     def _first_runs(
@@ -53,7 +50,6 @@ class DraftWindows:
         states: Sequence[RequestState],
         indices: torch.Tensor,
         blocks: Sequence[FirstBlock],
-        sampling: Sampling,
     ) -> tuple[torch.Tensor, list[list[int]]]:
         """Return the next token of each request [N], and the tokens that its first run accepts."""
         mask_token_id, device = self._choice.mask_token_id, indices.device
@@ -64,9 +60,7 @@ class DraftWindows:
         width = self._commit.row_width(max(state.current.block_length for state in states))
         rows = self._table.gather(indices, width).start_block(anchors, mask_token_id)
         spec = self._commit.attention_spec(rows, starts)
-        logits, prediction = self._step.run(rows, indices, spec)
-        drawn = drawn_rows(states, self._commit, device.type)
-        self._choice.draw_(prediction, logits, spec.predicted_positions, sampling, drawn)
+        _, prediction = self._step.run(rows, indices, spec)
         for state in states:
             state.num_extend_forwards += 1
         after, output = self._commit.advance(rows, prediction, mask_token_id)
@@ -78,8 +72,7 @@ class DraftWindows:
             at = torch.tensor(drafting, device=device)
             self._table.scatter_(indices[at], start_draft(rows, prediction.ids).gather(at))
             members = [states[i] for i in drafting]
-            drawn = drawn_rows(members, self._commit, device.type)
-            verified = self.verify(members, indices[at], starts[at], sampling.select(at), drawn, kept=False)
+            verified = self.verify(members, indices[at], starts[at], kept=False)
             self._table.num_emitted[indices[at]] = 1
             pending[at] = verified.tokens[:, 0]
             for i, run in zip(drafting, _tokens_of(verified), strict=True):
@@ -91,8 +84,6 @@ class DraftWindows:
         states: Sequence[RequestState],
         indices: torch.Tensor,
         committed_lens: torch.Tensor,
-        sampling: Sampling,
-        drawn: DrawnRows,
         *,
         kept: bool = True,
     ) -> StepOutput:
@@ -114,8 +105,7 @@ class DraftWindows:
         tried = draft_windows(rows, number, width, self._choice.mask_token_id)
         spec = self._commit.attention_spec(tried, committed_lens[each])
         spec = keeping_last(spec, rows, number) if kept else spec.without_kv()
-        logits, prediction = self._step.run(tried, indices[each], spec)
-        self._choice.draw_(prediction, logits, spec.predicted_positions, sampling.repeat(number), drawn.repeat(number))
+        _, prediction = self._step.run(tried, indices[each], spec)
         ids = prediction.ids.view(-1, number, width)
         after, output = verify(rows, ids, self._choice.mask_token_id, kept=kept)
         self._table.scatter_(indices, after)

@@ -8,21 +8,18 @@ from typing import Any, Protocol
 
 import torch
 
-from dlm_serve.decoding import Choice, Commit, FirstBlock, Rows, Sampling
+from dlm_serve.decoding import Choice, Commit, FirstBlock, Rows
 from dlm_serve.sglang.inputs import StepState
 from dlm_serve.sglang.planned_step import to_device
 from dlm_serve.sglang.prompt_attention import SpanBackend, spans_of
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, WorkerLike
 from dlm_serve.sglang.requests import first_block_of, row_options_of, state_of
-from dlm_serve.sglang.sampler import sampling_of
 
 
 class StartBlocks(Protocol):
     """Starts the blocks of requests whose next token the prefill does not predict."""
 
-    def start(
-        self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
-    ) -> torch.Tensor:
+    def start(self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock]) -> torch.Tensor:
         """Return the next token of each of `reqs` [N] int64; leave the rest of their blocks in the table."""
 
 
@@ -56,7 +53,6 @@ class ExtendStep:
         table, device = self._table, self._table.tokens.device
         rows = Rows.of([row_options_of(req, self._commit) for req in batch.reqs], table.width).to(device)
         batch.sampling_info.sampling_seed = rows.seed
-        sampling = sampling_of(batch.sampling_info)
         for req in batch.reqs:
             req.skip_radix_cache_insert |= self._commit.is_private(is_resumed=bool(req.output_ids))
         with self._prompt_spans(batch):
@@ -68,7 +64,7 @@ class ExtendStep:
         if blocks:
             at = to_device(tuple(blocks), device.type)
             reqs = [batch.reqs[i] for i in blocks]
-            pending[at] = self._start.start(reqs, indices[at], list(blocks.values()), sampling.select(at))
+            pending[at] = self._start.start(reqs, indices[at], list(blocks.values()))
         result.next_token_ids = pending
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = StepState(pending, batch.seq_lens)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from dlm_serve.decoding import Commit, FirstBlock, Phase, Rows, Sampling, TokenChoice
+from dlm_serve.decoding import Commit, FirstBlock, Phase, Rows, TokenChoice
 from dlm_serve.sglang.block_step import Step
-from dlm_serve.sglang.planned_step import drawn_rows
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.requests import end_extend, state_of
 
@@ -22,9 +21,7 @@ class FirstBlocks:
         self._commit = commit
         self._choice = choice
 
-    def start(
-        self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock], sampling: Sampling
-    ) -> torch.Tensor:
+    def start(self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock]) -> torch.Tensor:
         """Denoise the first block of each of `reqs`; return the next token of each [N].
 
         What is then left to emit of the block stays in the table. Denoising writes no KV. A block that starts over
@@ -38,7 +35,7 @@ class FirstBlocks:
         num_given = torch.tensor([len(block.given) for block in blocks], dtype=torch.int32, device=device)
         self._table.scatter_(indices, rows.with_block(tokens.to(device), num_given))
         committed_lens = torch.tensor([block.start + len(block.given) - 1 for block in blocks], device=device)
-        self._denoise(reqs, indices, committed_lens, sampling)
+        self._denoise(reqs, indices, committed_lens)
         denoised = self._table.gather(indices)
         num_emitted = torch.tensor([len(block.emitted) for block in blocks], device=device)
         rows, pending = self._commit.skip_emitted(denoised, num_emitted, mask_token_id)
@@ -49,22 +46,17 @@ class FirstBlocks:
         if changed:
             at = torch.tensor(changed, device=device)
             again, as_emitted = [reqs[i] for i in changed], [blocks[i].all_given() for i in changed]
-            pending[at] = self.start(again, indices[at], as_emitted, sampling.select(at))
+            pending[at] = self.start(again, indices[at], as_emitted)
         return pending
 
-    def _denoise(
-        self, reqs: Sequence[ReqLike], indices: torch.Tensor, committed_lens: torch.Tensor, sampling: Sampling
-    ) -> None:
+    def _denoise(self, reqs: Sequence[ReqLike], indices: torch.Tensor, committed_lens: torch.Tensor) -> None:
         """Run forwards over the blocks that are not settled yet, until all are."""
         states = [state_of(req) for req in reqs]
         live = list(range(len(states)))
         while live:
             at, running = torch.tensor(live, device=indices.device), [states[i] for i in live]
             width = max(state.current.block_length for state in running)
-            forward = self._step.forward(indices[at], committed_lens[at], width)
-            drawn = drawn_rows(running, self._commit, indices.device.type)
-            self._choice.draw_(forward.prediction, forward.logits, forward.positions, sampling.select(at), drawn)
-            forward.advance()
+            self._step.forward(indices[at], committed_lens[at], width).advance()
             for state in running:
                 state.num_extend_forwards += 1
             phases = self._table.phase[indices].tolist()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm_serve.decoding import Commit, DrawnRows, RequestState, RowOptions, Rows
+from dlm_serve.decoding import Commit, RequestState, RowOptions, Rows
 from dlm_serve.routing.costs import CostTable, StepShape
 from dlm_serve.scheduling.step_plan import StepPlan
 from dlm_serve.sglang.protocols import ReqLike
@@ -22,7 +22,6 @@ class RowGroup:
     rows: torch.Tensor | None
     """`numbers` on the device, [N] int64; None if these are all rows."""
     states: list[RequestState]
-    drawn: DrawnRows
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the rows of the group in a tensor with one row for each request of the batch."""
@@ -61,9 +60,8 @@ class PlannedStep:
         def group(numbers: tuple[int, ...]) -> RowGroup | None:
             if not numbers:
                 return None
-            members = [states[i] for i in numbers]
             rows = None if len(numbers) == len(states) else to_device(numbers, device)
-            return RowGroup(numbers, rows, members, drawn_rows(members, commit, device))
+            return RowGroup(numbers, rows, [states[i] for i in numbers])
 
         groups = (group(rows) for rows in (plan.decode_rows, plan.block_rows, plan.window_rows, plan.flush_rows))
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
@@ -126,13 +124,6 @@ class StepPlanner:
             return None
         numbers, options = zip(*offered, strict=True)
         return Offer(to_device(numbers, self._device), Rows.of(options, self._row_width).to(self._device))
-
-
-def drawn_rows(states: Sequence[RequestState], commit: Commit, device: str) -> DrawnRows:
-    """Return which rows, one for each of `states`, are left to chance."""
-    sampled = tuple(i for i, state in enumerate(states) if state.is_sampled)
-    shuffled = tuple(i for i, state in enumerate(states) if commit.is_shuffled(state.current))
-    return DrawnRows(to_device(sampled, device) if sampled else None, to_device(shuffled, device) if shuffled else None)
 
 
 def to_device(numbers: Sequence[int], device: str) -> torch.Tensor:

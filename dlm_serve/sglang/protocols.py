@@ -37,7 +37,10 @@ class AdmittedParamsLike(Protocol):
     """The same in the scheduler's process: admission has filled in what was missing."""
 
     max_new_tokens: int
+    temperature: float
     top_k: int
+    top_p: float
+    min_p: float
     ignore_eos: bool
     stop_token_ids: set[int] | None
     sampling_seed: int
@@ -87,9 +90,6 @@ class SamplingInfoLike(Protocol):
     min_ps: torch.Tensor  # [B] float32
     sampling_seed: torch.Tensor  # [B] int64
     is_all_greedy: bool
-    need_top_p_sampling: bool
-    need_top_k_sampling: bool
-    need_min_p_sampling: bool
     grammars: list[Any] | None
 
     def update_regex_vocab_mask(self) -> None:

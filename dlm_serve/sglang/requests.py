@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +27,6 @@ def state_of(req: ReqLike) -> RequestState:
             _plan_of(params.custom_params[PLAN_KEY]),
             seed=params.sampling_seed,
             stop_ids=_stop_ids_of(req),
-            is_greedy=params.top_k == 1,
             is_streaming=req.stream,
         )
     return state
@@ -34,9 +34,10 @@ def state_of(req: ReqLike) -> RequestState:
 
 def row_options_of(req: ReqLike, commit: Commit, settings: ModeSettings | None = None) -> RowOptions:
     """Return what the device must know about SGLang's `req`, with its current settings or others."""
-    state = state_of(req)
+    state, params = state_of(req), req.sampling_params
     vocab_size = current().checkpoint.vocab_size
-    return commit.row_options(settings or state.current, state.seed, sorted(state.stop_ids), vocab_size)
+    options = commit.row_options(settings or state.current, state.seed, sorted(state.stop_ids), vocab_size)
+    return replace(options, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
 
 
 def first_block_of(req: ReqLike, commit: Commit) -> FirstBlock | None:

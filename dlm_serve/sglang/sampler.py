@@ -35,10 +35,10 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
     ) -> torch.Tensor:
         """Return token ids [B] after `positions` [B]; writes log-probabilities into `logits_output` where asked."""
         logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
-        sampling = sampling_of(sampling_info)
+        sampling = None if sampling_info.is_all_greedy else sampling_of(sampling_info)
         token_ids = self._choice.sample(logits, positions + 1, sampling)
         if return_logprob:
-            scaled = (logits if logprob_logits is None else logprob_logits) / sampling.temperature[:, None]
+            scaled = (logits if logprob_logits is None else logprob_logits) / sampling_info.temperatures
             result = self.output_logprob_processor.compute_logprobs(
                 scaled.log_softmax(-1), top_logprobs_nums, token_ids_logprobs, token_ids
             )
@@ -50,14 +50,9 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
 def sampling_of(sampling_info: SamplingInfoLike) -> Sampling:
     """Return SGLang's SamplingBatchInfo in the terms of `decoding`."""
     return Sampling(
-        # A temperature beyond float32 would turn -inf logits into nan.
-        temperature=sampling_info.temperatures.view(-1).float().clamp(max=torch.finfo(torch.float32).max),
+        temperature=sampling_info.temperatures.view(-1).float(),
         top_k=sampling_info.top_ks,
         top_p=sampling_info.top_ps,
         min_p=sampling_info.min_ps,
         seed=sampling_info.sampling_seed,
-        all_greedy=sampling_info.is_all_greedy,
-        needs_filter=(
-            sampling_info.need_top_p_sampling or sampling_info.need_top_k_sampling or sampling_info.need_min_p_sampling
-        ),
     )

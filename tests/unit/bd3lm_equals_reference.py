@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dlm_kernels.sample_token.reference import kept_scores
 from in_process import model_runner_of
 
 from dlm_serve.decoding import Mode, ModeSettings, Phase, Rows, Sampling, TokenChoice
@@ -84,24 +85,24 @@ class Decoder:
     def forward(self) -> torch.Tensor:
         """Logits [B, V] of the block as it is."""
         committed = self._position - 1 + self._table.num_emitted[self._at].long()
-        self._forward = self._step.forward(self._at, committed, self.checkpoint.block_size)
-        return self._forward.logits[0]
+        rows = self._table.gather(self._at)
+        logits, self._prediction = self._step.run(rows, self._at, self._commit.attention_spec(rows, committed))
+        return logits[0]
 
     def fix(self, fixed: list[list[Any]]) -> None:
         """Advance the block after `forward`, which decided the `fixed` [position, token, ...] and nothing else."""
         ids, confidence = torch.zeros(2, 1, self.checkpoint.block_size)
         for position, token, *_ in fixed:
             ids[0, position - self._position], confidence[0, position - self._position] = token, 1
-        prediction = self._forward.prediction
-        prediction.ids.copy_(ids)
-        prediction.confidence.copy_(confidence)
-        prediction.entropy.zero_()
-        self._forward.advance()
+        self._prediction.ids.copy_(ids)
+        self._prediction.confidence.copy_(confidence)
+        self._prediction.entropy.zero_()
+        self._step.advance(self._at, self._prediction)
 
     def commit(self) -> torch.Tensor:
         """The clean pass over the full block; then a new block of masks. Returns its logits [B, V]."""
         logits = self.forward()
-        self._forward.advance()
+        self._step.advance(self._at, self._prediction)
         self._position += self.checkpoint.block_size
         return logits
 
@@ -115,10 +116,10 @@ def probabilities(logits: torch.Tensor, nucleus_p: float, choice: TokenChoice) -
         top_p=ones * nucleus_p,
         min_p=torch.zeros_like(ones),
         seed=torch.zeros_like(ones, dtype=torch.int64),
-        all_greedy=False,
-        needs_filter=nucleus_p < 1,
     )
-    return choice.scores(logits, sampling).double().softmax(-1)
+    allowed = logits.float().clone()
+    allowed[:, choice.mask_token_id] = float("-inf")
+    return kept_scores(allowed, sampling, choice.nucleus).double().softmax(-1)
 
 
 def check_forward(decoder: Decoder, case: Case, recorded: Any) -> str | None:

@@ -101,10 +101,6 @@ class Commit(ABC):
         """Return how many steps each block takes with these settings; None where that depends on the tokens."""
         return None
 
-    def is_shuffled(self, settings: ModeSettings) -> bool:
-        """Return whether the masks that a forward fills are random ones."""
-        return False
-
     def row_width(self, block_length: int) -> int:
         """Return the most tokens that a row with blocks of `block_length` has."""
         return block_length

@@ -8,7 +8,7 @@ nothing, so a request that ends with the block does without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -74,11 +74,8 @@ class BlockCommit(Commit):
 
     def row_options(self, settings: ModeSettings, seed: int, stop_ids: Sequence[int], vocab_size: int) -> RowOptions:
         """See `Commit`."""
-        return super().row_options(settings, seed, stop_ids if self.stops_in_blocks else (), vocab_size)
-
-    def is_shuffled(self, settings: ModeSettings) -> bool:
-        """See `Commit`."""
-        return settings.algorithm == BlockAlgorithm.FIRST_HITTING
+        options = super().row_options(settings, seed, stop_ids if self.stops_in_blocks else (), vocab_size)
+        return replace(options, is_shuffled=settings.algorithm == BlockAlgorithm.FIRST_HITTING)
 
     def usable_widths(self, block_size: int, widths: Sequence[int]) -> list[int]:
         """See `Commit`: blocks on a grid are all of `block_size`."""

@@ -15,23 +15,21 @@ from typing import Final
 
 import pytest
 import torch
+from dlm_kernels.sample_token.reference import gumbel_noise
 
 from dlm_serve.decoding import (
     AttentionSpec,
     CausalCommit,
     ConcreteMode,
-    DrawnRows,
     Mode,
     ModeSettings,
     Phase,
     Prediction,
     RowOptions,
     Rows,
-    Sampling,
     TokenChoice,
 )
 from dlm_serve.decoding.rows import MAX_STOP_IDS
-from dlm_serve.decoding.sampling import gumbel_noise
 
 COMMIT = CausalCommit()
 
@@ -104,7 +102,10 @@ class Ask:
         settings = ModeSettings(
             self.mode, self.block_length, self.threshold, self.step_limit, self.convergence_threshold
         )
-        return COMMIT.row_options(settings, self.seed, self.stop_ids, VOCAB_SIZE)
+        options = COMMIT.row_options(settings, self.seed, self.stop_ids, VOCAB_SIZE)
+        if not self.temperature:
+            return options
+        return replace(options, temperature=self.temperature, top_k=VOCAB_SIZE)
 
 
 @dataclass
@@ -257,18 +258,6 @@ def expected(ask: Ask) -> Answer:
 # --- The subject: rows, batched ---
 
 
-def sampling_of(asks: Sequence[Ask]) -> Sampling:
-    return Sampling(
-        temperature=torch.tensor([ask.temperature or 1.0 for ask in asks]),
-        top_k=torch.tensor([VOCAB_SIZE if ask.temperature else 1 for ask in asks], dtype=torch.int32),
-        top_p=torch.ones(len(asks)),
-        min_p=torch.zeros(len(asks)),
-        seed=torch.tensor([ask.seed for ask in asks]),
-        all_greedy=not any(ask.temperature for ask in asks),
-        needs_filter=False,
-    )
-
-
 def forward(rows: Rows, contexts: Sequence[Sequence[int]], spec: AttentionSpec) -> torch.Tensor:
     """Logits [B, W, V] of the fake model. Those of padding cry for a stop id with full confidence."""
     logits = torch.zeros(len(contexts), rows.width, VOCAB_SIZE)
@@ -281,14 +270,10 @@ def forward(rows: Rows, contexts: Sequence[Sequence[int]], spec: AttentionSpec) 
     return logits
 
 
-def predicted(rows: Rows, contexts: Sequence[Sequence[int]], asks: Sequence[Ask]) -> Prediction:
+def predicted(rows: Rows, contexts: Sequence[Sequence[int]]) -> Prediction:
     spec = COMMIT.attention_spec(rows, torch.tensor([len(context) for context in contexts]))
     logits = forward(rows, contexts, spec)
-    prediction = CHOICE.greedy(logits)
-    sampled = [row for row, ask in enumerate(asks) if ask.temperature]
-    drawn = DrawnRows(torch.tensor(sampled) if sampled else None)
-    CHOICE.draw_(prediction, logits, spec.predicted_positions, sampling_of(asks), drawn)
-    return prediction
+    return CHOICE.predict(logits, spec.predicted_positions, rows)
 
 
 def serve(asks: Sequence[Ask]) -> list[Answer]:
@@ -300,7 +285,7 @@ def serve(asks: Sequence[Ask]) -> list[Answer]:
     while live := [i for i, ask in enumerate(asks) if not cut(answers[i].ids, ask)[1]]:
         indices = torch.tensor(live)
         rows = table.gather(indices, max(asks[i].block_length for i in live))
-        prediction = predicted(rows, [contexts[i] for i in live], [asks[i] for i in live])
+        prediction = predicted(rows, [contexts[i] for i in live])
         after, output = COMMIT.advance(rows, prediction, MASK)
         table.scatter_(indices, after)
         for row, i in enumerate(live):
@@ -642,7 +627,7 @@ def denoised_block(ask: Ask) -> Rows:
     """The request's first block, ready to commit."""
     rows = Rows.of([ask.options], ask.block_length + 1).start_block(torch.tensor([first_token(ask)]), MASK)
     while rows.phase.tolist() != [Phase.COMMIT]:
-        rows, _ = COMMIT.advance(rows, predicted(rows, [ask.prompt], [ask]), MASK)
+        rows, _ = COMMIT.advance(rows, predicted(rows, [ask.prompt]), MASK)
     return rows
 
 
@@ -655,7 +640,7 @@ def test_a_resumed_block_ends_as_the_uninterrupted_one(
     """For every number of tokens that were emitted before, all in one batch."""
     ask = Ask(DIFFUSION, block_length, 0.4, prompt=prompt, stop_ids=stop_ids)
     rows = denoised_block(ask)
-    after, output = COMMIT.advance(rows, predicted(rows, [prompt], [ask]), MASK)
+    after, output = COMMIT.advance(rows, predicted(rows, [prompt]), MASK)
     whole = output.tokens[0, : output.lens[0]].tolist()
     counts = range(min(block_length - 1, len(whole)))
 
@@ -663,7 +648,7 @@ def test_a_resumed_block_ends_as_the_uninterrupted_one(
     copies = rows.gather(torch.zeros(len(counts), dtype=torch.int64))
     rest, first = COMMIT.skip_emitted(copies, torch.tensor(counts) + 1, MASK)
     contexts = [[*prompt, *block[: 1 + count]] for count in counts]
-    resumed, output = COMMIT.advance(rest, predicted(rest, contexts, [ask] * len(counts)), MASK)
+    resumed, output = COMMIT.advance(rest, predicted(rest, contexts), MASK)
 
     assert rest.tokens[:, 0].tolist() == first.tolist()
     for row, count in enumerate(counts):

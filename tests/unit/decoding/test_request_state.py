@@ -44,13 +44,3 @@ def test_steps_that_only_flush_are_no_forwards(rest: list[int], num_left: int, d
     state.end_extend(rest, num_left)
     state.end_step(1)
     assert (state.is_decided, state.nfe) == (decides, 4 if decides else 5)
-
-
-@pytest.mark.parametrize(
-    ("mode", "is_greedy", "is_sampled"),
-    [(Mode.DIFFUSION, True, False), (Mode.DIFFUSION, False, True), (Mode.AUTOREGRESSIVE, False, False)],
-)
-def test_autoregressive_rows_are_not_sampled_here(mode: Mode, is_greedy: bool, is_sampled: bool) -> None:
-    state = state_in(mode)
-    state.is_greedy = is_greedy
-    assert state.is_sampled is is_sampled

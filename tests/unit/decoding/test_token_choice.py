@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import permutations
 
 import pytest
 import torch
+from dlm_kernels.sample_token.reference import gumbel_noise, kept_scores
 from scipy.stats import chisquare, kstest
 
-from dlm_serve.decoding import DrawnRows, Nucleus, Prediction, Sampling, TokenChoice
-from dlm_serve.decoding.sampling import gumbel_noise, random_confidence
+from dlm_serve.decoding import Nucleus, Phase, Prediction, RowOptions, Rows, Sampling, TokenChoice
+from dlm_serve.decoding.token_choice import random_confidence
 
 MASK, VOCAB_SIZE = 3, 12
 CHOICE = TokenChoice(MASK)
@@ -38,16 +38,18 @@ def sampling_of(
         top_p=torch.full((rows,), top_p),
         min_p=torch.full((rows,), min_p),
         seed=torch.full((rows,), seed),
-        all_greedy=top_k == 1,
-        needs_filter=1 < top_k < VOCAB_SIZE or top_p < 1 or min_p > 0,
     )
+
+
+def rows_of(sampling: Sampling, shuffled: Sequence[int] = ()) -> Rows:
+    """Rows whose tokens are drawn so; the masks of some are filled in a random order."""
+    options = [RowOptions(Phase.DENOISE, 1, is_shuffled=i in shuffled) for i in range(len(sampling.seed))]
+    return Rows.of(options, 1).replace(**vars(sampling))
 
 
 def sampled(logits: torch.Tensor, positions: torch.Tensor, sampling: Sampling) -> Prediction:
     """What the server predicts for `logits` [B, W, V] at `positions` [B, W]."""
-    prediction = CHOICE.greedy(logits)
-    CHOICE.draw_(prediction, logits, positions, sampling, DrawnRows(torch.arange(len(logits))))
-    return prediction
+    return CHOICE.predict(logits, positions, rows_of(sampling))
 
 
 def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -106,8 +108,8 @@ def test_noise_is_its_formula(seed: int) -> None:
     noise = gumbel_noise(torch.full((4,), seed), torch.tensor(positions), 7)
     for row, position in zip(noise.tolist(), positions, strict=True):
         row_bits = mix(mix(mix(seed & UINT32) ^ ((seed >> 32) & UINT32)) ^ position)
-        uniform = [(mix(row_bits ^ mix(token)) + 0.5) / 2**32 for token in range(7)]
-        wanted = [-math.log(-math.log(u)) for u in uniform]
+        uniform = [(mix(row_bits ^ (token * 0x9E3779B1 & UINT32)) + 0.5) / 2**32 for token in range(7)]
+        wanted = [-math.log(-math.log1p(-u)) for u in uniform]
         # One rounding to float32 after float64 logarithms; -log(x) near x = 1 loses as much as it is close to 0.
         assert row == pytest.approx(wanted, rel=2 * FLOAT32_EPS, abs=2 * FLOAT32_EPS)
 
@@ -234,7 +236,7 @@ def test_filters_are_those_of_each_row() -> None:
     logits = random_logits(len(rows), VOCAB_SIZE, seed=4) / 2
     temperature, top_k, top_p, min_p = (torch.tensor(column) for column in zip(*rows, strict=True))
     seeds, positions = torch.arange(len(rows)), torch.arange(len(rows)) * 31
-    sampling = Sampling(temperature, top_k.int(), top_p, min_p, seeds, all_greedy=False, needs_filter=True)
+    sampling = Sampling(temperature, top_k.int(), top_p, min_p, seeds)
     noise = gumbel_noise(seeds, positions, VOCAB_SIZE).tolist()
     ids = CHOICE.sample(logits, positions, sampling).tolist()
     for row, settings in enumerate(rows):
@@ -253,15 +255,6 @@ def test_a_batch_samples_as_each_row_alone(name: str) -> None:
         CHOICE.sample(logits[r : r + 1], positions[r : r + 1], sampling.select(slice(r, r + 1))) for r in range(16)
     ]
     assert torch.equal(batch, torch.cat(alone))
-
-
-def test_the_filter_flag_only_saves_work() -> None:
-    """Filters that keep everything choose what no filter chooses."""
-    logits, positions, plain = random_logits(64, VOCAB_SIZE), torch.arange(64), sampling_of(64)
-    filtered = Sampling(
-        plain.temperature, plain.top_k, plain.top_p, plain.min_p, plain.seed, all_greedy=False, needs_filter=True
-    )
-    assert torch.equal(CHOICE.sample(logits, positions, plain), CHOICE.sample(logits, positions, filtered))
 
 
 def test_a_tiny_top_p_is_greedy() -> None:
@@ -307,8 +300,6 @@ def test_resampling_samples_every_position_with_its_rows_sampling() -> None:
         top_p=torch.tensor([1.0, 1.0, 0.9]),
         min_p=torch.tensor([0.1, 0.0, 0.0]),
         seed=torch.tensor([1, 2, 3]),
-        all_greedy=False,
-        needs_filter=True,
     )
     ids = sampled(logits, positions, rows).ids
     for row in range(3):
@@ -334,10 +325,11 @@ def test_a_draft_and_its_verification_choose_the_same_token(name: str) -> None:
 @pytest.mark.parametrize("top_p", [0.0, 0.3, 0.7, 0.9, 0.999, 1.0])
 def test_a_nucleus_within_p(top_p: float) -> None:
     """The best tokens whose probabilities together stay within p, at least one; all for 1; never the mask."""
-    choice = replace(CHOICE, nucleus=Nucleus.WITHIN)
-    kept = choice.scores(LOGITS[None], sampling_of(1, top_p=top_p))[0].isfinite().nonzero().flatten().tolist()
-    allowed = LOGITS.double()
+    allowed = LOGITS.clone()
     allowed[MASK] = float("-inf")
+    scores = kept_scores(allowed[None], sampling_of(1, top_p=top_p), Nucleus.WITHIN)
+    kept = scores[0].isfinite().nonzero().flatten().tolist()
+    allowed = allowed.double()
     probs = allowed.softmax(-1)
     wanted: list[int] = []
     total = 0.0
@@ -371,17 +363,10 @@ def test_chance_touches_drawn_rows_alone() -> None:
     """Sampled rows change ids and confidences, shuffled ones confidences, all others nothing."""
     logits, positions = random_logits(4, 5, VOCAB_SIZE), torch.arange(20).view(4, 5)
     sampling = sampling_of(4, temperature=3.0, seed=5)
-    greedy, prediction = CHOICE.greedy(logits), CHOICE.greedy(logits)
-    CHOICE.draw_(prediction, logits, positions, sampling, DrawnRows(torch.tensor([2]), torch.tensor([1])))
+    sampling.top_k[[0, 1, 3]] = 1
+    greedy = CHOICE.greedy(logits)
+    prediction = TokenChoice(MASK, may_shuffle=True).predict(logits, positions, rows_of(sampling, shuffled=[1]))
     assert (prediction.ids != greedy.ids).any(1).tolist() == [False, False, True, False]
     assert (prediction.confidence != greedy.confidence).any(1).tolist() == [False, True, True, False]
     assert torch.equal(prediction.entropy, greedy.entropy)
-    assert torch.equal(prediction.ids[2], sampled(logits, positions, sampling).ids[2])
     assert torch.equal(prediction.confidence[1:2], random_confidence(sampling.seed[1:2], positions[1:2]))
-
-
-def test_drawn_rows_repeat() -> None:
-    drawn = DrawnRows(torch.tensor([0, 2])).repeat(3)
-    assert drawn.sampled is not None
-    assert (drawn.sampled.tolist(), drawn.shuffled, drawn.any) == ([0, 1, 2, 6, 7, 8], None, True)
-    assert not DrawnRows().repeat(2).any

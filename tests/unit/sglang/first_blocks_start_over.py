@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dlm_serve.decoding import DecodePlan, FirstBlock, Mode, ModeSettings, Prediction, RequestState, Rows, Sampling
+from dlm_serve.decoding import DecodePlan, FirstBlock, Mode, ModeSettings, Prediction, RequestState, Rows
 from dlm_serve.families import EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, Family
 from dlm_serve.sglang.block_step import BlockForward
 from dlm_serve.sglang.first_block import FirstBlocks
@@ -18,8 +18,6 @@ from dlm_serve.sglang.first_block import FirstBlocks
 FAMILIES = {family.name: family for family in (EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION)}
 MASK, STOP, BLOCK_LENGTH = 1, 2, 6
 INDEX = torch.tensor([1])
-ONE = torch.ones(1)
-GREEDY = Sampling(ONE, ONE, ONE, ONE, ONE, all_greedy=True, needs_filter=False)
 
 
 class Model:
@@ -36,7 +34,7 @@ class Model:
         sure = torch.tensor([[float(token is not None) for token in said]])
         prediction = Prediction(ids, sure, torch.zeros(ids.shape))
         return BlockForward(
-            ids, ids, prediction, False, lambda: self._commit.advance_(self._table, indices, prediction, MASK)
+            ids, prediction, False, lambda: self._commit.advance_(self._table, indices, prediction, MASK)
         )
 
 
@@ -52,7 +50,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     req = SimpleNamespace(dlm_state=RequestState(DecodePlan((settings,))), output_ids=[], sampling_params=params)
     block = FirstBlock(10, case["emitted"], num_given=int(family is NEMOTRON_LABS_DIFFUSION))
     first_blocks = FirstBlocks(model, table, family.commit, family.token_choice(MASK))
-    pending = first_blocks.start([req], INDEX, [block], GREEDY)
+    pending = first_blocks.start([req], INDEX, [block])
     rows = table.gather(INDEX)
     return {
         "pending": pending.tolist(),
