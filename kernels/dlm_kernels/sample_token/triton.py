@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from dlm_kernels.sample_token.sampling import HOTTEST, Nucleus, Sampling
 
@@ -17,6 +18,8 @@ GREEDY_WARPS, SAMPLED_WARPS = 2, 8
 FILTER_BLOCK = 4096
 FILTER_WARPS = 8
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _HOTTEST = tl.constexpr(HOTTEST)
 
 
@@ -38,6 +41,14 @@ def _noise_bits(seed, position):
 
 
 @triton.jit
+def _log2(x):
+    """Return the logarithm to base 2 by the device's instruction; Triton's own is a polynomial of a dozen terms."""
+    if INTERPRETED:
+        return tl.math.log2(x)
+    return libdevice.fast_log2f(x)
+
+
+@triton.jit
 def _gumbel(bits, o_id):
     """Return `reference.gumbel_noise` of the tokens `o_id` in the row of `bits`.
 
@@ -46,7 +57,8 @@ def _gumbel(bits, o_id):
     """
     v = _mix(bits ^ (o_id.to(tl.uint32) * 0x9E3779B1)).to(tl.float32) * (1 / 4294967296) + (0.5 / 4294967296)
     series = v * (1.0 + v * (0.5 + v * (1 / 3 + v * 0.25)))
-    return -tl.log(tl.where(v < 0.03125, series, -tl.log(tl.maximum(1.0 - v, 2.98e-8))))
+    exponential = tl.where(v < 0.03125, series, -LN_2 * _log2(tl.maximum(1.0 - v, 2.98e-8)))
+    return -LN_2 * _log2(exponential)
 
 
 @triton.jit
@@ -101,7 +113,7 @@ def _stretch_kernel(
         if tl.load(top_k + i_r) > 1:
             heat = 1 / tl.minimum(tl.load(temperature + i_r), _HOTTEST)
             bits = _noise_bits(tl.load(seed + i_r), tl.load(positions + i_n))
-            b_noisy = tl.where(b_x == float("-inf"), b_x, b_x * heat + _gumbel(bits, o_id))
+            b_noisy = b_x * heat + _gumbel(bits, o_id)
             highest = tl.max(b_noisy, 0)
             tl.store(noisy + i_out, highest)
             tl.store(noisy_id + i_out, tl.min(tl.where(b_noisy == highest, o_id, V - 1), 0))
@@ -215,10 +227,10 @@ def _filter_kernel(
                 b_x = tl.load(row + o_id, mask=o_id < V, other=float("-inf")).to(tl.float32)
                 b_x = tl.where(o_id == exclude_id, float("-inf"), b_x)
                 if is_first & (p < 1):
-                    total += tl.sum(tl.exp((b_x - top) * heat), 0)
+                    total += tl.sum(tl.math.exp2((b_x - top) * (heat * LOG2_E)), 0)
                 if tl.max(b_x, 0) >= x:
                     b_above = b_x > x
-                    b_weight = tl.exp((b_x - top) * heat)
+                    b_weight = tl.math.exp2((b_x - top) * (heat * LOG2_E))
                     above += tl.sum(tl.where(b_above, b_weight, 0.0), 0)
                     count += tl.sum(b_above.to(tl.int32), 0)
                     if WITHIN:
