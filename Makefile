@@ -21,7 +21,7 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 # Kernels in Triton's interpreter, SGLang in processes of its own, training: left out of test-quick.
 SLOW := $(wildcard tests/unit/test_block_a*.py tests/unit/test_*_reference.py tests/unit/sglang/test_*block*.py) \
-	tests/unit/test_token_confidence.py tests/unit/test_sdlm_logits.py tests/unit/test_ledger.py \
+	tests/unit/test_sample_token.py tests/unit/test_sdlm_logits.py tests/unit/test_ledger.py \
 	tests/unit/test_defaults.py tests/unit/training
 
 # Each process would compile what it imports, which takes longer than to import it.

@@ -5,11 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 export DLM_TEST_DEVICE=cuda
-"$PYTHON" -m pytest -q tests/unit/test_block_attention_kernels.py tests/unit/test_token_confidence.py \
+"$PYTHON" -m pytest -q tests/unit/test_block_attention_kernels.py tests/unit/test_sample_token.py \
 	tests/unit/test_block_advance_triton.py
 "$PYTHON" -m pytest -q tests/gpu
 "$PYTHON" benchmarks/block_attention.py
-"$PYTHON" benchmarks/token_confidence.py
+"$PYTHON" benchmarks/sample_token.py
 "$PYTHON" benchmarks/agreement.py
 "$PYTHON" benchmarks/bf16_agreement.py
 "$PYTHON" benchmarks/decode_speed.py

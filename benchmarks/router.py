@@ -148,6 +148,7 @@ def draw(cells: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
+    cells = dict(sorted(cells.items(), key=lambda cell: int(cell[0])))
     titles = {"tokens_per_s": "output tokens per second", "tokens_per_forward": "tokens per forward of a request"}
     for axes, (figure_of, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for name in WAYS:

@@ -9,7 +9,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 
 
 class BlockLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # the base is untyped
-    """SGLang's, but for the float32 copy of logits that `token_confidence` reads as they are.
+    """SGLang's, but for the float32 copy of logits that `sample_token` reads as they are.
 
     For 128 rows of 32 tokens and a vocabulary of 131072 the copy would take 2.1 GB.
     """

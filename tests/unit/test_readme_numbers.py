@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -132,18 +134,43 @@ def test_block_attention_launches() -> None:
     assert seen in PERFORMANCE.read_text()
 
 
-def test_token_confidence() -> None:
-    found = measured("token_confidence")
-    row, vocab_size = found["rows"]["256"], found["vocab_size"]
-    seen = f"over 256 rows of {vocab_size:,} bf16 logits takes {row['us']:.1f} us, {row['share']:.0%} of copy bandwidth"
-    assert seen in PERFORMANCE.read_text()
+@pytest.mark.parametrize("rows", ["32", "256"])
+def test_sample_token(rows: str) -> None:
+    found = measured("sample_token")
+    page = PERFORMANCE.read_text()
+    us = found["rows"][rows]["us"]
+    assert f"| {rows} | {' | '.join(f'{value:.1f} us' for value in us.values())} |" in page
+    share = found["rows"]["256"]["share"]
+    assert f"Greedy choice over 256 rows runs at {share:.0%} of copy bandwidth" in page
+    over_greedy = [found["rows"]["256"]["us"][way] / found["rows"]["256"]["us"]["greedy"] for way in us]
+    assert f"({over_greedy[1]:.1f} and {over_greedy[2]:.0f} times)" in page
 
 
 def test_agreement() -> None:
-    """How often self-speculation differs from autoregression in bf16."""
+    """How often self-speculation and `auto` differ from autoregression in bf16."""
     found, page = measured("agreement"), PERFORMANCE.read_text()
-    assert f"{found['different']} of {found['prompts']} answers of {found['tokens']} tokens" in page
-    assert f"({max(map(abs, found['gaps_nats']))} nats; `benchmarks/agreement.py`)" in page
+    differ = [way["different"] for way in found["ways"].values()]
+    assert f"of {found['prompts']} answers of {found['tokens']} tokens" in page
+    ways = "under `self_speculation`", "under `auto` with one request at a time", "under `auto` with 64 at once"
+    for number, way in zip(differ, ways, strict=True):
+        assert re.search(rf"\b{number} (differ )?{way}", page), way
+    largest = max(abs(nats) for way in found["ways"].values() for nats in way["gaps_nats"])
+    assert f"({largest} nats; `benchmarks/agreement.py`" in page
+
+
+def test_router() -> None:
+    """`auto` on a GPU, at every concurrency."""
+    page, ratios, over_plain = PERFORMANCE.read_text(), [], []
+    for concurrency, row in measured("router_gpu")["cells"]["server 0"].items():
+        speeds = {name: cell["tokens_per_s"] for name, cell in row.items()}
+        auto, plain = speeds.pop("auto"), speeds["autoregressive"]
+        best = max(speeds, key=speeds.__getitem__)
+        cells = f"{plain:,.0f} | {speeds[best]:,.0f} (`{best}`) | {auto:,.0f}"
+        assert f"| {concurrency} | {cells} | {auto / speeds[best]:.2f} | {auto / plain:.2f} |" in page
+        ratios.append(auto / speeds[best])
+        over_plain.append(auto / plain)
+    assert f"`auto` has {min(over_plain):.1f} to {max(over_plain):.1f} times the tokens" in README.read_text()
+    assert f"Over all cells `auto` has {statistics.geometric_mean(ratios):.2f} of the best fixed way" in page
 
 
 def test_prefill_agreement() -> None:

@@ -307,7 +307,7 @@ def asks_of(base: Ask) -> list[Ask]:
     """`base` for several prompts: greedy to the length limit, greedy to a stop id, sampled to a stop id."""
     return [
         replace(base, prompt=prompt, stop_ids=stop_ids, temperature=temperature, seed=seed)
-        for seed, prompt in enumerate(PROMPTS, start=2**33)
+        for seed, prompt in enumerate(PROMPTS, start=2**36)
         for stop_ids, temperature in (((), 0.0), (STOPS, 0.0), (STOPS, 0.8))
     ]
 
