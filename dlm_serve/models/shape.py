@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dlm_serve.errors import ConfigError
+
 ROPE_PARAMETERS: dict[str, Any] = {
     "rope_type": "yarn",
     "rope_theta": 1000000.0,
@@ -47,3 +49,13 @@ class ModelShape(BaseModel):
     vocab_size: int = Field(gt=0)
     max_position_embeddings: int = Field(gt=0)
     rope_parameters: dict[str, Any]
+
+    def check_ranks(self, num_ranks: int) -> None:
+        """Raise ConfigError where SGLang cannot divide the model by `num_ranks`, and would end at a bare assertion."""
+        divided = {"attention heads": self.num_attention_heads, "intermediate size": self.intermediate_size}
+        if num_ranks % self.num_key_value_heads:  # else they are replicated, and each rank has one
+            divided["key-value heads"] = self.num_key_value_heads
+        for what, number in divided.items():
+            if number % num_ranks:
+                limit = f"does not divide the model's {what}, {number}"
+                raise ConfigError("--tp-size", num_ranks, limit, "give a number that does")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from dlm_serve import bundled
 from dlm_serve.errors import ConfigError
-from dlm_serve.platform import is_active
+from dlm_serve.platform import is_active, ranks
 from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
 from dlm_serve.sglang import algorithm
 from dlm_serve.sglang.protocols import ServerArgsLike
@@ -20,13 +19,6 @@ CPU_MAX_TOTAL_TOKENS = 1 << 16
 
 CPU_MAX_RUNNING_REQUESTS = 64
 """Requests that decode together there."""
-
-CPU_THREADS_VARIABLE = "OMP_NUM_THREADS"
-"""Threads of a forward there, where the user has not set them: all cores but one.
-
-Threads wait for each other by spinning. Where another process has a core that one of them needs, a step takes seven
-times as long (nano, two threads on two cores); with a core to spare nothing is lost beside it.
-"""
 
 UNCHUNKED_MEM_FRACTION = 0.8
 """The part of the memory that weights and KV may take where prompts are not cut into chunks.
@@ -68,6 +60,7 @@ def prepare_server_args(server_args: ServerArgsLike) -> bool:
     if serving is None:
         return False
     _refuse_unsupported(server_args)
+    serving.checkpoint.check_ranks(server_args.tp_size)
     if _has_weights(server_args, serving):
         serving.checkpoint.check_weights()
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
@@ -122,18 +115,12 @@ def _set_page_size(server_args: ServerArgsLike, serving: Serving) -> None:
 
 
 def _set_cpu_defaults(server_args: ServerArgsLike) -> None:
-    # Read by PyTorch in the processes that are started from here.
-    os.environ.setdefault(CPU_THREADS_VARIABLE, str(max(1, _num_cores() - 1)))
+    ranks.set_threads(server_args.tp_size * server_args.dp_size)
     server_args.sleep_on_idle = True  # an idle scheduler would otherwise spin on a core
     if server_args.max_total_tokens is None:
         server_args.max_total_tokens = CPU_MAX_TOTAL_TOKENS
     if server_args.max_running_requests is None:
         server_args.max_running_requests = CPU_MAX_RUNNING_REQUESTS
-
-
-def _num_cores() -> int:
-    """Return the cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _set_gpu_defaults(server_args: ServerArgsLike, serving: Serving) -> None:

@@ -132,6 +132,15 @@ HOOKS = (
         why="it is a Triton kernel, or one of a CPU build of sgl_kernel that no registry has",
         until="SGLang asks PlatformCapabilities.supports_triton here too",
     ),
+    Hook(
+        f"{_SRT}.configs.update_config.adjust_config_with_unaligned_cpu_tp",
+        ("model_config", "load_config", "tp_size"),
+        kind="around",
+        hook="dlm_serve.platform.ranks:keep_heads",
+        role=Role.CPU_SCHEDULER,
+        why="where ranks do not divide the KV heads it adds heads of zeros, which only SGLang's CPU engine can load",
+        until="SGLang pads for its CPU engine alone",
+    ),
 )
 """Installed in a process that serves one of our models, those of its role."""
 

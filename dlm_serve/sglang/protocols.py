@@ -214,6 +214,8 @@ class ServerArgsLike(Protocol):
     skip_tokenizer_init: bool
     load_format: str
     device: str | None
+    tp_size: int
+    dp_size: int
     dtype: str
     dllm_algorithm_config: str | None
     """The server file."""

@@ -1,6 +1,6 @@
 """Run by test_defaults.py: what the plugin sets on SGLang's arguments, each case a JSON object of those given.
 
-`threads` is no argument but the environment's OMP_NUM_THREADS.
+`threads` and `cores` are no arguments but variables of the environment.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
-from dlm_serve.sglang.defaults import CPU_THREADS_VARIABLE, prepare_server_args
+from dlm_serve.platform.ranks import CORES_VARIABLE, THREADS_VARIABLE
+from dlm_serve.sglang.defaults import prepare_server_args
 
 FIELDS = (
     "chunked_prefill_size",
@@ -25,15 +26,18 @@ FIELDS = (
     "mem_fraction_static",
     "page_size",
 )
+VARIABLES = {"threads": THREADS_VARIABLE, "cores": CORES_VARIABLE}
 
 if __name__ == "__main__":
     load_plugins()
     for case in sys.argv[1:]:
         arguments = json.loads(case)
-        os.environ.pop(CPU_THREADS_VARIABLE, None)
-        if "threads" in arguments:
-            os.environ[CPU_THREADS_VARIABLE] = arguments.pop("threads")
+        for name, variable in VARIABLES.items():
+            os.environ.pop(variable, None)
+            if name in arguments:
+                os.environ[variable] = arguments.pop(name)
         server_args = ServerArgs(**arguments)
         assert prepare_server_args(server_args)
         found = {name: getattr(server_args, name) for name in FIELDS}
-        sys.stdout.write(json.dumps({**found, "threads": os.environ.get(CPU_THREADS_VARIABLE)}) + "\n")
+        environment = {name: os.environ.get(variable) for name, variable in VARIABLES.items()}
+        sys.stdout.write(json.dumps({**found, **environment}) + "\n")

@@ -16,6 +16,7 @@ from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
 SCRIPT = Path(__file__).parent / "server_defaults.py"
 SGLANGS = {
     "chunked_prefill_size": None,
+    "cores": None,
     "cuda_graph_max_bs_decode": None,
     "disable_prefill_cuda_graph": False,
     "disable_radix_cache": False,
@@ -71,6 +72,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {**ON_GPU, **IN_BLOCKS, "cuda_graph_max_bs_decode": 8, "dtype": "bfloat16", "page_size": 4},
     ),
     ("no dtype", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
+    ("nld-trained-b8", {"device": "cuda", "tp_size": 2}, {**ON_GPU, "dtype": "bfloat16"}),
+    (
+        "nld-trained-b8",
+        {"device": "cpu", "tp_size": 2, "dp_size": 2, "cores": "0|1|2|3"},
+        {**ON_CPU, "dtype": "float32", "threads": "1", "cores": "0|1|2|3"},
+    ),
 ]
 
 
