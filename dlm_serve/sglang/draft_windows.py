@@ -9,6 +9,7 @@ import torch
 from dlm_serve.decoding import Commit, FirstBlock, RequestState, Rows, StepOutput, TokenChoice
 from dlm_serve.decoding.commit.draft_windows import draft_windows, keeping_last, start_draft, verify
 from dlm_serve.decoding.commit.window import last_window, verifies_drafts
+from dlm_serve.sglang.agreement import agree_on
 from dlm_serve.sglang.block_step import BlockStep
 from dlm_serve.sglang.first_block import note_rest
 from dlm_serve.sglang.protocols import ModelRunnerLike, ReqLike
@@ -61,6 +62,7 @@ class DraftWindows:
         rows = self._table.gather(indices, width).start_block(anchors, mask_token_id)
         spec = self._commit.attention_spec(rows, starts)
         _, prediction = self._step.run(rows, indices, spec)
+        agree_on(prediction)
         for state in states:
             state.num_extend_forwards += 1
         after, output = self._commit.advance(rows, prediction, mask_token_id)
@@ -106,6 +108,8 @@ class DraftWindows:
         spec = self._commit.attention_spec(tried, committed_lens[each])
         spec = keeping_last(spec, rows, number) if kept else spec.without_kv()
         _, prediction = self._step.run(tried, indices[each], spec)
+        if not kept:
+            agree_on(prediction)
         ids = prediction.ids.view(-1, number, width)
         after, output = verify(rows, ids, self._choice.mask_token_id, kept=kept)
         self._table.scatter_(indices, after)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from dlm_serve.decoding import Commit, FirstBlock, Phase, Rows, TokenChoice
+from dlm_serve.sglang.agreement import agree_on
 from dlm_serve.sglang.block_step import Step
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.requests import end_extend, state_of
@@ -56,7 +57,9 @@ class FirstBlocks:
         while live:
             at, running = torch.tensor(live, device=indices.device), [states[i] for i in live]
             width = max(state.current.block_length for state in running)
-            self._step.forward(indices[at], committed_lens[at], width).advance()
+            forward = self._step.forward(indices[at], committed_lens[at], width)
+            agree_on(forward.prediction)
+            forward.advance()
             for state in running:
                 state.num_extend_forwards += 1
             phases = self._table.phase[indices].tolist()
