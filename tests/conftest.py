@@ -33,6 +33,7 @@ SHARED_SERVERS = {
 
 FIRST = (
     "trained",
+    "tests/families/test_two_ranks.py",
     "tests/families/test_efficient_dlm.py",
     "tests/families/test_sdlm.py",
     "nano",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from golden import BD3LM as GOLDEN
 from golden import DATA
-from serving import RETRACTIONS, Server, generate_body
+from serving import Server, generate_body
 
 from dlm_serve.decoding.stop_rules import WINDOW, ended_length
 
@@ -25,16 +25,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         running.assert_nothing_leaked()
 
 
-@pytest.fixture(scope="module")
-def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A pool too small for its load, prompts in chunks of three blocks, and SGLang's own switch that retracts."""
-    flags = ("--max-total-tokens", "1600", "--chunked-prefill-size", "24", "--schedule-conservativeness", "0.05")
-    log = tmp_path_factory.mktemp("bd3lm_crowded") / "log"
-    with Server.launch(BLOCKS_OF_8, *flags, log=log, env=RETRACTIONS) as running:
-        yield running
-        running.assert_nothing_leaked()
-
-
 def test_reference_cases(server: Server) -> None:
     """Many at a time over a shared prefix cache, which the reference has not."""
     reference = GOLDEN.cases(BLOCKS_OF_4)
@@ -44,24 +34,6 @@ def test_reference_cases(server: Server) -> None:
     assert GOLDEN.differences(reference, answers) == []
     assert sum(answer["meta_info"]["cached_tokens"] for answer in answers) > 0
     assert all(answer["meta_info"]["cached_tokens"] % 4 == 0 for answer in answers), "a block was cut"
-
-
-def test_reference_cases_retracted_and_in_chunks(crowded: Server) -> None:
-    reference = GOLDEN.cases(BLOCKS_OF_8)
-    answers = GOLDEN.ask(crowded, reference, 40)
-    assert GOLDEN.differences(reference, answers) == []
-    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
-
-
-def test_samples_do_not_depend_on_retraction(crowded: Server) -> None:
-    """The authors' sampler: which mask comes next and its token are functions of seed and position."""
-    bodies = [generate_body([EOS], 60, temperature=1.0, top_p=0.9, sampling_seed=seed) for seed in range(24)]
-    crowd = crowded.generate_all(bodies, len(bodies))
-    retracted = [i for i, answer in enumerate(crowd) if answer["meta_info"]["num_retractions"]]
-    assert retracted
-    alone = crowded.generate_all([bodies[i] for i in retracted], 1)
-    assert [crowd[i]["output_ids"] for i in retracted] == [answer["output_ids"] for answer in alone]
-    assert len({tuple(answer["output_ids"]) for answer in crowd}) > len(bodies) / 2
 
 
 def test_first_hitting_takes_one_forward_per_token(server: Server) -> None:

@@ -69,25 +69,6 @@ def test_blocks_of_32(blocks_of_32: Server) -> None:
     assert GOLDEN.differences(reference, GOLDEN.ask(blocks_of_32, reference)) == []
 
 
-@pytest.mark.parametrize("prefill", ["bidirectional", "block_causal"])
-def test_retracted_and_resumed(tmp_path: Path, prefill: str, request: pytest.FixtureRequest) -> None:
-    """In a pool too small for the load; the interrupted block starts over, and the prompt is encoded as before."""
-    (tmp_path / "config.yaml").write_text(f"generation: {{prefill: {prefill}}}\n")
-    reference = [case for case in GOLDEN.cases(BLOCKS_OF_8) if len(case["output_ids"]) > 20]
-    bodies = [GOLDEN.body_of(case) for case in reference]
-    expected = [case["output_ids"] for case in reference]
-    if prefill == "block_causal":
-        calm = request.getfixturevalue("block_causal")
-        expected = [answer["output_ids"] for answer in calm.generate_all(bodies, 1)]
-    flags = ("--max-total-tokens", "1600", "--schedule-conservativeness", "0.05")
-    config = ("--dllm-algorithm-config", str(tmp_path / "config.yaml"))
-    with Server.launch(BLOCKS_OF_8, *flags, *config, log=tmp_path / "log", env=RETRACTIONS) as crowded:
-        answers = crowded.generate_all(bodies * 2, 40)
-        crowded.assert_nothing_leaked()
-    assert [answer["output_ids"] for answer in answers] == expected * 2
-    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
-
-
 # --- Answers ---
 
 
@@ -144,9 +125,7 @@ def test_stream(server: Server) -> None:
 def test_abort_inside_a_block(server: Server) -> None:
     """A client that goes away leaves nothing behind (the leak check after each test) and harms nobody."""
     expected = server.generate(PROMPT, 20)["output_ids"]
-    body = generate_body(PROMPT, 4000, ignore_eos=True, request={"stream": True})
-    with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=ANSWER_SECONDS) as response:
-        next(response.iter_lines())
+    server.abandon(generate_body(PROMPT, 4000, ignore_eos=True))
     assert server.generate(PROMPT, 20)["output_ids"] == expected
 
 
@@ -200,6 +179,20 @@ def test_block_causal_chunks(block_causal: Server) -> None:
     alone = [answer["output_ids"] for answer in block_causal.generate_all(bodies, 1)]
     block_causal.flush_cache()
     assert [answer["output_ids"] for answer in block_causal.generate_all(bodies, len(bodies))] == alone
+
+
+def test_block_causal_retracted_and_resumed(block_causal: Server, tmp_path: Path) -> None:
+    """In a pool too small for the load; the interrupted block starts over, and the prompt is encoded as before."""
+    bodies = [GOLDEN.body_of(case) for case in GOLDEN.cases(BLOCKS_OF_8) if len(case["output_ids"]) > 20]
+    expected = [answer["output_ids"] for answer in block_causal.generate_all(bodies, 1)]
+    (tmp_path / "config.yaml").write_text("generation: {prefill: block_causal}\n")
+    flags = ("--max-total-tokens", "1600", "--schedule-conservativeness", "0.05")
+    config = ("--dllm-algorithm-config", str(tmp_path / "config.yaml"))
+    with Server.launch(BLOCKS_OF_8, *flags, *config, log=tmp_path / "log", env=RETRACTIONS) as crowded:
+        answers = crowded.generate_all(bodies * 2, 40)
+        crowded.assert_nothing_leaked()
+    assert [answer["output_ids"] for answer in answers] == expected * 2
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
 
 
 # --- Refusals ---

@@ -23,7 +23,7 @@ FLAGS = {
     "overlapped": (RULES, (), PLAIN),
     "one at a time": (RULES, ("--disable-overlap-schedule",), PLAIN),
     "retracted": (RULES, ("--max-total-tokens", "1400", "--chunked-prefill-size", "64"), RETRACTIONS),
-    "two ranks": (EAGER, ("--tp", "2"), {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}),
+    "two ranks": (EAGER, ("--tp", "2"), PLAIN),
 }
 """Where results come late; where they come at once; where requests start over in the middle; and where ranks that
 moved a row at different steps would compute different things together."""

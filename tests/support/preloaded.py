@@ -32,8 +32,8 @@ ADDRESS_VARIABLE = "DLM_TEST_PRELOADED"
 
 ROOT = Path(__file__).parent.parent.parent
 
-NUM_SPARE = 2
-"""Child processes of an SGLang server: scheduler and detokenizer."""
+NUM_SPARE = 3
+"""Child processes of an SGLang server: the schedulers of up to two ranks, and the detokenizer."""
 
 MODULES = (
     "sglang.benchmark.one_batch",

@@ -141,6 +141,12 @@ class Server:
         with ThreadPoolExecutor(concurrency) as pool:
             return list(pool.map(send, bodies))
 
+    def abandon(self, body: Mapping[str, Any]) -> None:
+        """Ask `/generate` for a stream, and go away with its first piece."""
+        asked = {**body, "stream": True}
+        with requests.post(f"{self.url}/generate", json=asked, stream=True, timeout=ANSWER_SECONDS) as response:
+            next(response.iter_lines())
+
     def flush_cache(self) -> None:
         """Empty the prefix cache, once the last request's overlapped step is over."""
         deadline = time.monotonic() + 30
