@@ -9,6 +9,7 @@ from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN, Req
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size, get_alloc_reserve_per_decode
+from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from dlm_serve.decoding import Mode, StopRule
@@ -52,9 +53,10 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         self._request_dispatcher += TypeBasedDispatcher([(Decision, self._apply_decision)])
 
     def get_internal_state(self, recv_req: Any) -> Any:
-        """Report what the router does, beside SGLang's own state."""
+        """Report what the router does, and on which replica, beside SGLang's own state."""
         output = super().get_internal_state(recv_req)
-        output.internal_state[STATISTICS_KEY] = self.draft_worker.router.report()
+        report = {"dp_rank": get_parallel().dp_rank, **self.draft_worker.router.report()}
+        output.internal_state[STATISTICS_KEY] = report
         return output
 
     def _poll_timeout_aborts(self) -> list[Any]:

@@ -35,6 +35,9 @@ ROOT = Path(__file__).parent.parent.parent
 NUM_SPARE = 3
 """Child processes of an SGLang server: the schedulers of up to two ranks, and the detokenizer."""
 
+NUM_REPLICAS = 2
+"""Child processes of one of these where there are replicas: their schedulers."""
+
 MODULES = (
     "sglang.benchmark.one_batch",
     "sglang.srt.entrypoints.http_server",
@@ -214,7 +217,7 @@ def _run(arguments: Sequence[str]) -> int:
     """Run a program as `python` would; returns its exit code."""
     from spare_processes import fork_spares
 
-    fork_spares(NUM_SPARE)
+    fork_spares(NUM_SPARE, NUM_REPLICAS if "--dp" in arguments else 0)
     try:
         if arguments[0] == "-m":
             sys.argv = list(arguments[1:])

@@ -36,8 +36,8 @@ class _Spare(NamedTuple):
 _spares: list[_Spare] = []
 
 
-def fork_spares(number: int) -> None:
-    """Fork so many processes, and let the start method `spawn` use them first."""
+def fork_spares(number: int, number_of_each: int = 0) -> None:
+    """Fork so many processes, which have spares of their own, and let the start method `spawn` use them first."""
     resource_tracker.ensure_running()
     for _ in range(number):
         ours, theirs = socket.socketpair()
@@ -50,6 +50,8 @@ def fork_spares(number: int) -> None:
                 spare.connection.close()
                 os.close(spare.ended)
             _spares.clear()
+            if number_of_each:
+                fork_spares(number_of_each)
             _become_process(theirs)
         theirs.close()
         os.close(alive)
