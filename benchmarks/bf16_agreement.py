@@ -18,7 +18,17 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import report  # noqa: E402
 import torch  # noqa: E402
-from golden import BD3LM, DATA, EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, SDLM, Golden, by_adapter  # noqa: E402
+from golden import (  # noqa: E402
+    BD3LM,
+    DATA,
+    EFFICIENT_DLM,
+    NEMOTRON_LABS_DIFFUSION,
+    SDLM,
+    Answer,
+    Case,
+    Golden,
+    by_adapter,
+)
 from serving import Server  # noqa: E402
 
 CHECKPOINTS: dict[str, Golden] = {
@@ -40,13 +50,8 @@ def num_agreeing(theirs: list[int], ours: list[int]) -> int:
     return next(parted, min(len(theirs), len(ours)))
 
 
-def measure(name: str, golden: Golden, logs: Path) -> dict[str, int]:
-    """Count the answers of one checkpoint, those that stay the same, and their tokens before the first difference."""
-    model = DATA / name
-    cases = by_adapter(golden.cases(model), adapter="lora" in name)
-    with Server.launch(model, *FLAGS, log=logs / f"{model.name}.log") as server:
-        answers = golden.ask(server, cases)
-        server.assert_nothing_leaked()
+def compare(golden: Golden, cases: list[Case], answers: list[Answer]) -> dict[str, int]:
+    """Count `answers` to `cases`, those that are the reference's, and their tokens before the first difference."""
     pairs = [(golden.expected_ids(case), answer["output_ids"]) for case, answer in zip(cases, answers, strict=True)]
     return {
         "answers": len(pairs),
@@ -54,6 +59,16 @@ def measure(name: str, golden: Golden, logs: Path) -> dict[str, int]:
         "tokens": sum(len(theirs) for theirs, _ in pairs),
         "tokens before the first difference": sum(num_agreeing(*pair) for pair in pairs),
     }
+
+
+def measure(name: str, golden: Golden, logs: Path) -> dict[str, int]:
+    """Compare the answers of one checkpoint with its reference's."""
+    model = DATA / name
+    cases = by_adapter(golden.cases(model), adapter="lora" in name)
+    with Server.launch(model, *FLAGS, log=logs / f"{model.name}.log") as server:
+        answers = golden.ask(server, cases)
+        server.assert_nothing_leaked()
+    return compare(golden, cases, answers)
 
 
 def main() -> None:

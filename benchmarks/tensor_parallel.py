@@ -1,0 +1,147 @@
+"""Measure tensor parallelism on GPUs: recorded answers, step times at the 8B shape, and starts of larger shapes.
+
+    python benchmarks/tensor_parallel.py [answers] [steps] [starts] [--ranks 1 2]
+
+Each part writes benchmarks/results/tensor_parallel_PART.json:
+
+- `answers`: how many of the recorded answers stay the same in bfloat16, which several GPUs should keep as often as one,
+  and whether a crowd of samples is answered to its end: ranks that chose otherwise would wait for each other;
+- `steps`: milliseconds per forward at the shape of Nemotron-Labs-Diffusion-8B, with random weights;
+- `starts`: seconds to start at shapes of 14B and 32B with the largest number of ranks, and their steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bf16_agreement  # puts tests/support on the path
+import report
+from decode_speed import AUTOREGRESSIVE, FLAGS, fixed_schedule, measure, step_ms, write_model
+from golden import NEMOTRON_LABS_DIFFUSION, TRAINED, WITH_ADAPTER, by_adapter
+from release_shapes import RELEASES
+from serving import Server, generate_body
+
+CHECKPOINTS = (TRAINED, WITH_ADAPTER)
+MODES = ("autoregressive", "diffusion", "self_speculation")
+NUM_SAMPLES, SAMPLE_TOKENS = 96, 64
+CONTEXT = 1024
+SHAPE_14B = {"hidden_size": 5120, "intermediate_size": 16384, "num_hidden_layers": 40}
+"""Beside the 8B's: Nemotron-Labs-Diffusion-14B."""
+SHAPE_32B = RELEASES["SDLM-32B-D4"]
+
+STEPS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "autoregressive, batch 1": (1, AUTOREGRESSIVE, {}),
+    "autoregressive, batch 32": (32, AUTOREGRESSIVE, {}),
+    "width 32, batch 1": (1, fixed_schedule(32), {}),
+    "width 8, batch 8": (8, fixed_schedule(8), {}),
+    "width 32, batch 8": (8, fixed_schedule(32), {}),
+    "width 8, batch 8, temperature 0.7": (8, fixed_schedule(8), {"temperature": 0.7}),
+}
+"""Batch, options and sampling."""
+
+Figures = dict[str, Any]
+
+
+@contextmanager
+def serving(model: Path, num_ranks: int, logs: Path, *flags: str) -> Iterator[Server]:
+    """Run a server of `model` on so many GPUs."""
+    log = logs / f"{model.name}-{num_ranks}.log"
+    with Server.launch(model, "--tp", str(num_ranks), *flags, log=log) as server:
+        yield server
+
+
+def answers(ranks: list[int], folder: Path, logs: Path) -> Figures:
+    """Return by checkpoint and number of ranks what `bf16_agreement` counts, and samples of full length."""
+    golden, found = NEMOTRON_LABS_DIFFUSION, Figures()
+    for model in CHECKPOINTS:
+        cases = by_adapter(golden.cases(model), adapter=model == WITH_ADAPTER)
+        for num_ranks in ranks:
+            with serving(model, num_ranks, logs, *bf16_agreement.FLAGS) as server:
+                counts = bf16_agreement.compare(golden, cases, golden.ask(server, cases))
+                sampled = server.generate_all(samples(cases[0]["prompt_ids"]), NUM_SAMPLES)
+                server.assert_nothing_leaked()
+            counts["whole samples"] = sum(len(answer["output_ids"]) == SAMPLE_TOKENS for answer in sampled)
+            found[f"{model.name}, tp {num_ranks}"] = counts
+            print(f"{model.name:24} tp {num_ranks}: {counts}", flush=True)
+    return found
+
+
+def samples(prompt: list[int]) -> list[dict[str, Any]]:
+    """Return requests of all modes by chance, with and without top-p."""
+    return [
+        generate_body(
+            prompt,
+            SAMPLE_TOKENS,
+            mode=MODES[seed % len(MODES)],
+            ignore_eos=True,
+            temperature=1.0,
+            top_p=1.0 if seed % 2 else 0.9,
+            sampling_seed=seed,
+        )
+        for seed in range(NUM_SAMPLES)
+    ]
+
+
+def steps(ranks: list[int], folder: Path, logs: Path) -> Figures:
+    """Return milliseconds per forward by number of ranks and step, and the speed-up over the first number."""
+    model = write_model(folder / "8b", {})
+    measured: dict[str, list[float]] = {}
+    for num_ranks in ranks:
+        with serving(model, num_ranks, logs, *FLAGS) as server:
+            for name, (batch, dlm, sampling) in STEPS.items():
+                action = partial(step_ms, server, batch, CONTEXT, dlm, **sampling)
+                measure(f"tp {num_ranks}, {name}", action, measured)
+    medians = {name: statistics.median(values) for name, values in measured.items()}
+    ratios = {
+        f"tp {num_ranks}, {name}": medians[f"tp {ranks[0]}, {name}"] / medians[f"tp {num_ranks}, {name}"]
+        for num_ranks in ranks[1:]
+        for name in STEPS
+    }
+    return {"context": CONTEXT, "measured": measured, "speed-up": ratios}
+
+
+def starts(ranks: list[int], folder: Path, logs: Path) -> Figures:
+    """Return seconds to start and milliseconds per forward of larger shapes."""
+    num_ranks, found = max(ranks), Figures()
+    shapes = {
+        "14b": (write_model(folder / "14b", SHAPE_14B), fixed_schedule(32)),
+        "32b": (SHAPE_32B.write(folder / "32b"), {"mode": "diffusion", **SHAPE_32B.diffusion}),
+    }
+    for name, (model, dlm) in shapes.items():
+        measured: dict[str, list[float]] = {}
+        start = time.perf_counter()
+        with serving(model, num_ranks, logs, *FLAGS) as server:
+            started = time.perf_counter() - start
+            for mode, options in (("autoregressive", AUTOREGRESSIVE), ("diffusion", dlm)):
+                measure(f"{name}, tp {num_ranks}, {mode}", partial(step_ms, server, 1, CONTEXT, options), measured)
+        print(f"{name} started in {started:.1f} s", flush=True)
+        found[name] = {"ranks": num_ranks, "seconds to start": started, "step ms, batch 1": measured}
+    return found
+
+
+PARTS: dict[str, Callable[[list[int], Path, Path], Figures]] = {"answers": answers, "steps": steps, "starts": starts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", choices=PARTS, help="all if none is named")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
+    arguments = parser.parse_args()
+    for part in arguments.parts or PARTS:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            figures = PARTS[part](arguments.ranks, folder, Path(os.environ.get("OUT", temporary)))
+        report.write(f"tensor_parallel_{part}", {part: figures}, "sglang", "torch", "triton")
+
+
+if __name__ == "__main__":
+    main()
