@@ -92,4 +92,5 @@ BD3LM = Family(
     begins_with_eos=True,
     tokenizer="openai-community/gpt2",
     temperature=0.5,
+    floats_only="BD3-LM's modulation is folded into its weights, which must be floats for that",
 )

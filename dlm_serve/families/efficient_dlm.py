@@ -25,7 +25,7 @@ EFFICIENT_DLM = Family(
         outer=("encoder.embed_tokens.weight", "encoder.norm.weight", "diffusion_head.weight"),
         layers="encoder.layers.",
         layer=(*LLAMA_LAYER, "self_attn.q_norm.weight", "self_attn.k_norm.weight"),
-        renamed={"encoder.": "model.", "diffusion_head.": "lm_head."},
+        renamed={"encoder": "model", "diffusion_head": "lm_head"},
     ),
     normalise=_normalise,
     commit=BlockCommit(PromptMask.BIDIRECTIONAL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,18 +39,31 @@ class Tensors:
     untied: tuple[str, ...] = ()
     """Those of `outer` that a checkpoint with tied embeddings may leave out."""
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Beginnings of names, and what the backbone has in their place."""
+    """Outermost modules, and what the backbone calls them."""
 
     def names(self, num_layers: int) -> list[str]:
         """Return all names in a checkpoint of `num_layers` layers."""
         return [*self.outer, *(f"{self.layers}{i}.{name}" for i in range(num_layers) for name in self.layer)]
 
     def rename(self, name: str) -> str:
-        """Return the backbone's name for a tensor."""
+        """Return the backbone's name for a tensor or module."""
+        return _with_root(name, self.renamed)
+
+    def original(self, name: str) -> str:
+        """Return the checkpoint's name for a tensor or module of the backbone."""
+        return _with_root(name, {ours: theirs for theirs, ours in self.renamed.items()})
+
+    def rename_pattern(self, pattern: str) -> str:
+        """Return what matches the backbone's modules as `pattern`, a regular expression or glob, matches these."""
         for theirs, ours in self.renamed.items():
-            if name.startswith(theirs):
-                return ours + name.removeprefix(theirs)
-        return name
+            # As a word of its own, of which the letter of an escape is no part.
+            pattern = re.sub(rf"(?:(?<!\w)|(?<=\\\w)){theirs}(?!\w)", ours, pattern)
+        return pattern
+
+
+def _with_root(name: str, roots: Mapping[str, str]) -> str:
+    root, dot, rest = name.partition(".")
+    return roots.get(root, root) + dot + rest
 
 
 def as_it_is(config: Config) -> dict[str, Any]:
@@ -109,6 +123,8 @@ class Family:
     """The hub id of the one to use where a checkpoint has none."""
     temperature: float = 0.0
     """Where neither the request nor `generation_config.json` says."""
+    floats_only: str | None = None
+    """Reason its weights cannot be quantised, where they cannot."""
 
     @property
     def auto(self) -> ConcreteMode:

@@ -16,7 +16,7 @@ NEMOTRON_LABS_DIFFUSION = Family(
         outer=("encoder.embed_tokens.weight", "encoder.norm.weight", "diffusion_head.weight"),
         layers="encoder.layers.",
         layer=LLAMA_LAYER,
-        renamed={"encoder.": "model.", "diffusion_head.": "lm_head."},
+        renamed={"encoder": "model", "diffusion_head": "lm_head"},
     ),
     commit=CausalCommit(),
     modes=(Mode.SELF_SPECULATION, Mode.DIFFUSION, Mode.AUTOREGRESSIVE),

@@ -8,24 +8,20 @@ Reference: `modeling_bd3lm.py` of kuleshov-group/bd3lms.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from sglang.srt.layers.layernorm import LayerNorm
 from sglang.srt.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor
-from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.rotary_embedding import get_rope
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_loader.weight_utils import default_weight_loader
-from sglang.srt.utils import add_prefix
 from torch import nn
 
 from dlm_serve.models.configuration import BD3LMConfig
 from dlm_serve.models.modulation import fold_modulation
-
-Quantization: TypeAlias = QuantizationConfig | None
 
 _NORM_EPS = 1e-5
 _ROPE_BASE = 10000
@@ -48,11 +44,11 @@ _RENAMED = {
 class BD3LMBackbone(nn.Module):
     """Logits of a batch of SGLang's; which tokens see each other its attention backend decides."""
 
-    def __init__(self, config: BD3LMConfig, quant_config: Quantization = None, prefix: str = "") -> None:
+    def __init__(self, config: BD3LMConfig, quant_config: None = None, prefix: str = "") -> None:
         super().__init__()
         self.config = config
         self.attention_window = config.model_length - config.block_size
-        self.model = Transformer(config, quant_config, add_prefix("model", prefix))
+        self.model = Transformer(config)
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_dim, bias=True)
         self.logits_processor = LogitsProcessor(config)
 
@@ -75,12 +71,10 @@ class BD3LMBackbone(nn.Module):
 class Transformer(nn.Module):
     """All between token ids and the output layer."""
 
-    def __init__(self, config: BD3LMConfig, quant_config: Quantization, prefix: str) -> None:
+    def __init__(self, config: BD3LMConfig) -> None:
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_dim)
-        self.layers = nn.ModuleList(
-            Layer(i, config, quant_config, add_prefix(f"layers.{i}", prefix)) for i in range(config.n_blocks)
-        )
+        self.layers = nn.ModuleList(Layer(i, config) for i in range(config.n_blocks))
         self.start_layer, self.end_layer = 0, config.n_blocks
         self.norm = LayerNorm(config.hidden_dim, _NORM_EPS)
 
@@ -95,12 +89,12 @@ class Transformer(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP, each behind a layer norm and added to its input."""
 
-    def __init__(self, layer_id: int, config: BD3LMConfig, quant_config: Quantization, prefix: str) -> None:
+    def __init__(self, layer_id: int, config: BD3LMConfig) -> None:
         super().__init__()
         self.input_layernorm = LayerNorm(config.hidden_dim, _NORM_EPS)
-        self.self_attn = Attention(layer_id, config, quant_config, add_prefix("self_attn", prefix))
+        self.self_attn = Attention(layer_id, config)
         self.post_attention_layernorm = LayerNorm(config.hidden_dim, _NORM_EPS)
-        self.mlp = MLP(config.hidden_dim, quant_config, add_prefix("mlp", prefix))
+        self.mlp = MLP(config.hidden_dim)
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> torch.Tensor:
         """Return `hidden` [N, D] behind this layer."""
@@ -111,18 +105,14 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention, queries and keys rotated."""
 
-    def __init__(self, layer_id: int, config: BD3LMConfig, quant_config: Quantization, prefix: str) -> None:
+    def __init__(self, layer_id: int, config: BD3LMConfig) -> None:
         super().__init__()
         size, head_dim = config.hidden_dim, config.hidden_dim // config.n_heads
-        self.qkv_proj = QKVParallelLinear(
-            size, head_dim, config.n_heads, bias=False, quant_config=quant_config, prefix=add_prefix("qkv_proj", prefix)
-        )
-        self.o_proj = RowParallelLinear(
-            size, size, bias=False, quant_config=quant_config, prefix=add_prefix("o_proj", prefix)
-        )
+        self.qkv_proj = QKVParallelLinear(size, head_dim, config.n_heads, bias=False)
+        self.o_proj = RowParallelLinear(size, size, bias=False)
         self.rotary_emb = get_rope(head_dim, head_dim, config.max_position_embeddings, _ROPE_BASE)
         num_heads = self.qkv_proj.num_heads
-        self.attn = RadixAttention(num_heads, head_dim, head_dim**-0.5, num_heads, layer_id, quant_config=quant_config)
+        self.attn = RadixAttention(num_heads, head_dim, head_dim**-0.5, num_heads, layer_id)
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> torch.Tensor:
         """Return [N, D] for `hidden` [N, D]."""
@@ -136,14 +126,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Four times as wide inside, with the tanh form of GELU."""
 
-    def __init__(self, size: int, quant_config: Quantization, prefix: str) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.up_proj = ColumnParallelLinear(
-            size, 4 * size, quant_config=quant_config, prefix=add_prefix("up_proj", prefix)
-        )
-        self.down_proj = RowParallelLinear(
-            4 * size, size, quant_config=quant_config, prefix=add_prefix("down_proj", prefix)
-        )
+        self.up_proj = ColumnParallelLinear(size, 4 * size)
+        self.down_proj = RowParallelLinear(4 * size, size)
         self.activation = nn.GELU(approximate="tanh")
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from dlm_serve.families import Config, Family, family_of
 from dlm_serve.models.shape import ModelShape
 
 DRAFT_ADAPTER_FOLDER = "linear_spec_lora"
+_QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Where ModelOpt, GPTQ and AWQ may say what `config.json` does not."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
 
@@ -31,13 +33,27 @@ class Checkpoint(ModelShape):
     eos_token_id: int | list[int]
     block_size: int = Field(ge=1, le=64, strict=True)
     dtype: str | None = Field(default=None, validation_alias=AliasChoices("dtype", "torch_dtype"))
-    quantization_config: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = Field(
+        default=None, validation_alias=AliasChoices("quantization_config", "compression_config")
+    )
     tie_word_embeddings: bool = False
 
     @property
     def eos_token_ids(self) -> list[int]:
         """Return all ids that `config.json` calls end of sequence."""
         return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+
+    @property
+    def quantization(self) -> str | None:
+        """Return the method it was quantised by, or the file that describes it; None where its weights are floats."""
+        if self.quantization_config is not None:
+            return str(self.quantization_config.get("quant_method", "quantization_config"))
+        return next((name for name in _QUANTIZATION_FILES if (self.folder / name).is_file()), None)
+
+    @property
+    def tensor_names(self) -> set[str]:
+        """Return the names of all its tensors, as long as they are not quantised."""
+        return set(self.family.tensors.names(self.num_hidden_layers))
 
     @classmethod
     def find(cls, model_path: str, revision: str | None = None) -> Checkpoint | None:
@@ -67,6 +83,7 @@ class Checkpoint(ModelShape):
                 f"{'add it to' if missing else 'correct it in'} {folder / 'config.json'}",
             ) from None
         checkpoint._check_mask_token_id()
+        checkpoint._check_quantization()
         return checkpoint
 
     def generation_defaults(self) -> dict[str, float]:
@@ -100,7 +117,10 @@ class Checkpoint(ModelShape):
             ) from error
 
     def check_weights(self) -> None:
-        """Open the safetensors files and compare their tensor names. Raises CheckpointError."""
+        """Open the safetensors files and compare their tensor names. Raises CheckpointError.
+
+        Of a quantised checkpoint the modules are compared: their tensors only a model can tell.
+        """
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
             raise CheckpointError(
@@ -118,25 +138,29 @@ class Checkpoint(ModelShape):
                 raise CheckpointError(
                     "weights", str(file), f"cannot be read ({error})", "the file may be truncated: download it again"
                 ) from error
-        self.check_tensor_names(names)
+        if self.quantization is None:
+            self.check_tensor_names(names, self.tensor_names)
+        else:
+            found, optional = _modules_of(names), _modules_of(self._optional)
+            self._check_names("modules", found, _modules_of(self.tensor_names), optional)
 
-    def check_tensor_names(self, names: Iterable[str], *, is_update: bool = False) -> None:
-        """Raise CheckpointError naming tensors that are left over or, unless this updates a part, missing.
+    def check_tensor_names(self, names: Iterable[str], expected: Set[str], *, is_update: bool = False) -> None:
+        """Raise CheckpointError naming tensors that are left over or, unless this updates a part, missing."""
+        found = {name for name in names if not is_kv_scale(name)}
+        self._check_names("tensors", found, expected, expected if is_update else self._optional)
 
-        Quantised checkpoints have tensors of their own and are not checked.
-        """
-        if self.quantization_config is not None:
-            return
-        expected, found = set(self.family.tensors.names(self.num_hidden_layers)), set(names)
-        optional = set(self.family.tensors.untied) if self.tie_word_embeddings else set()
-        missing = set() if is_update else expected - found - optional
-        for problem, wrong in (("missing", missing), ("left over", found - expected)):
+    @property
+    def _optional(self) -> Set[str]:
+        return set(self.family.tensors.untied) if self.tie_word_embeddings else set()
+
+    def _check_names(self, kind: str, found: Set[str], expected: Set[str], optional: Set[str]) -> None:
+        for problem, wrong in (("missing", expected - found - optional), ("left over", found - expected - optional)):
             if wrong:
                 listed = ", ".join(sorted(wrong)[:8]) + (", ..." if len(wrong) > 8 else "")
                 raise CheckpointError(
                     "weights",
                     str(self.folder),
-                    f"{len(wrong)} tensors {problem}: {listed}",
+                    f"{len(wrong)} {kind} {problem}: {listed}",
                     "use a complete checkpoint",
                 )
 
@@ -164,6 +188,22 @@ class Checkpoint(ModelShape):
                 f"must be in [0, {self.vocab_size}) and not an end-of-sequence id {self.eos_token_ids}",
                 f"correct {self.folder / 'config.json'}",
             )
+
+    def _check_quantization(self) -> None:
+        if self.quantization is not None and self.family.floats_only is not None:
+            raise CheckpointError(
+                "quantization_config", self.quantization, self.family.floats_only, "use the weights of the release"
+            )
+
+
+def is_kv_scale(name: str) -> bool:
+    """Return whether a tensor is a scale of the KV cache. It is taken if the cache is quantised, and never needed."""
+    return name.endswith((".k_scale", ".v_scale", ".kv_scale", ".output_scale"))
+
+
+def _modules_of(names: Iterable[str]) -> set[str]:
+    """Return the modules whose tensors these are."""
+    return {name.rpartition(".")[0] for name in names if not is_kv_scale(name)}
 
 
 class AdapterConfig(BaseModel):

@@ -6,48 +6,70 @@ Attention is causal or not row by row, which the attention backend decides; the 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.model_loader.weight_utils import default_weight_loader, maybe_remap_kv_scale_name
 
 from dlm_serve.families import FAMILIES, Family
-from dlm_serve.models.checkpoint import Checkpoint
+from dlm_serve.models.checkpoint import Checkpoint, is_kv_scale
 from dlm_serve.models.draft_adapter import DraftAdapter
 from dlm_serve.models.logits import BlockLogitsProcessor
+from dlm_serve.models.quantization import FUSED_MODULES, ModuleNames, rename_modules, tensor_names
 
 
 class DiffusionMixin:
     """Over a backbone of the Llama kind: logits of block rows, tensor names, draft adapter, room for late positions."""
 
     family: ClassVar[Family]
+    hf_to_sglang_mapper: ClassVar[ModuleNames]
+    packed_modules_mapping: ClassVar[Mapping[str, list[str]]] = FUSED_MODULES
+    """What SGLang's loader reads to make a quantisation config speak of this model's modules."""
     attention_window: int | None = None
     """How many committed tokens a block attends to, the last ones; all where None."""
     config: Any
     model: Any
+    named_parameters: Any
 
     def __init__(self, config: Any, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
+        if quant_config is not None:
+            rename_modules(quant_config, self.hf_to_sglang_mapper)
         super().__init__(config=config, quant_config=quant_config, prefix=prefix)  # type: ignore[call-arg]  # the backbone's
         self.logits_processor = BlockLogitsProcessor(config)
         self.draft_adapter: DraftAdapter | None = None
+        self._quantized_tensors: Set[str] = set()
+        if quant_config is not None:
+            self._quantized_tensors = tensor_names((name for name, _ in self.named_parameters()), self.family.tensors)
         self._is_loaded = False
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
         """Load the tensors of the checkpoint: all at first, later any. Raises CheckpointError naming those amiss."""
+        checkpoint = Checkpoint.read(self.family, self.config.to_dict(), Path(self.config.name_or_path or "."))
+        expected = self._quantized_tensors or checkpoint.tensor_names
         names: list[str] = []
 
         def renamed() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
                 names.append(name)
-                yield self.family.tensors.rename(name), tensor
+                if is_kv_scale(name):
+                    self._load_kv_scale(self.family.tensors.rename(name), tensor)
+                elif name in expected:
+                    yield self.family.tensors.rename(name), tensor
 
         loaded = super().load_weights(renamed())  # type: ignore[misc]  # the backbone's
-        checkpoint = Checkpoint.read(self.family, self.config.to_dict(), Path(self.config.name_or_path or "."))
-        checkpoint.check_tensor_names(names, is_update=self._is_loaded)
+        checkpoint.check_tensor_names(names, expected, is_update=self._is_loaded)
         self._is_loaded = True
         return loaded
+
+    def _load_kv_scale(self, name: str, scale: torch.Tensor) -> None:
+        """Set a scale of the KV cache, if it is quantised: not all backbones know where it belongs."""
+        parameters = dict(self.named_parameters())
+        found = parameters.get(maybe_remap_kv_scale_name(name, parameters))
+        if found is not None:
+            default_weight_loader(found, scale)
 
     def load_draft_adapter(self, folder: Path) -> None:
         """Attach the LoRA in `folder` to the output projections. Raises CheckpointError."""
@@ -65,7 +87,8 @@ class DiffusionMixin:
 def model_class(family: Family) -> type:
     """Return the class of a family's models, named as SGLang looks it up."""
     backbone: type = pkgutil.resolve_name(family.backbone)
-    return type(family.architecture, (DiffusionMixin, backbone), {"family": family, "__module__": __name__})
+    attributes = {"family": family, "hf_to_sglang_mapper": ModuleNames(family.tensors), "__module__": __name__}
+    return type(family.architecture, (DiffusionMixin, backbone), attributes)
 
 
 EntryClass = [model_class(family) for family in FAMILIES]

@@ -6,8 +6,10 @@ Ministral-3 as it is: YaRN whose cos/sin factor is 1.0 for `mscale == mscale_all
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from sglang.srt.models.ministral3 import Ministral3ForCausalLM
 
 from dlm_serve.models.query_scale import QueryScale
@@ -22,3 +24,8 @@ class SharedScaleMinistral3(Ministral3ForCausalLM):  # type: ignore[misc]  # the
         for layer_id in range(self.model.start_layer, self.model.end_layer):
             attention = self.model.layers[layer_id].self_attn
             scale.attach(attention, is_first=layer_id == self.model.start_layer)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load by the newer of SGLang's two ways: the older one renames, and so loses, scales of block-wise FP8."""
+        loaded: set[str] = self._load_weights_v2(weights)
+        return loaded

@@ -61,6 +61,7 @@ def prepare_server_args(server_args: ServerArgsLike) -> bool:
         return False
     _refuse_unsupported(server_args)
     serving.checkpoint.check_ranks(server_args.tp_size)
+    _refuse_quantization(server_args, serving)
     if _has_weights(server_args, serving):
         serving.checkpoint.check_weights()
     serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
@@ -135,6 +136,20 @@ def _refuse_unsupported(server_args: ServerArgsLike) -> None:
         value = getattr(server_args, field)
         if value != fine and value:
             raise ConfigError(f"--{field.replace('_', '-')}", value, why, "leave it out")
+
+
+def _refuse_quantization(server_args: ServerArgsLike, serving: Serving) -> None:
+    """Refuse quantised weights where the family cannot have them, or this platform not run them."""
+    method = server_args.quantization or serving.checkpoint.quantization
+    if method is None:
+        return
+    if serving.checkpoint.family.floats_only is not None:
+        raise ConfigError("--quantization", method, serving.checkpoint.family.floats_only, "leave it out")
+    # SGLang's FP8 is written in Triton, which has an interpreter: too slow to serve, but not to test.
+    is_interpreted = method == "fp8" and os.environ.get("TRITON_INTERPRET") == "1"
+    if server_args.device == "cpu" and is_active() and not is_interpreted:
+        limit = "SGLang has no kernels for it on plain PyTorch"
+        raise ConfigError("quantization", method, limit, "serve it on a GPU, or weights that are not quantised")
 
 
 def _has_weights(server_args: ServerArgsLike, serving: Serving) -> bool:

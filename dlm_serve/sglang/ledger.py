@@ -229,6 +229,13 @@ SEAMS = (
         ("hidden_states", "lm_head", "embedding_bias", "out"),
     ),
     Seam(f"{_SRT}.layers.rotary_embedding.base.RotaryEmbedding._ensure_cos_sin_cache_length"),
+    Seam(
+        f"{_SRT}.layers.quantization.base_config.QuantizationConfig.apply_weight_name_mapper", ("hf_to_sglang_mapper",)
+    ),
+    Seam(f"{_SRT}.models.utils.WeightsMapper._map_name", ("key",)),
+    Seam(f"{_SRT}.model_loader.auto_loader.STANDARD_STACKED_MAPPING.mappings"),
+    Seam(f"{_SRT}.model_loader.weight_utils.maybe_remap_kv_scale_name", ("name", "params_dict")),
+    Seam(f"{_SRT}.models.llama.LlamaForCausalLM._load_weights_v2", ("weights",)),
     Seam(f"{_SRT}.models.ministral3.Ministral3ForCausalLM"),
     Seam(f"{_SRT}.models.ministral3._get_llama_4_attn_scale", ("positions_ids", "beta", "max_position_embeddings")),
 )

@@ -217,6 +217,7 @@ class ServerArgsLike(Protocol):
     tp_size: int
     dp_size: int
     dtype: str
+    quantization: str | None
     dllm_algorithm_config: str | None
     """The server file."""
     json_model_override_args: str | None

@@ -1,6 +1,7 @@
 """Run by test_defaults.py: what the plugin sets on SGLang's arguments, each case a JSON object of those given.
 
-`threads` and `cores` are no arguments but variables of the environment.
+`threads` and `cores` are no arguments but variables of the environment. Of a case that is refused, the field and its
+value.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
+from dlm_serve.errors import ConfigError
 from dlm_serve.platform.ranks import CORES_VARIABLE, THREADS_VARIABLE
 from dlm_serve.sglang.defaults import prepare_server_args
 
@@ -37,7 +39,11 @@ if __name__ == "__main__":
             if name in arguments:
                 os.environ[variable] = arguments.pop(name)
         server_args = ServerArgs(**arguments)
-        assert prepare_server_args(server_args)
+        try:
+            assert prepare_server_args(server_args)
+        except ConfigError as error:
+            sys.stdout.write(json.dumps({"refused": [error.field, error.value]}) + "\n")
+            continue
         found = {name: getattr(server_args, name) for name in FIELDS}
         environment = {name: os.environ.get(variable) for name, variable in VARIABLES.items()}
         sys.stdout.write(json.dumps({**found, **environment}) + "\n")

@@ -133,3 +133,10 @@ def test_folded_modulation_is_the_modulation() -> None:
     wanted = gate * linear(normed * (1 + scale) + shift, tensors["blocks.1.attn_out.weight"])
     ours = layer_norm(x, [size], folded["blocks.1.norm1.weight"], folded["blocks.1.norm1.bias"])
     torch.testing.assert_close(linear(ours, folded["blocks.1.attn_out.weight"]), wanted)
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        find(written(tmp_path, {**RELEASE, "quantization_config": {"quant_method": "fp8"}}))
+    assert (refusal.value.field, refusal.value.value) == ("quantization_config", "fp8")
+    assert "folded" in refusal.value.limit

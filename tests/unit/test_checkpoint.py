@@ -230,10 +230,52 @@ def test_weights_may_be_spread_over_files(tmp_path: Path, weights: dict[str, tor
     assert f"{len(names) - 9} tensors missing" in refusal_of_weights(tmp_path).limit
 
 
-def test_names_of_quantised_tensors_are_not_checked(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+QUANTIZED: dict[str, Any] = {"quantization_config": {"quant_method": "fp8"}}
+
+
+def test_the_modules_of_a_quantised_checkpoint_are_compared(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Which tensors stand for a weight depends on the method; see `test_quantized_models.py`."""
     weights["encoder.layers.0.self_attn.q_proj.weight_scale"] = torch.ones(1)
+    weights["encoder.layers.0.self_attn.k_proj.k_scale"] = torch.ones(1)
+    weights["encoder.layers.0.self_attn.v_scale"] = torch.ones(1)
     save_file(weights, tmp_path / "model.safetensors")
-    find(write_config(tmp_path, quantization_config={"quant_method": "fp8"})).check_weights()
+    find(write_config(tmp_path, **QUANTIZED)).check_weights()
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit"),
+    [
+        ({"encoder.norm.weight": None}, "1 modules missing: encoder.norm"),
+        ({"encoder.layers.3.mlp.up_proj.qweight": torch.ones(1)}, "1 modules left over: encoder.layers.3.mlp.up_proj"),
+    ],
+    ids=["missing", "left over"],
+)
+def test_modules_of_a_quantised_checkpoint_are_named(
+    tmp_path: Path, weights: dict[str, torch.Tensor], changes: dict[str, torch.Tensor | None], limit: str
+) -> None:
+    changed = {name: tensor for name, tensor in {**weights, **changes}.items() if tensor is not None}
+    save_file(changed, tmp_path / "model.safetensors")
+    assert refusal_of_weights(tmp_path, **QUANTIZED).limit == limit
+
+
+@pytest.mark.parametrize(
+    ("changes", "files", "quantization"),
+    [
+        ({}, [], None),
+        ({"quantization_config": None}, [], None),
+        (QUANTIZED, [], "fp8"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, [], "compressed-tensors"),
+        ({}, ["hf_quant_config.json"], "hf_quant_config.json"),
+        ({}, ["quantize_config.json"], "quantize_config.json"),
+    ],
+    ids=repr,
+)
+def test_a_quantised_checkpoint_says_so(
+    tmp_path: Path, changes: dict[str, Any], files: list[str], quantization: str | None
+) -> None:
+    for file in files:
+        (tmp_path / file).write_text("{}")
+    assert find(write_config(tmp_path, **changes)).quantization == quantization
 
 
 # --- Sampling defaults ---

@@ -78,20 +78,30 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"device": "cpu", "tp_size": 2, "dp_size": 2, "cores": "0|1|2|3"},
         {**ON_CPU, "dtype": "float32", "threads": "1", "cores": "0|1|2|3"},
     ),
+    ("nld-trained-b8", {"device": "cuda", "quantization": "fp8"}, {**ON_GPU, "dtype": "bfloat16"}),
+    ("quantised", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
+    ("nld-trained-b8", {"device": "cpu", "quantization": "fp8"}, {"refused": ["quantization", "fp8"]}),
+    ("quantised", {"device": "cpu"}, {"refused": ["quantization", "gptq"]}),
+    ("bd3lm/bd3lm-b4", {"device": "cuda", "quantization": "fp8"}, {"refused": ["--quantization", "fp8"]}),
 ]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What all cases come to, from one process."""
-    untyped = tmp_path_factory.mktemp("untyped")
     source = DATA / "nld-trained-b8"
-    for file in source.iterdir():
-        (untyped / file.name).symlink_to(file)
     config = json.loads((source / "config.json").read_text())
-    (untyped / "config.json").unlink()
-    (untyped / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "dtype" not in k}))
-    paths = {"no dtype": untyped}
+    configs = {
+        "no dtype": {name: value for name, value in config.items() if "dtype" not in name},
+        "quantised": {**config, "quantization_config": {"quant_method": "gptq"}},
+    }
+    paths = {}
+    for name, changed in configs.items():
+        paths[name] = tmp_path_factory.mktemp(name)
+        for file in source.iterdir():
+            (paths[name] / file.name).symlink_to(file)
+        (paths[name] / "config.json").unlink()
+        (paths[name] / "config.json").write_text(json.dumps(changed))
     given = [json.dumps({"model_path": str(paths.get(name, DATA / name)), **asked}) for name, asked, _ in CASES]
     return [json.loads(line) for line in output_of(SCRIPT, *given).splitlines() if line.startswith("{")]
 

@@ -68,7 +68,36 @@ def test_renaming_takes_the_beginning_of_a_name_alone() -> None:
     rename = EFFICIENT_DLM.tensors.rename
     assert rename("encoder.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
     assert rename("diffusion_head.weight") == "lm_head.weight"
+    assert rename("diffusion_head") == "lm_head"
     assert rename("other.encoder.weight") == "other.encoder.weight"
+
+
+@each_family
+def test_renaming_is_undone(family: Family) -> None:
+    names = family.tensors.names(2)
+    assert [family.tensors.original(family.tensors.rename(name)) for name in names] == names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "renamed"),
+    [
+        ("encoder.layers.0", "model.layers.0"),
+        ("diffusion_head", "lm_head"),
+        ("encoder", "model"),
+        ("encoder.layers.0.self_attn*", "model.layers.0.self_attn*"),
+        ("*diffusion_head*", "*lm_head*"),
+        (r"re:encoder\.layers\.0\.", r"re:model\.layers\.0\."),
+        (r"re:.*\bencoder\b.*", r"re:.*\bmodel\b.*"),
+        (r"-:^diffusion_head$", r"-:^lm_head$"),
+        ("re:(encoder.layers.0|diffusion_head)", "re:(model.layers.0|lm_head)"),
+        ("re:.*self_attn.*", "re:.*self_attn.*"),
+        ("encoders.0", "encoders.0"),
+        ("my_encoder.0", "my_encoder.0"),
+    ],
+)
+def test_patterns_of_names_are_renamed_word_by_word(pattern: str, renamed: str) -> None:
+    assert EFFICIENT_DLM.tensors.rename_pattern(pattern) == renamed
+    assert SDLM.tensors.rename_pattern(pattern) == pattern
 
 
 # --- Efficient-DLM ---
