@@ -14,3 +14,4 @@ export DLM_TEST_DEVICE=cuda
 "$PYTHON" benchmarks/bf16_agreement.py
 "$PYTHON" benchmarks/decode_speed.py
 "$PYTHON" benchmarks/release_shapes.py
+"$PYTHON" benchmarks/quantised_nano.py

@@ -145,11 +145,15 @@ def _refuse_quantization(server_args: ServerArgsLike, serving: Serving) -> None:
         return
     if serving.checkpoint.family.floats_only is not None:
         raise ConfigError("--quantization", method, serving.checkpoint.family.floats_only, "leave it out")
-    # SGLang's FP8 is written in Triton, which has an interpreter: too slow to serve, but not to test.
-    is_interpreted = method == "fp8" and os.environ.get("TRITON_INTERPRET") == "1"
+    # Triton has an interpreter, too slow to serve but not to test, and SGLang needs no other kernels for this.
+    is_interpreted = serving.checkpoint.quantization is None and method == "fp8" and _is_triton_interpreted()
     if server_args.device == "cpu" and is_active() and not is_interpreted:
         limit = "SGLang has no kernels for it on plain PyTorch"
         raise ConfigError("quantization", method, limit, "serve it on a GPU, or weights that are not quantised")
+
+
+def _is_triton_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _has_weights(server_args: ServerArgsLike, serving: Serving) -> bool:

@@ -281,7 +281,7 @@ FORMATS: dict[str, Format] = {
     "fp8-static": FP8((0, 0), is_static=True),
     "fp8-block": FP8((128, 128), "weight_scale_inv"),
     "compressed-fp8": CompressedFP8((1, 0)),
-    "compressed-w4a16": PackQuantized((1, 128)),
+    "compressed-w4a16": PackQuantized((1, 32)),
     "compressed-nvfp4": NVFP4((1, 16)),
     "gptq": GPTQ((1, 128)),
     "awq": AWQ((1, 128)),

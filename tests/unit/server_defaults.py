@@ -1,7 +1,7 @@
 """Run by test_defaults.py: what the plugin sets on SGLang's arguments, each case a JSON object of those given.
 
-`threads` and `cores` are no arguments but variables of the environment. Of a case that is refused, the field and its
-value.
+`threads`, `cores` and `interpreted` are no arguments but variables of the environment. Of a case that is refused, the
+field and its value.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ FIELDS = (
     "mem_fraction_static",
     "page_size",
 )
-VARIABLES = {"threads": THREADS_VARIABLE, "cores": CORES_VARIABLE}
+SET = {"threads": THREADS_VARIABLE, "cores": CORES_VARIABLE}
+READ = {**SET, "interpreted": "TRITON_INTERPRET"}
 
 if __name__ == "__main__":
     load_plugins()
     for case in sys.argv[1:]:
         arguments = json.loads(case)
-        for name, variable in VARIABLES.items():
+        for name, variable in READ.items():
             os.environ.pop(variable, None)
             if name in arguments:
                 os.environ[variable] = arguments.pop(name)
@@ -45,5 +46,5 @@ if __name__ == "__main__":
             sys.stdout.write(json.dumps({"refused": [error.field, error.value]}) + "\n")
             continue
         found = {name: getattr(server_args, name) for name in FIELDS}
-        environment = {name: os.environ.get(variable) for name, variable in VARIABLES.items()}
+        environment = {name: os.environ.get(variable) for name, variable in SET.items()}
         sys.stdout.write(json.dumps({**found, **environment}) + "\n")

@@ -81,6 +81,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("nld-trained-b8", {"device": "cuda", "quantization": "fp8"}, {**ON_GPU, "dtype": "bfloat16"}),
     ("quantised", {"device": "cuda"}, {**ON_GPU, "dtype": "bfloat16"}),
     ("nld-trained-b8", {"device": "cpu", "quantization": "fp8"}, {"refused": ["quantization", "fp8"]}),
+    ("nld-trained-b8", {"device": "cpu", "quantization": "fp8", "interpreted": "1"}, {**ON_CPU, "dtype": "float32"}),
     ("quantised", {"device": "cpu"}, {"refused": ["quantization", "gptq"]}),
     ("bd3lm/bd3lm-b4", {"device": "cuda", "quantization": "fp8"}, {"refused": ["--quantization", "fp8"]}),
 ]
