@@ -29,6 +29,7 @@ from weight_formats import FORMATS  # noqa: E402
 
 from dlm_serve.bundled import FOLDER as NANO  # noqa: E402
 from dlm_serve.client import MODES, Client  # noqa: E402
+from dlm_serve.errors import ServerError  # noqa: E402
 from dlm_serve.evaluation.report import Plan, evaluate  # noqa: E402
 from dlm_serve.models.checkpoint import Checkpoint  # noqa: E402
 from dlm_serve.training.tasks import TASKS  # noqa: E402
@@ -68,7 +69,7 @@ def serve(folder: Path, flags: Sequence[str], log: Path, count: int) -> dict[str
     try:
         with Server.launch(folder, *flags, log=log) as server:
             return measure(server, count)
-    except RuntimeError:
+    except (RuntimeError, TimeoutError, ServerError):
         lines = [line for line in log.read_text().splitlines() if "Error" in line]
         return {"failed": lines[-1] if lines else log.read_text()[-200:]}
 
