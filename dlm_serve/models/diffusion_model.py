@@ -18,7 +18,13 @@ from dlm_serve.families import FAMILIES, Family
 from dlm_serve.models.checkpoint import Checkpoint, is_kv_scale
 from dlm_serve.models.draft_adapter import DraftAdapter
 from dlm_serve.models.logits import BlockLogitsProcessor
-from dlm_serve.models.quantization import FUSED_MODULES, ModuleNames, rename_modules, tensor_names
+from dlm_serve.models.quantization import (
+    FUSED_MODULES,
+    ModuleNames,
+    keep_kv_unquantized,
+    rename_modules,
+    tensor_names,
+)
 
 
 class DiffusionMixin:
@@ -37,6 +43,7 @@ class DiffusionMixin:
     def __init__(self, config: Any, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
         if quant_config is not None:
             rename_modules(quant_config, self.hf_to_sglang_mapper)
+            keep_kv_unquantized(quant_config)
         super().__init__(config=config, quant_config=quant_config, prefix=prefix)  # type: ignore[call-arg]  # the backbone's
         self.logits_processor = BlockLogitsProcessor(config)
         self.draft_adapter: DraftAdapter | None = None

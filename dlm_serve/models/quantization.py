@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from sglang.srt.models.utils import WeightsMapper
 
 from dlm_serve.families.family import Tensors
 from dlm_serve.models.checkpoint import is_kv_scale
+
+logger = logging.getLogger(__name__)
 
 
 def _fused_modules() -> dict[str, list[str]]:
@@ -39,6 +42,14 @@ def rename_modules(config: QuantizationConfig, names: ModuleNames) -> None:
     """Rename modules in `config` where SGLang's loader has not: its GPTQ and AWQ, among others, ignore `names`."""
     if type(config).apply_weight_name_mapper is QuantizationConfig.apply_weight_name_mapper:
         vars(config).update(_renamed(vars(config), names))
+
+
+def keep_kv_unquantized(config: QuantizationConfig) -> None:
+    """Let `config` not ask for a quantised KV cache, as ModelOpt's may: block attention reads none."""
+    wanted = vars(config).get("kv_cache_quant_algo")
+    if wanted:
+        logger.warning("The checkpoint asks for a KV cache of %s; it is kept in the model's precision", wanted)
+        vars(config)["kv_cache_quant_algo"] = None
 
 
 def _renamed(value: Any, names: ModuleNames) -> Any:

@@ -36,6 +36,7 @@ _UNSUPPORTED = (
     ("speculative_num_steps", None, "denoising steps are set by each request's `steps`"),
     ("speculative_eagle_topk", None, "drafts are chains, not trees"),
     ("speculative_draft_model_path", None, "the model drafts for itself"),
+    ("kv_cache_dtype", "auto", "block attention reads KV of the model's precision alone"),
     ("pp_size", 1, "pipeline parallelism is not supported"),
     ("enable_dp_attention", False, "data-parallel attention is not supported"),
     ("disaggregation_mode", "null", "prefill-decode disaggregation is not supported"),

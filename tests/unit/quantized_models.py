@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from weight_formats import FORMATS, Tensors
 
 from dlm_serve.errors import CheckpointError
 from dlm_serve.models.checkpoint import Checkpoint, is_kv_scale
+from dlm_serve.models.quantization import keep_kv_unquantized
 from dlm_serve.plugin import MODEL_PACKAGE
 
 LAYERS = {
@@ -143,6 +145,25 @@ def key_scale(folder: Path) -> float | None:
     return None if scale is None else float(scale)
 
 
+def cache_dtype(*, kept: bool) -> str:
+    """The precision of the KV cache that SGLang chooses for a checkpoint of ModelOpt that asks for FP8."""
+    from sglang.srt.layers.quantization.modelopt_quant import ModelOptFp8Config
+    from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
+
+    config = ModelOptFp8Config(is_checkpoint_fp8_serialized=True, kv_cache_quant_method="FP8", exclude_modules=[])
+    if kept:
+        keep_kv_unquantized(config)
+    _, dtype = configure_kv_cache_dtype(
+        server_args_kv_cache_dtype="auto",
+        model=SimpleNamespace(quant_config=config),
+        model_dtype=torch.bfloat16,
+        is_draft_worker=False,
+        is_dflash=False,
+        speculative_draft_attention_backend="",
+    )
+    return str(dtype)
+
+
 def misread() -> list[str]:
     """The layouts that SGLang's references, in PyTorch, read as other weights than `weight_formats` does."""
     from sglang.kernels.ops.quantization.awq_triton import awq_dequantize_decomposition
@@ -214,6 +235,7 @@ def main(folder: Path, notations: dict[str, Any]) -> None:
             (out / file).write_text(json.dumps(there | content))
         found["notations"][name] = methods(model_of(out, "meta"))
     found["online"] = methods(model_of(plain, "meta", "fp8"))
+    found["cache dtypes"] = [cache_dtype(kept=kept) for kept in (False, True)]
     found["key scale"] = {source: key_scale(folder / f"{source} fp8") for source in SOURCES}
     found["adapter error"] = adapter_error(int4, "compressed-w4a16")
     found["missing"] = refusal(fp8, {f"{UP}.weight_scale": None})

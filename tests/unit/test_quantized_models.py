@@ -176,6 +176,10 @@ def test_scales_of_the_kv_cache_go_where_attention_reads_them(found: dict[str, A
     assert found["key scale"] == {**dict.fromkeys(SOURCES, 0.5), **without}
 
 
+def test_block_attention_is_given_no_quantised_cache(found: dict[str, Any]) -> None:
+    assert found["cache dtypes"] == ["torch.float8_e4m3fn", "torch.bfloat16"]
+
+
 def test_missing_and_left_over_tensors_are_named(found: dict[str, Any]) -> None:
     assert found["missing"] == "1 tensors missing: encoder.layers.1.mlp.up_proj.weight_scale"
     assert found["left over"] == "1 tensors left over: encoder.layers.1.mlp.up_proj.weight_zero_point"
