@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -64,8 +65,12 @@ FIELDS = (
     "custom_params",
     "top_logprobs_num",
     "logprob_start_len",
+    "token_ids_logprob",
 )
 """The fields of a request on which its plan depends."""
+
+LISTS_OF_TOKEN_IDS = ("stop_token_ids", "token_ids_logprob", "logit_bias")
+"""Those of them that list token ids."""
 
 # SGLang keeps this many positions of the context for itself (`TpModelWorker.get_worker_info`,
 # `Scheduler.init_req_max_new_tokens`) and would drop that many tokens from an answer without a word.
@@ -105,6 +110,8 @@ class RequestRules:
                 f"custom_params.{PLAN_KEY}", custom[PLAN_KEY], "is set by the server", f"give options as {OPTIONS_KEY}"
             )
         self._check_logprobs(values)
+        for name in LISTS_OF_TOKEN_IDS:
+            self.check_token_ids(name, values.get(name) or ())
         needs = tuple(name for name, nothing in AUTOREGRESSIVE_ONLY.items() if values.get(name) not in nothing)
         options = RequestOptions.parse(custom.get(OPTIONS_KEY))
         plan = self._resolve(options, frozenset(options.model_fields_set), needs)
@@ -116,14 +123,19 @@ class RequestRules:
         """Resolve options; `given` tells apart those that are null from those that are absent, which compare equal."""
         return resolve(options, self.config, self.family, self.block_size, needs)
 
+    def check_token_ids(self, field: str, token_ids: Iterable[int | str]) -> None:
+        """Refuse what is not the id of a token: SGLang's scheduler indexes logits with what `field` lists."""
+        allowed = range(self.vocab_size)
+        outside = next((token_id for token_id in token_ids if _as_int(token_id) not in allowed), None)
+        if outside is not None:
+            limit = f"token ids must be in [0, {self.vocab_size})"
+            raise OptionError(field, outside, limit, "use this model's tokenizer")
+
     def check_input_ids(self, input_ids: Sequence[int]) -> None:
         """Refuse an empty prompt, token ids outside the vocabulary and, in some families, the mask."""
         if not len(input_ids):
             raise OptionError("prompt", "", "has no tokens", "give at least one")
-        outside = next((token_id for token_id in input_ids if not 0 <= token_id < self.vocab_size), None)
-        if outside is not None:
-            limit = f"token ids must be in [0, {self.vocab_size})"
-            raise OptionError("input_ids", outside, limit, "use this model's tokenizer")
+        self.check_token_ids("input_ids", input_ids)
         if self.commit.on_grid and self.mask_token_id in input_ids:
             raise OptionError(
                 "input_ids", self.mask_token_id, "is the mask token, which decoding would fill in", "leave it out"
@@ -148,11 +160,17 @@ class RequestRules:
             raise OptionError("logprob_start_len", start, "must be at least -1", "give a position of the prompt")
 
 
-def check_num_samples(params: Mapping[str, object]) -> None:
-    """Refuse an `n` that is no number of samples."""
+def check_sampling_params(params: Mapping[str, Any]) -> None:
+    """Refuse an `n` that is no number of samples, and patterns that do not compile."""
     n = params.get("n", 1)
     if not isinstance(n, int) or n < 1:
         raise OptionError("n", n, "must be an integer of at least 1", "ask for one sample or more")
+    patterns = params.get("stop_regex") or ()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise OptionError("stop_regex", pattern, f"does not compile ({error})", "correct the pattern") from error
 
 
 def longest_answer(asked: int | None, is_default: bool, num_input: int, longest: int, context_len: int) -> int | None:
@@ -174,6 +192,14 @@ def longest_answer(asked: int | None, is_default: bool, num_input: int, longest:
         f"with {num_input} input tokens at most {most} ({limit})",
         "ask for fewer tokens or shorten the prompt",
     )
+
+
+def _as_int(token_id: int | str) -> int | None:
+    """Return a token id as a number, which is text where it is the key of a mapping; None if it is no number."""
+    try:
+        return int(token_id)
+    except ValueError:
+        return None
 
 
 def _check_upstream_stops(values: Mapping[str, Any]) -> None:

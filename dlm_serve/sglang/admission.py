@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.sampling.sampling_params import SamplingParams
 from transformers import GenerationConfig
 
 from dlm_serve.decoding import StopRule
 from dlm_serve.errors import OptionError
-from dlm_serve.options.request_rules import FIELDS, PLAN, PLAN_KEY, check_num_samples, longest_answer
+from dlm_serve.options.request_rules import FIELDS, PLAN, PLAN_KEY, check_sampling_params, longest_answer
 from dlm_serve.sglang.protocols import (
     GenerateRequestLike,
     SamplingParamsLike,
@@ -52,9 +53,9 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
         config.hf_generation_config, config.sampling_defaults = generation, "model"
 
     def generate_request(self, obj: Any, request: Any = None) -> Any:
-        """Refuse `n` below 1: SGLang would answer HTTP 500, stream nothing, or treat it as 1."""
+        """Refuse parameters that SGLang would answer with HTTP 500 or an empty stream."""
         for params in _as_list(obj.sampling_params):
-            check_num_samples(params)
+            check_sampling_params(params)
         return super().generate_request(obj, request)
 
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
@@ -101,9 +102,12 @@ def contract_error(error: str | None, body: Any) -> str | None:
             rules.check_input_ids(ids)
             rules.check_prompt_length(len(ids), _max_prefill_tokens())
         for params in _as_list(body.get("sampling_params") or {}):
-            check_num_samples(params)
+            check_sampling_params(params)
             rules.plan({**single, **params})
-    except OptionError as refused:
+            SamplingParams(**params).verify(rules.vocab_size)
+        for ids in _as_list(body.get("token_ids_logprob"), of=list):
+            rules.check_token_ids("token_ids_logprob", ids)
+    except ValueError as refused:
         return str(refused)
     return None
 
@@ -159,9 +163,6 @@ def _check_transport(params: SamplingParamsLike) -> None:
         raise OptionError(
             "sampling_params", "<as sent>", f"cannot be serialised ({error})", "use plain values, nested at most once"
         ) from error
-    for token_id in params.stop_token_ids or ():
-        if not -_INT64 <= token_id < _INT64:
-            raise OptionError("stop_token_ids", token_id, "must fit into 64 bits", "give ids of the vocabulary")
 
 
 def _max_prefill_tokens() -> int:

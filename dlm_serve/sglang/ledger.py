@@ -74,7 +74,8 @@ HOOKS = (
         hook=f"{_OURS}.admission:DlmTokenizerManager",
         role=Role.MAIN,
         why="requests need a check and a plan, their samples seeds, their answers the newest statistics; "
-        "n = 0 ends in HTTP 500 or an empty stream, and input ids outside the vocabulary kill the scheduler",
+        "n = 0 and patterns that do not compile end in HTTP 500 or an empty stream, and token ids outside the "
+        "vocabulary kill the scheduler",
         until="a plugin can validate requests; SGLang refuses n < 1 and numbers the samples of a request",
     ),
     Hook(

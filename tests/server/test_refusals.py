@@ -109,6 +109,41 @@ def test_token_outside_the_vocabulary(trained: Server, token_id: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "ids"),
+    [("stop_token_ids", [5, 151645]), ("logit_bias", {"151645": 1.0})],
+)
+def test_ids_outside_the_vocabulary(trained: Server, field: str, ids: Any) -> None:
+    """Beside `min_tokens`, which looks up all ids that end an answer."""
+    for path, body in (
+        ("/generate", generate_body(PROMPT, 4, min_new_tokens=2, **{field: ids})),
+        ("/v1/chat/completions", {**CHAT, "min_tokens": 2, field: ids}),
+        ("/v1/completions", {**COMPLETION, "min_tokens": 2, field: ids}),
+    ):
+        message = refused(trained, path, body)
+        assert all(word in message for word in [field, "151645", "[0, 3"]), message
+
+
+def test_logprobs_of_ids_outside_the_vocabulary(trained: Server) -> None:
+    for ids in ([5, 320], [[320]]):
+        asked = {"return_logprob": True, "token_ids_logprob": ids}
+        message = refused(trained, "/generate", generate_body(PROMPT, 4, request=asked))
+        assert "token_ids_logprob = 320: token ids must be in [0, 320)" in message
+
+
+def test_a_pattern_that_does_not_compile(trained: Server) -> None:
+    for path, body in (
+        ("/generate", generate_body(PROMPT, 4, stop_regex=["a", "("])),
+        ("/v1/chat/completions", {**CHAT, "stop_regex": "("}),
+        ("/v1/completions", {**COMPLETION, "stop_regex": "("}),
+    ):
+        assert "stop_regex = '(': does not compile" in refused(trained, path, body)
+
+
+def test_what_sglang_refuses_is_refused_before_a_stream_begins(trained: Server) -> None:
+    assert "top_p must be in (0, 1], got 7" in refused(trained, "/generate", generate_body(PROMPT, 4, top_p=7))
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/generate", {**generate_body(PROMPT, 4), "input_ids": [[]]}),

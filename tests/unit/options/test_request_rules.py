@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from dlm_serve.errors import OptionError
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.options import request_rules
-from dlm_serve.options.request_rules import PLAN_KEY, RequestRules
+from dlm_serve.options.request_rules import PLAN_KEY, RequestRules, check_sampling_params
 from dlm_serve.options.resolve import resolve
 from dlm_serve.options.server_file import ServerConfig
 
@@ -45,3 +47,30 @@ def test_null_is_not_absent(rules: RequestRules) -> None:
 def test_a_client_cannot_send_a_plan(rules: RequestRules, plan: object) -> None:
     with pytest.raises(OptionError, match=r"custom_params.dlm_plan = .*: is set by the server"):
         rules.plan({"custom_params": {PLAN_KEY: plan}})
+
+
+@pytest.mark.parametrize("outside", [320, 151645, -1, 1 << 70])
+@pytest.mark.parametrize("field", ["stop_token_ids", "token_ids_logprob", "logit_bias"])
+def test_an_id_outside_the_vocabulary_is_named_with_its_size(rules: RequestRules, field: str, outside: int) -> None:
+    """The scheduler would die of it; all ids of the vocabulary pass."""
+    with pytest.raises(OptionError, match=rf"{field} = '?{outside}'?: token ids must be in \[0, 320\)"):
+        rules.plan({field: listed(field, 5, outside)})
+    rules.plan({field: listed(field, 0, 319)})
+
+
+def listed(field: str, *ids: int) -> Any:
+    """`ids` as `field` has them."""
+    return {str(token_id): 1.0 for token_id in ids} if field == "logit_bias" else list(ids)
+
+
+def test_a_bias_for_what_is_no_id(rules: RequestRules) -> None:
+    with pytest.raises(OptionError, match="logit_bias = 'x'"):
+        rules.plan({"logit_bias": {"x": 1.0}})
+
+
+@pytest.mark.parametrize("pattern", ["(", "[", "a{99999999999999999999}", "(" * 5000], ids=lambda pattern: pattern[:4])
+def test_a_pattern_that_does_not_compile(pattern: str) -> None:
+    for stop_regex in (pattern, ["a+", pattern]):
+        with pytest.raises(OptionError, match=re.escape(f"stop_regex = {pattern!r}: does not compile")):
+            check_sampling_params({"stop_regex": stop_regex})
+    check_sampling_params({"stop_regex": ["a+", "(b|c)$"]})
