@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
@@ -19,6 +20,14 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # th
     def get_dispatch_key_name(self) -> str:
         """Let SGLang's layers run their `forward_native`."""
         return "native"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        """Name what `/start_profile` records."""
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        """Return PyTorch's activity of that name."""
+        return torch.profiler.ProfilerActivity.CPU
 
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
         """Return our pool for ordinary attention, SGLang's for the rest."""
