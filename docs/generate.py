@@ -73,6 +73,10 @@ REGISTERED = (
         "aborts of requests that waited too long (`Scheduler._poll_timeout_aborts`), before the broadcast",
     ),
     (
+        "`Scheduler.init_weight_updater`",
+        "`DlmWeightUpdater`, which checks new weights before it replaces any, and replaces the draft adapter's too",
+    ),
+    (
         "`Scheduler.get_output_streamer_class`",
         "`DlmOutputStreamer`, which reports `meta_info.dlm` and sends no empty chunk",
     ),

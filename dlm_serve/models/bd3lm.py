@@ -48,6 +48,7 @@ class BD3LMBackbone(nn.Module):
         super().__init__()
         self.config = config
         self.attention_window = config.model_length - config.block_size
+        self.updates_in_parts = False  # see load_weights
         self.model = Transformer(config)
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_dim, bias=True)
         self.logits_processor = LogitsProcessor(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -18,6 +18,8 @@ from dlm_serve.families import Config, Family, family_of
 from dlm_serve.models.shape import ModelShape
 
 DRAFT_ADAPTER_FOLDER = "linear_spec_lora"
+Shape: TypeAlias = tuple[int, ...]
+
 _QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 """Where ModelOpt, GPTQ and AWQ may say what `config.json` does not."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
@@ -121,6 +123,15 @@ class Checkpoint(ModelShape):
 
         Of a quantised checkpoint the modules are compared: their tensors only a model can tell.
         """
+        names = self.tensor_shapes()
+        if self.quantization is None:
+            self.check_tensor_names(names, self.tensor_names)
+        else:
+            found, optional = _modules_of(names), _modules_of(self._optional)
+            self._check_names("modules", found, _modules_of(self.tensor_names), optional)
+
+    def tensor_shapes(self) -> dict[str, Shape]:
+        """Return the shapes of the tensors in the safetensors files, by name. Raises CheckpointError."""
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
             raise CheckpointError(
@@ -129,25 +140,32 @@ class Checkpoint(ModelShape):
                 "no *.safetensors file",
                 "complete the download, or use --load-format dummy for random weights",
             )
-        names: list[str] = []
+        shapes: dict[str, Shape] = {}
         for file in files:
             try:
                 with safe_open(file, framework="pt") as tensors:
-                    names.extend(tensors.keys())
+                    names = tensors.keys()
+                    shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     "weights", str(file), f"cannot be read ({error})", "the file may be truncated: download it again"
                 ) from error
-        if self.quantization is None:
-            self.check_tensor_names(names, self.tensor_names)
-        else:
-            found, optional = _modules_of(names), _modules_of(self._optional)
-            self._check_names("modules", found, _modules_of(self.tensor_names), optional)
+        return shapes
 
-    def check_tensor_names(self, names: Iterable[str], expected: Set[str], *, is_update: bool = False) -> None:
-        """Raise CheckpointError naming tensors that are left over or, unless this updates a part, missing."""
+    def check_update(self, other: Checkpoint) -> None:
+        """Raise CheckpointError unless `other` is of the same model, so that its weights can replace this one's."""
+        if other.family is not self.family:
+            limit = f"a checkpoint of {other.family.name}, where the server runs {self.family.name}"
+            raise CheckpointError("model_path", str(other.folder), limit, "start a server of its own")
+        for name in sorted(type(self).model_fields.keys() - {"family", "folder", "dtype"}):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                raise CheckpointError(name, theirs, f"the server runs with {ours!r}", "start a server of its own")
+
+    def check_tensor_names(self, names: Iterable[str], expected: Set[str], *, is_part: bool = False) -> None:
+        """Raise CheckpointError naming tensors that are left over or, unless these are a part, missing."""
         found = {name for name in names if not is_kv_scale(name)}
-        self._check_names("tensors", found, expected, expected if is_update else self._optional)
+        self._check_names("tensors", found, expected, expected if is_part else self._optional)
 
     @property
     def _optional(self) -> Set[str]:

@@ -73,6 +73,22 @@ class DraftAdapter:
 
         o_proj.register_forward_hook(add)
 
+    def check_update(self, other: DraftAdapter) -> None:
+        """Raise CheckpointError unless the weights of `other` have the shapes of this one's."""
+        ours, theirs = ({i: (a.shape, b.shape) for i, (a, b) in x._weights.items()} for x in (self, other))
+        if ours != theirs:
+            limit = "the adapter has other layers or another rank than the server's"
+            raise CheckpointError("draft adapter", "<update>", limit, "start a server with it")
+
+    def update(self, other: DraftAdapter | None) -> None:
+        """Take the weights of `other` in place, where captured graphs read them; None is one that adds nothing."""
+        for layer_id, (lora_a, lora_b) in self._weights.items():
+            if other is None:
+                lora_b.zero_()
+            else:
+                lora_a.copy_(other._weights[layer_id][0])
+                lora_b.copy_(other._weights[layer_id][1])
+
     @contextmanager
     def switched(self, token_on: torch.Tensor) -> Iterator[None]:
         """Let the adapter count, within this context, for the tokens of a forward where `token_on` [T] bool holds."""

@@ -13,6 +13,7 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 from transformers import GenerationConfig
 
+from dlm_serve import bundled
 from dlm_serve.decoding import StopRule
 from dlm_serve.errors import OptionError
 from dlm_serve.options.request_rules import FIELDS, PLAN, PLAN_KEY, check_sampling_params, longest_answer
@@ -57,6 +58,11 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
         for params in _as_list(obj.sampling_params):
             check_sampling_params(params)
         return super().generate_request(obj, request)
+
+    async def update_weights_from_disk(self, obj: Any, request: Any = None) -> Any:
+        """Let the bundled model be named as it is where a server starts."""
+        obj.model_path = bundled.expand(obj.model_path)
+        return await super().update_weights_from_disk(obj, request)
 
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         tokenized = super()._create_tokenized_object(obj, input_text, input_ids, *args, **kwargs)

@@ -155,6 +155,7 @@ ENTRY_SEAMS = (
 SEAMS = (
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.init_model_config"),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.generate_request", ("obj", "request")),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.update_weights_from_disk", ("obj", "request")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._create_tokenized_object", ("obj", "input_ids")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._send_one_request", ("tokenized_obj",)),
     Seam(
@@ -163,6 +164,10 @@ SEAMS = (
     ),
     Seam(f"{_SRT}.configs.model_config.ModelConfig.get_default_sampling_params"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_model_worker"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.init_weight_updater"),
+    Seam(f"{_SRT}.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager", ("tp_worker",)),
+    Seam(f"{_SRT}.managers.io_struct.UpdateWeightFromDiskReqOutput", ("success", "message")),
+    Seam(f"{_SRT}.managers.io_struct.UpdateWeightsFromTensorReqOutput", ("success", "message")),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.get_output_streamer_class"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler._reqs_finishing_inflight", ("batch",)),
     Seam(f"{_SRT}.managers.scheduler.Scheduler._poll_timeout_aborts"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN, Req
@@ -19,6 +20,7 @@ from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
 from dlm_serve.sglang.requests import STATISTICS_KEY, shareable_len, state_of, statistics_of
 from dlm_serve.sglang.serving import current
+from dlm_serve.sglang.weight_updates import DlmWeightUpdater
 from dlm_serve.sglang.worker import DlmWorker
 
 
@@ -29,6 +31,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     max_req_input_len: int
     max_total_num_tokens: int
     draft_worker: DlmWorker
+    weight_updater: Any
     running_batch: BatchLike
     last_batch: BatchLike | None
     chunked_req: ReqLike | None
@@ -42,6 +45,12 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         beyond_prompt = self.max_req_len - self.max_req_input_len
         self.max_req_len = longest_request(self.max_req_len, beyond_prompt, self.max_total_num_tokens, _reserve())
         self.max_req_input_len = self.max_req_len - beyond_prompt
+
+    def init_weight_updater(self) -> None:
+        """Set what replaces weights while the server runs."""
+        super().init_weight_updater()
+        made = self.weight_updater
+        self.weight_updater = DlmWeightUpdater(**{f.name: getattr(made, f.name) for f in fields(made) if f.init})
 
     def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
         """Return the class that reports statistics."""
