@@ -143,3 +143,14 @@ def test_what_the_kernels_do_not_read_is_refused(change: dict[str, torch.Tensor]
     args = arguments(Shape(2, 4, 2, 16, (5,), 1), torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match=says):
         launch.block_attention(**{**args, **change})
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "head_dim", "tile"), [(227, 256, 128), (99, 64, 128), (99, 128, 128), (99, 256, 32), (64, 128, 64)]
+)
+def test_a_launch_fits_the_shared_memory_of_the_card(
+    kilobytes: int, head_dim: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """99 KB are those of an RTX 4090 or an L4, 227 those of an H100."""
+    monkeypatch.setattr(launch, "_shared_memory", lambda _: kilobytes * 1024)
+    assert launch.choose(256, 32, 4, head_dim, torch.bfloat16, torch.device("cpu")).tile == tile

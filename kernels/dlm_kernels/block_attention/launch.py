@@ -18,6 +18,8 @@ import triton
 from dlm_kernels.block_attention import triton as kernels
 
 MAX_SPLITS = 32
+KEYS = 64
+"""Keys that the Triton kernel reads at a time."""
 SMALL_BATCH = 16
 """(request, KV head) pairs up to which two small tiles in parallel beat one large tile."""
 
@@ -125,7 +127,7 @@ def _token_stride(tensor: torch.Tensor) -> int:
 
 
 def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Launch:
-    """Return the launch that was fastest on an H200.
+    """Return the launch that was fastest on an H200, with a smaller tile where a card has less shared memory.
 
     Each of the `num_groups` (request, KV head) pairs has `width * group` query rows.
     """
@@ -133,6 +135,8 @@ def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.
         return _on_hopper(num_groups, width * group, device)
     largest = 64 if num_groups <= SMALL_BATCH else 128
     tile = max(16, min(largest, triton.next_power_of_2(width * group)))
+    while tile > 16 and _shared_bytes(tile, head_dim, dtype) > _shared_memory(device):
+        tile //= 2
     programs_at_once = _num_multiprocessors(device) * (4 if tile <= 32 else 2)
     options = {
         "BW": max(16, triton.next_power_of_2(width)),
@@ -142,13 +146,32 @@ def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.
         "num_stages": 3,
     }
     splits = _splits(programs_at_once // (num_groups * triton.cdiv(width * group, tile)))
-    return Launch(kernels.split_kernel, tile, 64, splits, options)
+    return Launch(kernels.split_kernel, tile, KEYS, splits, options)
 
 
 def _is_for_hopper(width: int, num_rows: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether `hopper.split_kernel` can serve these shapes with more than half of its tile in use."""
     fits = num_rows > 64 and width <= 64 and head_dim in (64, 128) and dtype in (torch.bfloat16, torch.float16)
-    return fits and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    # AMD's MI300 calls itself 9.4.
+    return fits and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def _shared_bytes(tile: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Return the shared memory of the Triton kernel: a tile of keys, of values, of queries, and of their products.
+
+    What the compiler takes for compute capabilities 8.0 to 12.0 is as much or, with small heads, less.
+    """
+    size = triton.next_power_of_2(head_dim)
+    return int(dtype.itemsize) * (2 * KEYS * size + tile * size + tile * KEYS)
+
+
+@lru_cache
+def _shared_memory(device: torch.device) -> float:
+    """Return the bytes of shared memory that a program may have on `device`."""
+    if device.type != "cuda":
+        return math.inf
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def _on_hopper(num_groups: int, num_rows: int, device: torch.device) -> Launch:
