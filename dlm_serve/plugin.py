@@ -66,12 +66,14 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     """
     from dlm_serve.sglang import install
     from dlm_serve.sglang.algorithm import NAME
+    from dlm_serve.sglang.refusals import answer_refusals
 
     if server_args.speculative_algorithm != NAME:
         _refuse_unprepared(server_args)
         return
     if role == "tokenizer":
         install.install(Role.MAIN)
+        answer_refusals()
     elif role == "scheduler":
         for scheduler_role in _scheduler_roles():
             install.install(scheduler_role)

@@ -46,6 +46,7 @@ AUTOREGRESSIVE_ONLY: dict[str, tuple[object, ...]] = {
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "beam_width": (None, 1),
     "input_embeds": (None,),
+    "positional_embed_overrides": (None,),
     "return_hidden_states": (None, False),
     "return_sampling_mask": (None, False),
     "session_params": (None,),
@@ -75,6 +76,12 @@ LISTS_OF_TOKEN_IDS = ("stop_token_ids", "token_ids_logprob", "logit_bias")
 # SGLang keeps this many positions of the context for itself (`TpModelWorker.get_worker_info`,
 # `Scheduler.init_req_max_new_tokens`) and would drop that many tokens from an answer without a word.
 RESERVED_CONTEXT = 2
+
+MOST_SAMPLES = 1024
+"""`n` of a request, which is copied so often before the first sample begins."""
+
+BEYOND_PROMPT = 4
+"""A request may be this much longer than a prompt (`TpModelWorker.get_worker_info`)."""
 
 _REMEMBERED_PLANS = 1024
 
@@ -163,8 +170,8 @@ class RequestRules:
 def check_sampling_params(params: Mapping[str, Any]) -> None:
     """Refuse an `n` that is no number of samples, and patterns that do not compile."""
     n = params.get("n", 1)
-    if not isinstance(n, int) or n < 1:
-        raise OptionError("n", n, "must be an integer of at least 1", "ask for one sample or more")
+    if not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:
+        raise OptionError("n", n, f"must be an integer from 1 to {MOST_SAMPLES}", "ask for one sample or more")
     patterns = params.get("stop_regex") or ()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         try:
@@ -177,21 +184,20 @@ def longest_answer(asked: int | None, is_default: bool, num_input: int, longest:
     """Return the `max_new_tokens` of a request, which must fit behind its prompt of `num_input` tokens.
 
     `longest` is the length of the longest request, `is_default` whether the server asked rather than the client: that
-    gives way to what fits. None is no limit of its own. Raises OptionError.
+    gives way to what fits. None is no limit of its own. Raises OptionError, also for a prompt too long for any answer.
     """
+    is_whole = longest >= context_len - RESERVED_CONTEXT
+    why = f"context length {context_len}" if is_whole else f"the KV cache holds requests of {longest} tokens"
     most = longest - num_input
+    if most <= BEYOND_PROMPT:
+        limit = f"at most {longest - BEYOND_PROMPT - 1} ({why})"
+        raise OptionError("prompt", f"<{num_input} tokens>", limit, "shorten the prompt")
     if asked is None or asked <= most:
         return asked
-    if is_default and most > 0:
+    if is_default:
         return most
-    is_whole = longest >= context_len - RESERVED_CONTEXT
-    limit = f"context length {context_len}" if is_whole else f"the KV cache holds requests of {longest} tokens"
-    raise OptionError(
-        "max_new_tokens",
-        asked,
-        f"with {num_input} input tokens at most {most} ({limit})",
-        "ask for fewer tokens or shorten the prompt",
-    )
+    limit = f"with {num_input} input tokens at most {most} ({why})"
+    raise OptionError("max_new_tokens", asked, limit, "ask for fewer tokens or shorten the prompt")
 
 
 def _as_int(token_id: int | str) -> int | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import re
 import secrets
 from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from fastapi import BackgroundTasks
+from sglang.srt.managers.io_struct import msgpack_decode, msgpack_encode
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 from transformers import GenerationConfig
@@ -16,22 +20,31 @@ from transformers import GenerationConfig
 from dlm_serve import bundled
 from dlm_serve.decoding import StopRule
 from dlm_serve.errors import OptionError
-from dlm_serve.options.request_rules import FIELDS, PLAN, PLAN_KEY, check_sampling_params, longest_answer
+from dlm_serve.models.checkpoint import Checkpoint
+from dlm_serve.options.request_rules import (
+    BEYOND_PROMPT,
+    FIELDS,
+    PLAN,
+    PLAN_KEY,
+    check_sampling_params,
+    longest_answer,
+)
 from dlm_serve.sglang.protocols import (
     GenerateRequestLike,
     SamplingParamsLike,
     TokenizedRequestLike,
-    TokenizerManagerLike,
 )
+from dlm_serve.sglang.refusals import unreadable_is_refused
 from dlm_serve.sglang.requests import STATISTICS_KEY
-from dlm_serve.sglang.serving import current
-
-BEYOND_PROMPT = 4
-"""A request may be this much longer than a prompt (`TpModelWorker.get_worker_info`)."""
+from dlm_serve.sglang.serving import Serving, current
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: distinct seeds for the samples of one request
 _INT64 = 1 << 63
 _TOP_K_ALL = 1 << 30  # SGLang's "whole vocabulary"; larger ones overflow its int32
+
+_SECONDS_TO_ABORT = 2  # SGLang's
+
+_POSITION = re.compile(r"`\$\[(\d+)\]")  # of a wrong value among a message's fields, behind its type
 
 # How tokens are drawn: SGLang's own defaults for these stand only where neither request nor checkpoint says.
 _DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -40,17 +53,18 @@ _DRAWING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base is untyped
     """SGLang's tokenizer manager, through which every request enters and every answer leaves."""
 
-    def init_model_config(self) -> None:
-        """Let chats decode as the model cards do, greedily or as the checkpoint says, where a request says nothing.
+    context_len: int
+    max_req_input_len: int
+    preferred_sampling_params: dict[str, Any]
 
-        See `Checkpoint.generation_defaults` about penalties.
-        """
+    def init_model_config(self) -> None:
+        """Let chats decode as other requests do where they say nothing: see `defaults.prepare_server_args`."""
         super().init_model_config()
+        self.serving: Serving = current()  # another engine in this process may load another model later
         config = self.model_config
-        defaults = {"temperature": current().checkpoint.family.temperature, **config.get_default_sampling_params()}
         generation = copy.copy(config.hf_generation_config) or GenerationConfig()
         for name in _DRAWING:
-            setattr(generation, name, None if name == "repetition_penalty" else defaults.get(name))
+            setattr(generation, name, self.preferred_sampling_params.get(name))
         config.hf_generation_config, config.sampling_defaults = generation, "model"
 
     def generate_request(self, obj: Any, request: Any = None) -> Any:
@@ -63,6 +77,27 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
         """Let the bundled model be named as it is where a server starts."""
         obj.model_path = bundled.expand(obj.model_path)
         return await super().update_weights_from_disk(obj, request)
+
+    def create_abort_task(self, obj: Any) -> BackgroundTasks:
+        """Return what aborts the request of a stream that has ended, also where it was never read."""
+
+        async def abort() -> None:
+            await asyncio.sleep(_SECONDS_TO_ABORT)
+            for rid in obj.rid if isinstance(obj.rid, list) else [obj.rid]:
+                if rid in self.rid_to_state:
+                    self.abort_request(rid)
+
+        tasks = BackgroundTasks()
+        tasks.add_task(abort)
+        return tasks
+
+    def _init_req_state(self, obj: Any, request: Any = None) -> None:
+        with unreadable_is_refused():
+            super()._init_req_state(obj, request)
+
+    async def _tokenize_one_request(self, obj: Any) -> Any:
+        with unreadable_is_refused():
+            return await super()._tokenize_one_request(obj)
 
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         tokenized = super()._create_tokenized_object(obj, input_text, input_ids, *args, **kwargs)
@@ -118,21 +153,30 @@ def contract_error(error: str | None, body: Any) -> str | None:
     return None
 
 
+def converted_chat(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
+    """Around `OpenAIServingChat._convert_to_internal_request`: refuse a chat that cannot be put into tokens."""
+    if serving.tokenizer_manager.tokenizer is None:
+        limit = "chats need the tokenizer, which --skip-tokenizer-init leaves out"
+        raise OptionError("messages", "<as sent>", limit, "send input_ids to /generate")
+    with unreadable_is_refused():
+        return original(serving, request, raw_request)
+
+
 def as_the_model_says(params: dict[str, Any], serving: Any, request: Any) -> dict[str, Any]:
     """After `OpenAIServingCompletion._build_sampling_params`: leave to the model what the request leaves out."""
     return {name: value for name, value in params.items() if name not in _DRAWING or name in request.model_fields_set}
 
 
-def _admit(tokenized: TokenizedRequestLike, manager: TokenizerManagerLike, request: GenerateRequestLike) -> None:
+def _admit(tokenized: TokenizedRequestLike, manager: DlmTokenizerManager, request: GenerateRequestLike) -> None:
     """Check a tokenized request, and give it its plan, a seed and a length that fits. Raises OptionError."""
-    params, rules = tokenized.sampling_params, current().request_rules
+    params, rules = tokenized.sampling_params, manager.serving.request_rules
     plan = rules.plan({name: _asked(name, request, params) for name in FIELDS})
     if request.text is not None:
-        tokenized.input_ids = _begun(tokenized.input_ids)
+        tokenized.input_ids = _begun(tokenized.input_ids, manager.serving.checkpoint)
     num_input = len(tokenized.input_ids)
     rules.check_input_ids(tokenized.input_ids)
     rules.check_prompt_length(num_input, _max_prefill_tokens())
-    _check_transport(params)
+    _check_transport(tokenized)
     params.max_new_tokens = longest_answer(
         params.max_new_tokens,
         request.sampling_params.get("max_new_tokens") is None,
@@ -153,21 +197,23 @@ def _asked(name: str, request: GenerateRequestLike, params: SamplingParamsLike) 
     return getattr(params, name, None) if value is None else value
 
 
-def _begun(input_ids: Sequence[int]) -> Sequence[int]:
+def _begun(input_ids: Sequence[int], checkpoint: Checkpoint) -> Sequence[int]:
     """Return the tokens of a text, behind the one that begins every sequence where the family has it."""
-    checkpoint = current().checkpoint
     if not checkpoint.family.begins_with_eos or list(input_ids[:1]) == checkpoint.eos_token_ids:
         return input_ids
     return array("q", [*checkpoint.eos_token_ids, *input_ids])
 
 
-def _check_transport(params: SamplingParamsLike) -> None:
-    """Refuse parameters that the scheduler would die of: it decodes them more strictly than they were parsed."""
+def _check_transport(tokenized: Any) -> None:
+    """Refuse values of other types than the scheduler's process expects: it would die of them."""
+    sent = msgspec.structs.replace(tokenized, input_ids=None, time_stats=None)  # neither is the client's
     try:
-        msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=type(params))
-    except (msgspec.ValidationError, TypeError, OverflowError) as error:
+        msgpack_decode(msgpack_encode(sent))
+    except (msgspec.ValidationError, TypeError, OverflowError, UnicodeError) as error:
+        found = _POSITION.search(str(error))
+        field = "request" if found is None else msgspec.structs.fields(sent)[int(found[1]) - 1].name
         raise OptionError(
-            "sampling_params", "<as sent>", f"cannot be serialised ({error})", "use plain values, nested at most once"
+            field, "<as sent>", f"cannot be serialised ({error})", "use plain values, nested at most once"
         ) from error
 
 

@@ -221,7 +221,8 @@ class ServerArgsLike(Protocol):
     dllm_algorithm_config: str | None
     """The server file."""
     json_model_override_args: str | None
-    preferred_sampling_params: dict[str, Any] | None
+    preferred_sampling_params: dict[str, Any] | str | None
+    """As JSON where an engine is made in Python."""
     speculative_algorithm: str | None
     speculative_num_draft_tokens: int | None
     speculative_num_steps: int | None
@@ -251,10 +252,3 @@ class TokenizedRequestLike(Protocol):
 
     input_ids: Sequence[int]
     sampling_params: SamplingParamsLike
-
-
-class TokenizerManagerLike(Protocol):
-    """`tokenizer_manager.TokenizerManager`: the limits that the scheduler's process has told it."""
-
-    context_len: int
-    max_req_input_len: int

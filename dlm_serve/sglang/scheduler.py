@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from http import HTTPStatus
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN, Req
@@ -122,6 +123,12 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         """
         if new_accepted_len is not None and not self.finished():
             state_of(self).end_step(new_accepted_len)
+        if (
+            self.grammar is not None
+            and getattr(self.to_finish, "status_code", None) == HTTPStatus.INTERNAL_SERVER_ERROR
+        ):
+            # The grammar's mask is in the logits: a token that it does not accept means that it accepts none.
+            self.to_finish.status_code = HTTPStatus.BAD_REQUEST
         num_new = 1 if new_accepted_len is None else new_accepted_len
         if self.to_finish or (num_new > 0 and not _end_by_upstream_rule(self)):
             super().update_finish_state(num_new)

@@ -91,8 +91,8 @@ def test_pinned_mode_that_cannot_in_chat(trained: Server, mode: str, asked: dict
     assert "does not support" in message
 
 
-@pytest.mark.parametrize("n", [0, -1])
-def test_no_samples(trained: Server, n: int) -> None:
+@pytest.mark.parametrize("n", [0, -1, 1 << 40])
+def test_a_number_of_samples_that_is_none(trained: Server, n: int) -> None:
     assert "n = " in refused(trained, "/generate", generate_body(PROMPT, 4, n=n))
     assert "n = " in refused(trained, "/v1/chat/completions", {**CHAT, "n": n})
     assert "n = " in refused(trained, "/v1/completions", {**COMPLETION, "n": n})
@@ -139,6 +139,24 @@ def test_a_pattern_that_does_not_compile(trained: Server) -> None:
         assert "stop_regex = '(': does not compile" in refused(trained, path, body)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "word"),
+    [
+        ("/generate", {**generate_body(PROMPT, 4), "rid": ["a", "b"]}, "request = <as sent>: cannot be read"),
+        ("/v1/completions", {**COMPLETION, "prompt": [5, 1 << 63]}, "request = <as sent>: cannot be read"),
+        ("/v1/chat/completions", {**CHAT, "response_format": [-1]}, "AttributeError"),
+        ("/v1/chat/completions", [], "AttributeError"),
+        ("/generate", generate_body(PROMPT, 4, ebnf="root ::= root"), "Tokens not accepted"),
+    ],
+    ids=["ids-of-one-prompt", "prompt", "response_format", "no-mapping", "grammar"],
+)
+def test_what_sglang_stumbles_over(trained: Server, path: str, body: Any, word: str) -> None:
+    """Which would be an HTTP 500 that blames the server."""
+    response = trained.post(path, body)
+    assert response.status_code == 400, response.text
+    assert word in response.text
+
+
 def test_what_sglang_refuses_is_refused_before_a_stream_begins(trained: Server) -> None:
     assert "top_p must be in (0, 1], got 7" in refused(trained, "/generate", generate_body(PROMPT, 4, top_p=7))
 
@@ -182,6 +200,8 @@ def test_options_in_the_wrong_place(trained: Server) -> None:
         pytest.param({"request": {"return_sampling_mask": True}}, "return_sampling_mask", id="sampling-mask"),
         pytest.param({"request": {"return_hidden_states": True}}, "return_hidden_states", id="hidden-states"),
         pytest.param({"request": {"return_hidden_states": []}}, "return_hidden_states", id="hidden-states-of-none"),
+        pytest.param({"request": {"positional_embed_overrides": 1}}, "positional_embed_overrides", id="embeddings"),
+        pytest.param({"request": {"extra_key": ["a"]}}, "extra_key", id="cache-key"),
         pytest.param({"beam_width": 2}, "beam_width", id="beam"),
         pytest.param({"n": None}, "n = None", id="n"),
         pytest.param({"stop_token_ids": [1 << 63]}, "stop_token_ids", id="stop-id"),

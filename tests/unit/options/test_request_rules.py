@@ -11,7 +11,7 @@ import pytest
 from dlm_serve.errors import OptionError
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.options import request_rules
-from dlm_serve.options.request_rules import PLAN_KEY, RequestRules, check_sampling_params
+from dlm_serve.options.request_rules import PLAN_KEY, RequestRules, check_sampling_params, longest_answer
 from dlm_serve.options.resolve import resolve
 from dlm_serve.options.server_file import ServerConfig
 
@@ -74,3 +74,32 @@ def test_a_pattern_that_does_not_compile(pattern: str) -> None:
         with pytest.raises(OptionError, match=re.escape(f"stop_regex = {pattern!r}: does not compile")):
             check_sampling_params({"stop_regex": stop_regex})
     check_sampling_params({"stop_regex": ["a+", "(b|c)$"]})
+
+
+@pytest.mark.parametrize(
+    ("num_input", "asked", "is_default", "found"),
+    [(90, 8, False, 8), (90, 9, True, 8), (90, None, True, None), (90, 0, False, 0), (93, 5, False, 5)],
+)
+def test_an_answer_that_fits(num_input: int, asked: int | None, is_default: bool, found: int | None) -> None:
+    assert longest_answer(asked, is_default, num_input, 98, 100) == found
+
+
+@pytest.mark.parametrize(
+    ("num_input", "asked", "is_default", "message"),
+    [
+        (90, 9, False, "max_new_tokens = 9: with 90 input tokens at most 8"),
+        (93, 1 << 40, False, f"max_new_tokens = {1 << 40}: with 93 input tokens at most 5"),
+        (94, 1, False, "prompt = <94 tokens>: at most 93"),
+        (94, None, True, "prompt = <94 tokens>: at most 93"),
+        (300, 0, False, "prompt = <300 tokens>: at most 93"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("context", "why"), [(100, "context length 100"), (500, "the KV cache holds requests of 98 tokens")]
+)
+def test_what_does_not_fit(
+    num_input: int, asked: int | None, is_default: bool, message: str, context: int, why: str
+) -> None:
+    """Limits are numbers of tokens that a request can have, never negative."""
+    with pytest.raises(OptionError, match=re.escape(f"{message} ({why})")):
+        longest_answer(asked, is_default, num_input, 98, context)
