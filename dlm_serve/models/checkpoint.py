@@ -22,6 +22,9 @@ Shape: TypeAlias = tuple[int, ...]
 
 _QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 """Where ModelOpt, GPTQ and AWQ may say what `config.json` does not."""
+SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p")
+"""What a checkpoint, or a server, may say about requests that do not."""
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
 
@@ -97,11 +100,8 @@ class Checkpoint(ModelShape):
         content = _read_json(path) if path.is_file() else {}
         if content is None:
             raise CheckpointError("generation_config.json", str(path), "is not a JSON object", "correct or remove it")
-        names = ("temperature", "top_p", "top_k", "min_p")
-        return {
-            "temperature": self.family.temperature,
-            **{name: content[name] for name in names if content.get(name) is not None},
-        }
+        said = {name: content[name] for name in SAMPLING_DEFAULTS if content.get(name) is not None}
+        return {"temperature": self.family.temperature, **said}
 
     def tokenizer(self) -> Path | None:
         """Return the folder of the family's tokenizer if the checkpoint has none. Raises CheckpointError."""

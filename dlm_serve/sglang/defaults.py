@@ -9,6 +9,7 @@ from typing import Any
 
 from dlm_serve import bundled
 from dlm_serve.errors import ConfigError
+from dlm_serve.models.checkpoint import SAMPLING_DEFAULTS
 from dlm_serve.platform import is_active, ranks
 from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
 from dlm_serve.sglang import algorithm
@@ -46,6 +47,7 @@ _UNSUPPORTED = (
     ("grpc_mode", False, "gRPC is not supported: requests are checked in the HTTP server"),
     ("smg_grpc_mode", False, "gRPC is not supported: requests are checked in the HTTP server"),
     ("enable_strict_thinking", False, "strict thinking budgets need grammars, which blocks do not support"),
+    ("allow_auto_truncate", False, "prompts would lose their end; without max_tokens an answer is as long as fits"),
     ("enable_two_batch_overlap", False, "two-batch overlap is not supported"),
 )
 
@@ -172,5 +174,13 @@ def _named_as_ours(server_args: ServerArgsLike, serving: Serving) -> str:
 
 
 def _sampling_defaults(server_args: ServerArgsLike, serving: Serving) -> dict[str, Any]:
-    """Return the checkpoint's sampling defaults under those given with `--preferred-sampling-params`."""
-    return {**serving.checkpoint.generation_defaults(), **(server_args.preferred_sampling_params or {})}
+    """Return the checkpoint's sampling defaults under those given with `--preferred-sampling-params`.
+
+    Raises ConfigError for others than all routes can apply.
+    """
+    given = server_args.preferred_sampling_params or {}
+    preferred: dict[str, Any] = json.loads(given) if isinstance(given, str) else given
+    for name in preferred.keys() - set(SAMPLING_DEFAULTS):
+        limit = f"only {', '.join(SAMPLING_DEFAULTS)} can be preferred, on all routes"
+        raise ConfigError("--preferred-sampling-params", {name: preferred[name]}, limit, "let requests say the rest")
+    return {**serving.checkpoint.generation_defaults(), **preferred}

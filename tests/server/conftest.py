@@ -49,10 +49,11 @@ def without_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 
 @pytest.fixture(scope="session")
 def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`sglang serve` of the untrained checkpoint with KV pages as large as its blocks."""
+    """`sglang serve` of the untrained checkpoint with KV pages as large as its blocks, greedy unless a request says."""
     port, log = free_port(), tmp_path_factory.mktemp("paged") / "log"
     sglang = str(Path(sys.executable).parent / "sglang")
-    flags = ("--model-path", str(RANDOM), "--port", str(port), "--page-size", "8")
+    preferred = ("--preferred-sampling-params", '{"top_k": 1}')
+    flags = ("--model-path", str(RANDOM), "--port", str(port), "--page-size", "8", *preferred)
     with Server.python(sglang, "serve", *flags, port=port, log=log) as server:
         yield server
 

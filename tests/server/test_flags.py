@@ -25,6 +25,18 @@ for name in fine:
         refused[name] = str(error)
 print(json.dumps([list(fine), refused]))
 """
+PREFERRED = """
+from types import SimpleNamespace
+from dlm_serve.sglang.defaults import _sampling_defaults
+from dlm_serve.errors import ConfigError
+
+serving = SimpleNamespace(checkpoint=SimpleNamespace(generation_defaults=lambda: {"temperature": 0.0, "top_k": 3}))
+for given in (None, {"temperature": 0.5}, '{"top_p": 0.5}', {"top_p": 0.5, "presence_penalty": 0.5}):
+    try:
+        print(_sampling_defaults(SimpleNamespace(preferred_sampling_params=given), serving))
+    except ConfigError as error:
+        print(error)
+"""
 
 
 def test_refused(tmp_path: Path) -> None:
@@ -34,3 +46,16 @@ def test_refused(tmp_path: Path) -> None:
     assert "speculative_num_draft_tokens" in names
     for name in names:
         assert f"--{name.replace('_', '-')} = 'something-else'" in refused[name]
+
+
+def test_parameters_that_a_server_prefers(tmp_path: Path) -> None:
+    """What only autoregression has is for requests to say: with a pinned mode, a server's would be refused."""
+    script = tmp_path / "preferred.py"
+    script.write_text(PREFERRED)
+    *found, refused = output_of(script).splitlines()[-4:]
+    assert found == [
+        "{'temperature': 0.0, 'top_k': 3}",
+        "{'temperature': 0.5, 'top_k': 3}",
+        "{'temperature': 0.0, 'top_k': 3, 'top_p': 0.5}",
+    ]
+    assert refused.startswith("--preferred-sampling-params = {'presence_penalty': 0.5}: only temperature, top_p, ")

@@ -82,6 +82,20 @@ def test_without_a_seed_answers_differ(trained: Server, mode: str) -> None:
     assert len(outputs) == 3
 
 
+def test_what_the_server_prefers(paged: Server) -> None:
+    """It prefers `top_k` 1, on all routes: however hot, an answer is the greedy one, whatever the seed."""
+    common = {"model": "default", "max_tokens": 24, "temperature": 3.0}
+    prompts: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+        "/v1/completions": {"prompt": "hi"},
+    }
+    for path, prompt in prompts.items():
+        first, second = (paged.post(path, {**common, **prompt, "seed": seed}).json()["choices"] for seed in (1, 2))
+        assert first == second
+    first, second = (paged.generate(PROMPT, 24, **HOT, sampling_seed=seed)["output_ids"] for seed in (1, 2))
+    assert first == second
+
+
 def test_distribution_of_self_speculation_is_autoregressive(trained: Server) -> None:
     """Chi-square of the second to fourth tokens, from different seeds in the two modes.
 
