@@ -2,6 +2,7 @@
 #              (MODEL=, FLAGS= for others)
 # make test    set up what is missing and run every test, on two cores (WORKERS=)
 # make test-quick  the unit tests but the slowest, and those of the reference on one server
+# make fuzz    thousands of random requests to a small server of each family (FLAGS="--seed 1 --count 20000")
 # make check   formatter, linter, type checker, generated pages of the documentation
 # make lock    pin the dependencies anew
 
@@ -27,7 +28,7 @@ SLOW := $(wildcard tests/unit/test_block_a*.py tests/unit/test_*_reference.py te
 # Each process would compile what it imports, which takes longer than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-quick check lock clean
+.PHONY: serve test test-quick fuzz check lock clean
 
 serve: .venv/ready
 	$(PYTHON) -m sglang.launch_server --model-path $(MODEL) $(FLAGS)
@@ -37,6 +38,9 @@ test: .venv/ready
 
 test-quick: .venv/ready
 	$(PYTEST) tests/unit tests/server/test_golden.py::test_blocks_of_8 $(SLOW:%=--ignore=%)
+
+fuzz: .venv/ready
+	$(PYTHON) tests/support/fuzz.py $(FLAGS)
 
 check: .venv/ready
 	.venv/bin/ruff format --check .

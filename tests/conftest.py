@@ -23,6 +23,7 @@ from processes import users_environment  # noqa: E402
 
 SHARED_SERVERS = {
     "tests/server/test_answers.py": "trained",
+    "tests/server/test_fuzz.py": "trained",
     "tests/server/test_golden.py": "trained",
     "tests/server/test_profile.py": "trained",
     "tests/server/test_refusals.py": "trained",

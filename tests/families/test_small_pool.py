@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fuzz import Fuzzer
 from golden import DATA
 from serving import Server, generate_body
 
@@ -45,3 +46,8 @@ def test_requests_that_do_not_fit_together(small: Server) -> None:
     bodies = [generate_body([5, 6, 7, 8 + i], 300, ignore_eos=True) for i in range(4)]
     assert [len(answer["output_ids"]) for answer in small.generate_all(bodies, 4)] == [300] * 4
     small.assert_nothing_leaked()
+
+
+def test_random_requests(small: Server) -> None:
+    """See `fuzz`."""
+    assert Fuzzer(small, seed=0).run(range(60)) == []
