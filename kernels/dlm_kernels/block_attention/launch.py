@@ -162,7 +162,8 @@ def _shared_bytes(tile: int, head_dim: int, dtype: torch.dtype) -> int:
     What the compiler takes for compute capabilities 8.0 to 12.0 is as much or, with small heads, less.
     """
     size = triton.next_power_of_2(head_dim)
-    return int(dtype.itemsize) * (2 * KEYS * size + tile * size + tile * KEYS)
+    num_bytes: int = dtype.itemsize * (2 * KEYS * size + tile * size + tile * KEYS)
+    return num_bytes
 
 
 @lru_cache
