@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from dlm_kernels.sample_token import Sampling
+from dlm_kernels.sample_token import HOTTEST, Sampling
 
 from dlm_serve.decoding.modes import Phase
 
@@ -98,8 +98,8 @@ class Rows:
             rows.convergence_threshold[i] = o.convergence_threshold or 0.0
             rows.is_shuffled[i] = o.is_shuffled
             rows.seed[i] = o.seed
-            rows.temperature[i] = o.temperature
-            rows.top_k[i] = o.top_k
+            rows.temperature[i] = min(o.temperature, HOTTEST)  # a request may ask for more than a float32 holds
+            rows.top_k[i] = min(o.top_k, torch.iinfo(torch.int32).max)
             rows.top_p[i] = o.top_p
             rows.min_p[i] = o.min_p
             stop_ids = list(o.stop_ids)[:MAX_STOP_IDS]

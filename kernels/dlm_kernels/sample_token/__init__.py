@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dlm_kernels.sample_token import reference
-from dlm_kernels.sample_token.sampling import Nucleus, Sampling
+from dlm_kernels.sample_token.sampling import HOTTEST, Nucleus, Sampling
 
 
 def sample_token(
@@ -33,4 +33,4 @@ def sample_token(
     )
 
 
-__all__ = ["Nucleus", "Sampling", "sample_token"]
+__all__ = ["HOTTEST", "Nucleus", "Sampling", "sample_token"]

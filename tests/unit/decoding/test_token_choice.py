@@ -264,6 +264,11 @@ def test_a_tiny_top_p_is_greedy() -> None:
     assert torch.equal(tiny, CHOICE.sample(logits, positions, sampling_of(64, top_k=1)))
 
 
+def test_settings_that_no_tensor_holds_are_cut() -> None:
+    rows = Rows.of([RowOptions(Phase.DENOISE, 1, temperature=1e300, top_k=1 << 40)], 1)
+    assert (rows.temperature.tolist(), rows.top_k.tolist()) == (pytest.approx([1e30]), [2**31 - 1])
+
+
 # --- Predictions ---
 
 
