@@ -73,7 +73,7 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
         return
     if role == "tokenizer":
         install.install(Role.MAIN)
-        answer_refusals()
+        answer_refusals(server_args)
     elif role == "scheduler":
         for scheduler_role in _scheduler_roles():
             install.install(scheduler_role)

@@ -155,9 +155,6 @@ def contract_error(error: str | None, body: Any) -> str | None:
 
 def converted_chat(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
     """Around `OpenAIServingChat._convert_to_internal_request`: refuse a chat that cannot be put into tokens."""
-    if serving.tokenizer_manager.tokenizer is None:
-        limit = "chats need the tokenizer, which --skip-tokenizer-init leaves out"
-        raise OptionError("messages", "<as sent>", limit, "send input_ids to /generate")
     with unreadable_is_refused():
         return original(serving, request, raw_request)
 

@@ -93,7 +93,7 @@ HOOKS = (
         kind="around",
         hook=f"{_OURS}.admission:converted_chat",
         role=Role.MAIN,
-        why="a chat without a tokenizer, and fields of types that nobody checks, end in HTTP 500",
+        why="a chat with fields of types that nobody checks ends in HTTP 500",
         until="SGLang answers what it cannot convert with HTTP 400",
     ),
     Hook(

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 
 from dlm_serve.errors import OptionError
+from dlm_serve.sglang.protocols import ServerArgsLike
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
+_TEXT_ROUTES = ("/v1/", "/api/", "/tokenize", "/detokenize", "/invocations")
 _STUMBLES = (AttributeError, TypeError, LookupError, OverflowError, OptionError)
 
 
@@ -32,15 +35,21 @@ def unreadable_is_refused() -> Iterator[None]:
         raise OptionError("request", "<as sent>", limit, "correct the types of its fields") from error
 
 
-def answer_refusals() -> None:
-    """Let the HTTP server, where there is one, answer errors over a body as SGLang's own validation errors."""
+def answer_refusals(server_args: ServerArgsLike) -> None:
+    """Let the HTTP server, where there is one, refuse what it would answer with HTTP 500."""
     http_server = sys.modules.get(HTTP_SERVER)
     if http_server is None:
         return
-    app = http_server.app
-    invalid = app.exception_handlers[RequestValidationError]
+    _answer_errors_over_bodies(http_server.app)
+    if server_args.skip_tokenizer_init:
+        http_server.app.add_middleware(_TextRefused)
 
-    async def answer(request: Any, error: Exception) -> Any:
+
+def _answer_errors_over_bodies(app: FastAPI) -> None:
+    """Answer them as SGLang's own validation errors."""
+    invalid: Any = app.exception_handlers[RequestValidationError]
+
+    async def answer(request: Request, error: Exception) -> Any:
         if not (isinstance(error, OptionError) or _is_of_validation(error)):
             raise error
         message = f"{type(error).__name__}: {error}"
@@ -50,6 +59,21 @@ def answer_refusals() -> None:
 
     for kind in _STUMBLES:
         app.add_exception_handler(kind, answer)
+
+
+class _TextRefused:
+    """An ASGI application that refuses requests to routes whose answers are text, and passes on the others."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(_TEXT_ROUTES):
+            limit = "needs the tokenizer, which --skip-tokenizer-init leaves out"
+            refused = OptionError("path", scope["path"], limit, "send input_ids to /generate")
+            app = JSONResponse({"error": {"message": str(refused), "type": "BadRequest", "code": 400}}, 400)
+        await app(scope, receive, send)
 
 
 def _is_of_validation(error: Exception) -> bool:

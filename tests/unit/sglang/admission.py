@@ -10,8 +10,7 @@ from typing import Any
 
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-from dlm_serve.errors import OptionError
-from dlm_serve.sglang.admission import DlmTokenizerManager, converted_chat
+from dlm_serve.sglang.admission import DlmTokenizerManager
 from dlm_serve.sglang.serving import find_serving
 
 
@@ -26,15 +25,6 @@ def manager_of(model_path: Path, **preferred: Any) -> Any:
     return manager
 
 
-def refusal_of_a_chat() -> str:
-    """Why a chat without a tokenizer is refused."""
-    try:
-        converted_chat(None, SimpleNamespace(tokenizer_manager=SimpleNamespace(tokenizer=None)), None)
-    except OptionError as refused:
-        return str(refused)
-    return ""
-
-
 def main(first: Path, second: Path) -> None:
     TokenizerManager.init_model_config = lambda self: None
     managers = [manager_of(first, temperature=0.3, top_k=7), manager_of(second)]
@@ -44,7 +34,6 @@ def main(first: Path, second: Path) -> None:
         "drawing": {
             name: getattr(generation, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")
         },
-        "chat": refusal_of_a_chat(),
     }
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 

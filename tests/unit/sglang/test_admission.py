@@ -1,4 +1,4 @@
-"""What the main process knows of its engines, and chats that it cannot read."""
+"""What the main process knows of its engines."""
 
 from __future__ import annotations
 
@@ -27,11 +27,3 @@ def test_each_engine_plans_for_its_own_model(found: dict[str, Any]) -> None:
 
 def test_chats_draw_as_the_server_prefers(found: dict[str, Any]) -> None:
     assert found["drawing"] == {"temperature": 0.3, "top_k": 7, "top_p": None, "repetition_penalty": None}
-
-
-def test_a_chat_without_a_tokenizer(found: dict[str, Any]) -> None:
-    """SGLang would answer HTTP 500."""
-    assert found["chat"] == (
-        "messages = <as sent>: chats need the tokenizer, which --skip-tokenizer-init leaves out; "
-        "send input_ids to /generate."
-    )
