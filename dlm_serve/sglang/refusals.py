@@ -17,7 +17,7 @@ from dlm_serve.sglang.protocols import ServerArgsLike
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 _TEXT_ROUTES = ("/v1/", "/api/", "/tokenize", "/detokenize", "/invocations")
-_STUMBLES = (AttributeError, TypeError, LookupError, OverflowError, OptionError)
+_STUMBLES = (AttributeError, TypeError, LookupError, OverflowError)
 
 
 @contextmanager
@@ -46,18 +46,18 @@ def answer_refusals(server_args: ServerArgsLike) -> None:
 
 
 def _answer_errors_over_bodies(app: FastAPI) -> None:
-    """Answer them as SGLang's own validation errors."""
+    """Answer ValueErrors that a route does not, and errors of validators, as SGLang's own validation errors."""
     invalid: Any = app.exception_handlers[RequestValidationError]
 
     async def answer(request: Request, error: Exception) -> Any:
-        if not (isinstance(error, OptionError) or _is_of_validation(error)):
+        if not (isinstance(error, ValueError) or _is_of_validation(error)):
             raise error
         message = f"{type(error).__name__}: {error}"
         return await invalid(
             request, RequestValidationError([{"loc": ("body",), "msg": message, "type": "value_error"}])
         )
 
-    for kind in _STUMBLES:
+    for kind in (ValueError, *_STUMBLES):
         app.add_exception_handler(kind, answer)
 
 

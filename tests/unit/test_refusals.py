@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, model_validator
 
-from dlm_serve.errors import OptionError
 from dlm_serve.sglang import refusals
 
 
@@ -41,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch, *, skip_tokenizer_init: bool) -> Tes
     @app.post("/generate")
     async def answer(body: Body) -> str:
         if body.content == "refuse":
-            raise OptionError("n", 0, "is too low", "raise it")
+            raise ValueError("n is too low")
         return {"a": "b"}[body.content]
 
     monkeypatch.setitem(sys.modules, refusals.HTTP_SERVER, SimpleNamespace(app=app))
@@ -55,7 +54,7 @@ def server(monkeypatch: pytest.MonkeyPatch, *, skip_tokenizer_init: bool) -> Tes
         ({"content": "a"}, 200, "b"),
         ({"content": 5}, 400, "valid string"),
         ([], 400, "AttributeError: 'list' object has no attribute 'get'"),
-        ({"content": "refuse"}, 400, "n = 0: is too low; raise it."),
+        ({"content": "refuse"}, 400, "ValueError: n is too low"),
         ({"content": "c"}, 500, "Internal Server Error"),
     ],
     ids=["fine", "invalid", "stumble", "refused", "fault"],
