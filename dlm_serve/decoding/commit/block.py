@@ -83,12 +83,12 @@ class BlockCommit(Commit):
     ) -> int:
         """See `Commit`.
 
-        The block of the last token of an answer need not be committed. Off the grid, the blocks of an answer lie
-        elsewhere than they would in a prompt.
+        The block of the last token of an answer need not be committed, unless an EXTEND call encoded it. Off the grid,
+        the blocks of an answer lie elsewhere than they would in a prompt.
         """
         if self.prompt_mask is not PromptMask.BLOCK_CAUSAL:
             return num_tokens
-        last = max(num_prompt, num_tokens - 1) if self.on_grid else num_prompt
+        last = max(num_encoded, num_tokens - 1) if self.on_grid else num_prompt
         return last - last % block_size
 
     def is_private(self, state: RequestState, is_resumed: bool) -> bool:

@@ -23,6 +23,7 @@ from dlm_serve.decoding import (
 MASK, STOP, VOCAB_SIZE = 0, 7, 16
 COMMIT = BlockCommit(PromptMask.BIDIRECTIONAL)
 ON_GRID = BlockCommit(PromptMask.BLOCK_CAUSAL, on_grid=True)
+FREE = BlockCommit(PromptMask.BLOCK_CAUSAL)
 
 
 def rows_of(tokens: Sequence[int], phase: Phase, num_emitted: int, width: int = 6, **settings: Any) -> Rows:
@@ -158,3 +159,20 @@ def test_spans(mask: PromptMask, on_grid: bool, num_prompt: int, num_tokens: int
     """Prompts in blocks of 4 where they have any, answers in blocks of 3; on the grid, all are blocks of 3."""
     commit = BlockCommit(mask, on_grid=on_grid)
     assert commit.span_ends(num_prompt, num_tokens, block_size=4, block_length=3) == ends
+
+
+@pytest.mark.parametrize(
+    ("commit", "num_prompt", "num_output", "num_encoded", "length"),
+    [
+        (ON_GRID, 8, 0, 8, 8),
+        (ON_GRID, 10, 0, 10, 8),
+        (ON_GRID, 10, 2, 10, 8),
+        (ON_GRID, 10, 6, 10, 12),
+        (ON_GRID, 10, 6, 16, 16),
+        (FREE, 10, 6, 10, 8),
+    ],
+    ids=["prompt", "end of a prompt", "one block", "two blocks", "two blocks, resumed", "off the grid"],
+)
+def test_what_has_kv(commit: BlockCommit, num_prompt: int, num_output: int, num_encoded: int, length: int) -> None:
+    """All blocks but the last that was emitted, and all that an EXTEND call encoded: SGLang shares those at once."""
+    assert commit.shareable_len(request(), num_prompt, num_prompt + num_output, num_encoded, block_size=4) == length
