@@ -120,10 +120,12 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         if token_id != NO_TOKEN:
             super().update_reasoning_tokens(token_id, think_end_ids)
 
-    def update_self_opened_reasoning_tokens(self, token_id: int | list[int], *think_ids: Any) -> None:
+    def update_self_opened_reasoning_tokens(
+        self, token_id: int | list[int], think_start_ids: Any, think_end_ids: Any
+    ) -> None:
         """Count tokens of a thought that the answer opens."""
         if token_id != NO_TOKEN:
-            super().update_self_opened_reasoning_tokens(token_id, *think_ids)
+            super().update_self_opened_reasoning_tokens(token_id, think_start_ids, think_end_ids)
 
     def update_finish_state(self, new_accepted_len: int | None = None) -> None:
         """Count the decode step that emitted so many tokens (None is an EXTEND call), and finish if there is a reason.
