@@ -9,9 +9,8 @@ whether or not others are answered. A request is greedy, streamed, and counts fr
 - `first_token_ms`: until the first chunk of an answer;
 - `chunk_ms`: between the chunks of an answer, which brings one token or several;
 - `token_ms`: the same per token. A chunk of n tokens counts n times, each with an n-th of its time;
-- `forward_ms`: the same per forward pass of the request, of which a block takes several;
-- `steps`: the longest that one forward of a chunk can have taken, where all others of it took the median of
-  `forward_ms`, in units of that. The target is at most 3 at the 99th percentile.
+- `forward_ms`: the same per forward pass of the request, of which a block takes several. Its 99th percentile in units
+  of its median is in how many steps a request gets one of its own; the target is at most 3.
 """
 
 from __future__ import annotations
@@ -74,13 +73,14 @@ class Load:
     url: str
     way: str
     prompts: Sequence[list[int]]
+    dlm: dict[str, Any]
     max_tokens: int
     ignore_eos: bool
     seed: int
 
     def ask(self, prompt: list[int], due: float) -> Answer:
         """Return the answer to a prompt. Raises RuntimeError, with the server's words, if there is none."""
-        options = {} if self.way == PLAIN else {"custom_params": {"dlm": {"mode": self.way}}}
+        options = {} if self.way == PLAIN else {"custom_params": {"dlm": {**self.dlm, "mode": self.way}}}
         sampling = {"temperature": 0, "max_new_tokens": self.max_tokens, "ignore_eos": self.ignore_eos, **options}
         body = json.dumps({"input_ids": prompt, "sampling_params": sampling, "stream": True})
         address = urlsplit(self.url)
@@ -171,15 +171,12 @@ def figures(answers: Sequence[Answer]) -> dict[str, Any]:
     tokens = [after.num_tokens - before.num_tokens for before, after in gaps]
     forwards = [max(after.num_forwards - before.num_forwards, 1) for before, after in gaps]
     per_forward = [gap / number for gap, number in zip(seconds, forwards, strict=True)]
-    step = statistics.median(per_forward)
-    longest = [(gap - (number - 1) * step) / step for gap, number in zip(seconds, forwards, strict=True)]
     per_token = [gap / number for gap, number in zip(seconds, tokens, strict=True) for _ in range(number)]
     return {
         "first_token_ms": percentiles([1000 * (answer.chunks[0].seconds - answer.due) for answer in answers]),
         "chunk_ms": percentiles([1000 * gap for gap in seconds]),
         "token_ms": percentiles([1000 * gap for gap in per_token]),
         "forward_ms": percentiles([1000 * gap for gap in per_forward]),
-        "steps": percentiles(longest),
     }
 
 
@@ -210,17 +207,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="that send requests")
     parser.add_argument("--prompts", choices=PROMPTS, default="tasks")
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--dlm", type=json.loads, default={}, metavar="JSON", help="options of all modes")
     parser.add_argument("--ignore-eos", action="store_true", help="let all answers have so many tokens")
     parser.add_argument("--out", default="arrivals", help="name of the file in benchmarks/results")
     options = parser.parse_args()
     senders, prompts = Senders(options.processes), PROMPTS[options.prompts]()
     ways = [(way, options.url) for way in options.ways] + ([(PLAIN, options.plain)] if options.plain else [])
-    settings = {name: getattr(options, name) for name in ("seconds", "clients", "prompts", "max_tokens", "ignore_eos")}
+    fields = {name: getattr(options, name) for name in ("dlm", "max_tokens", "ignore_eos")}
+    settings = {name: getattr(options, name) for name in ("seconds", "clients", "prompts")} | fields
     results: dict[str, Any] = {}
     for way, url in ways:
-        fields = {"max_tokens": options.max_tokens, "ignore_eos": options.ignore_eos}
         loads = senders.loads(url=url, way=way, prompts=prompts, **fields)
-        if not offered(loads[0]):
+        is_another_name = way == "auto" and "self_speculation" not in results
+        if is_another_name or not offered(loads[0]):
             continue
         senders.capacity(loads, options.clients, options.seconds / 2)  # compiles kernels, and lets estimates settle
         capacity = senders.capacity(loads, options.clients, options.seconds)

@@ -130,7 +130,8 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
     def update_finish_state(self, new_accepted_len: int | None = None) -> None:
         """Count the decode step that emitted so many tokens (None is an EXTEND call), and finish if there is a reason.
 
-        None is new without new tokens, of which SGLang would take `output_ids[-0:]`, all of them, for the new ones.
+        A NO_TOKEN of an EXTEND call is taken away again. Nothing is new without new tokens, of which SGLang would take
+        `output_ids[-0:]`, all of them, for the new ones.
         `StopRule.UPSTREAM` has reasons of its own.
         """
         if new_accepted_len is not None and not self.finished():
