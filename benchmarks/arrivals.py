@@ -9,8 +9,9 @@ whether or not others are answered. A request is greedy, streamed, and counts fr
 - `first_token_ms`: until the first chunk of an answer;
 - `chunk_ms`: between the chunks of an answer, which brings one token or several;
 - `token_ms`: the same per token. A chunk of n tokens counts n times, each with an n-th of its time;
-- `forward_ms`: the same per forward pass of the request, of which a block takes several. Its 99th percentile in units
-  of its median is in how many steps a request gets one of its own; the target is at most 3.
+- `forward_ms`: the same per forward pass of the request. Its 99th percentile in units of its median is in how many
+  steps a request gets one of its own; the target is at most 3. A block takes several, over which a delay is spread:
+  `--dlm '{"block_length": 4}'` shows it better.
 """
 
 from __future__ import annotations
