@@ -50,6 +50,7 @@ class ExtendStep:
         rows = rows.where(is_known, rows.start_block(predicted, self._mask_token_id))
         self._table.scatter_(batch.req_pool_indices.long(), rows)
         result.next_token_ids = torch.where(is_known, NO_TOKEN, predicted)
+        # SGLang's host goes on counting the last token among those with KV, which it has; rows count from here.
         result.new_seq_lens = batch.seq_lens - is_known.to(batch.seq_lens.dtype)
         result.next_draft_input = StepState(rows.tokens[:, 0], result.new_seq_lens)
         return result
