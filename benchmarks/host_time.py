@@ -102,7 +102,7 @@ def batch_of(modes: list[Any]) -> Any:
 def milliseconds_per_step(modes: list[Any], repeats: int = 5, steps: int = 200) -> float:
     """Return the median of `repeats` of the mean time of so many steps."""
     table = Rows.table(len(modes) + 1, WIDTH, MASK, "cpu")
-    step = DecodeStep(Forwards(), decode_forward(table), mock.Mock(), table, COMMIT, CHOICE)
+    step = DecodeStep(Forwards(), decode_forward(table), mock.Mock(), table, MASK)
     planner = StepPlanner(COMMIT, LearnedCosts((WIDTH,), len(modes)).table, WIDTH, "cpu")
     batch = batch_of(modes)
 

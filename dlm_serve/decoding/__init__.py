@@ -9,7 +9,6 @@ from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
 from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
 from dlm_serve.decoding.denoise import BlockAlgorithm
-from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import Evidence, RequestState, Tally
@@ -28,7 +27,6 @@ __all__ = [
     "ConcreteMode",
     "DecodePlan",
     "Evidence",
-    "FirstBlock",
     "Forward",
     "Mode",
     "ModeSettings",

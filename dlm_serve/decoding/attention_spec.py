@@ -59,7 +59,3 @@ class AttentionSpec:
     def keeping(self, rows: torch.Tensor) -> AttentionSpec:
         """Return the spec with KV kept only in the rows where `rows` [B] bool holds."""
         return replace(self, kept=self.kept & rows[:, None])
-
-    def without_kv(self) -> AttentionSpec:
-        """Return the spec with no KV kept."""
-        return replace(self, kept=torch.zeros_like(self.kept))

@@ -46,7 +46,7 @@ class RequestState:
     current: ModeSettings = field(init=False)
     """The settings with which its next step is planned, one of those permitted."""
     num_steps: int = 0
-    """Decode steps whose results are known."""
+    """Decode steps whose results are known, each a forward over a block, windows or a single token of it."""
     tallies: dict[Choice, Tally] = field(default_factory=dict)
     """What these steps did, by mode and block length."""
     last_emitted: int = 0
@@ -55,14 +55,6 @@ class RequestState:
     """Times that it went on in another mode or block length."""
     evidence: list[Evidence] = field(default_factory=list)
     """Finished blocks that the router has not read yet; kept of free requests alone."""
-    num_extend_forwards: int = 0
-    """Forwards over its blocks inside EXTEND calls."""
-    first_run: range = range(0)
-    """Positions of the anchor of the window that the last EXTEND call ran, and of all accepted tokens but the last."""
-    is_extended: bool = False
-    """Whether what the last EXTEND call decided has no KV yet."""
-    steps_before_flush: int | None = None
-    """Steps it had taken when an EXTEND call decided all that was left of its answer; None if none did."""
     _wanted: ModeSettings | None = None
     """The settings to go on with at the next block."""
     _wanted_then: ModeSettings | None = None
@@ -91,22 +83,10 @@ class RequestState:
         return self.plan.is_free
 
     @property
-    def is_decided(self) -> bool:
-        """Return whether its steps only flush what an EXTEND call decided, and run no forward."""
-        return self.steps_before_flush is not None
-
-    @property
     def block_length(self) -> int:
         """Return the most tokens of its block in the next step, which may have begun with other settings by then."""
         offered = self._wanted if self._first_offer is not None else None
         return max(self.current.block_length, offered.block_length if offered else 1)
-
-    @property
-    def nfe(self) -> int:
-        """Return the number of forwards over its blocks, windows or single tokens so far."""
-        return self.num_extend_forwards + (
-            self.num_steps if self.steps_before_flush is None else self.steps_before_flush
-        )
 
     @property
     def acceptance_length(self) -> float | None:
@@ -209,8 +189,3 @@ class RequestState:
         is_block = self._counted.mode is not Mode.AUTOREGRESSIVE and self._last_emitting == self.num_steps - 1
         if is_block and self.evidence:
             self.evidence[-1] = self.evidence[-1]._replace(num_emitted=num_used, is_cut=True)
-
-    def end_extend(self, rest: list[int], num_left: int) -> None:
-        """Note that an EXTEND call left the tokens `rest` to emit, where at most `num_left` more are wanted."""
-        ends = len(rest) >= num_left or not self.stop_ids.isdisjoint(rest)
-        self.steps_before_flush = self.num_steps if ends else None

@@ -1,4 +1,4 @@
-"""Plan a step: which rows share a block forward, and which take another forward or none."""
+"""Plan a step: which rows share a block forward, and which take another."""
 
 from __future__ import annotations
 
@@ -23,27 +23,24 @@ class StepPlan:
     """Whether there are autoregressive rows among `block_rows`, padded to its width."""
     window_rows: tuple[int, ...] = ()
     """Requests whose drafts are verified by several rows each, in a forward of their own."""
-    flush_rows: tuple[int, ...] = ()
-    """Rows that need no forward."""
 
     @classmethod
     def of(cls, states: Sequence[RequestState], commit: Commit, costs: CostTable) -> StepPlan:
         """Plan a step of the requests `states`.
 
         Autoregressive rows are padded into the block forward or take a decode forward, whichever `costs` less. Beside
-        rows that flush or verify draft windows nothing is padded: a step of several forwards samples autoregressive
-        rows in the decode forward alone.
+        rows that verify draft windows nothing is padded: a step of several forwards samples autoregressive rows in
+        the decode forward alone.
         """
         by_forward: dict[Forward, list[int]] = {forward: [] for forward in Forward}
         for i, state in enumerate(states):
             by_forward[commit.forward_of(state)].append(i)
-        decode, block, windows, flush = (
-            tuple(by_forward[forward])
-            for forward in (Forward.DECODE, Forward.BLOCK, Forward.DRAFT_WINDOWS, Forward.FLUSH)
+        decode, block, windows = (
+            tuple(by_forward[forward]) for forward in (Forward.DECODE, Forward.BLOCK, Forward.DRAFT_WINDOWS)
         )
         width = max((commit.row_width(states[i].block_length) for i in block), default=1)
-        if not decode or not block or windows or flush:
-            return cls(decode, block, width, False, windows, flush)
+        if not decode or not block or windows:
+            return cls(decode, block, width, False, windows)
         together = costs.ms(StepShape(num_blocks=len(states), width=width))
         apart = costs.ms(StepShape(num_decode=len(decode), num_blocks=len(block), width=width))
         return cls(decode, block, width) if apart < together else cls((), tuple(range(len(states))), width, True)

@@ -9,7 +9,7 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
 
-from dlm_serve.decoding import Commit, Phase, Rows, StepOutput, TokenChoice
+from dlm_serve.decoding import Phase, Rows, StepOutput
 from dlm_serve.sglang.block_step import BlockForward, Step
 from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.draft_windows import DraftWindows
@@ -32,7 +32,7 @@ class _Part:
     """What the rows of one group emit."""
 
     output: StepOutput
-    is_captured: bool = True
+    is_captured: bool
     sampled: LogitsProcessorOutput | None = None
     """What SGLang's sampler left, where it ran."""
 
@@ -41,20 +41,19 @@ class DecodeStep:
     """Runs decode steps as they are planned."""
 
     def __init__(
-        self, step: Step, decode: DecodeForward, windows: DraftWindows, table: Rows, commit: Commit, choice: TokenChoice
+        self, step: Step, decode: DecodeForward, windows: DraftWindows, table: Rows, mask_token_id: int
     ) -> None:
         self._step = step
         self._decode = decode
         self._windows = windows
         self._table = table
-        self._commit = commit
-        self._choice = choice
+        self._mask_token_id = mask_token_id
 
     def run(self, batch: BatchLike, planned: PlannedStep) -> Any:
         """Run one step of SGLang's `batch`; return its GenerationBatchResult."""
         indices = batch.req_pool_indices.long()
         if planned.offer is not None:
-            self._table.offer_(indices[planned.offer.rows], planned.offer.settings, self._choice.mask_token_id)
+            self._table.offer_(indices[planned.offer.rows], planned.offer.settings, self._mask_token_id)
         batch.sampling_info.sampling_seed = self._table.seed[indices]
         inputs = _Inputs(batch, indices, batch.seq_lens.to(torch.int64))
         parts: list[tuple[RowGroup, _Part]] = []
@@ -64,8 +63,6 @@ class DecodeStep:
             parts.append((planned.block, self._run_blocks(inputs, planned.block, planned)))
         if planned.decode is not None:
             parts.append((planned.decode, self._run_decode(inputs, planned.decode)))
-        if planned.flush is not None:
-            parts.append((planned.flush, self._flush(inputs, planned.flush)))
         return self._result(inputs, parts)
 
     def _run_windows(self, inputs: _Inputs, group: RowGroup) -> _Part:
@@ -100,12 +97,6 @@ class DecodeStep:
             logits = spread.index_copy_(0, group.rows, logits)
         sampled, token_ids = self._decode.sample(inputs.batch, logits, inputs.committed_lens)
         return _Part(self._decode.emit(indices, group.of(token_ids)), is_captured, sampled)
-
-    def _flush(self, inputs: _Inputs, group: RowGroup) -> _Part:
-        indices = group.of(inputs.indices)
-        rows, output = self._commit.flush(self._table.gather(indices))
-        self._table.scatter_(indices, rows)
-        return _Part(output)
 
     def _result(self, inputs: _Inputs, parts: list[tuple[RowGroup, _Part]]) -> Any:
         """Merge what the groups emit into SGLang's result."""

@@ -1,74 +1,71 @@
-"""An EXTEND call: SGLang's own prefill, and the rows of its requests set up behind their first token."""
+"""An EXTEND call: SGLang's own prefill, and the rows of its requests set up to decode.
+
+It runs no other forward, so that requests that decode wait for a prompt alone. Where the prefill does not predict a
+request's next token it gives none: the block is denoised by decode steps like any other. The newest token, which
+SGLang does not count as committed, is then the last that was encoded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from dlm_serve.decoding import Choice, Commit, FirstBlock, Rows
+from dlm_serve.decoding import Choice, Commit, Rows
 from dlm_serve.sglang.inputs import StepState
-from dlm_serve.sglang.planned_step import to_device
 from dlm_serve.sglang.prompt_attention import SpanBackend, spans_of
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, WorkerLike
-from dlm_serve.sglang.requests import first_block_of, row_options_of, state_of
-
-
-class StartBlocks(Protocol):
-    """Starts the blocks of requests whose next token the prefill does not predict."""
-
-    def start(self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock]) -> torch.Tensor:
-        """Return the next token of each of `reqs` [N] int64; leave the rest of their blocks in the table."""
+from dlm_serve.sglang.requests import NO_TOKEN, known_start_of, row_options_of, state_of
 
 
 class ExtendStep:
     """Runs EXTEND calls."""
 
     def __init__(
-        self,
-        target_worker: WorkerLike,
-        table: Rows,
-        commit: Commit,
-        mask_token_id: int,
-        block_size: int,
-        start: StartBlocks,
+        self, target_worker: WorkerLike, table: Rows, commit: Commit, mask_token_id: int, block_size: int
     ) -> None:
         self._target_worker = target_worker
         self._table = table
         self._commit = commit
         self._mask_token_id = mask_token_id
         self._block_size = block_size
-        self._start = start
 
     def run(self, batch: BatchLike, first: Choice | None) -> Any:
-        """Prefill SGLang's `batch`; return its GenerationBatchResult, with the first token of each request.
+        """Prefill SGLang's `batch`; return its GenerationBatchResult, with a token or NO_TOKEN for each request.
 
         Requests that may decode in several ways begin with the choice `first`, None being autoregressive.
         """
         for req in batch.reqs:
             if not req.output_ids:
                 state_of(req).start_as(first)
-        table, device = self._table, self._table.tokens.device
-        rows = Rows.of([row_options_of(req, self._commit) for req in batch.reqs], table.width).to(device)
+            is_resumed = bool(req.output_ids)
+            req.skip_radix_cache_insert |= self._commit.is_private(state_of(req), is_resumed)
+        is_known, rows = self._known_rows(batch.reqs)
         batch.sampling_info.sampling_seed = rows.seed
-        for req in batch.reqs:
-            req.skip_radix_cache_insert |= self._commit.is_private(is_resumed=bool(req.output_ids))
         with self._prompt_spans(batch):
             result = self._target_worker.forward_batch_generation(batch)
-        pending = result.next_token_ids.to(torch.int64)
-        indices = batch.req_pool_indices.long()
-        table.scatter_(indices, rows.start_block(pending, self._mask_token_id))
-        blocks = {i: block for i, req in enumerate(batch.reqs) if (block := first_block_of(req, self._commit))}
-        if blocks:
-            at = to_device(tuple(blocks), device.type)
-            reqs = [batch.reqs[i] for i in blocks]
-            pending[at] = self._start.start(reqs, indices[at], list(blocks.values()))
-        result.next_token_ids = pending
-        result.new_seq_lens = batch.seq_lens
-        result.next_draft_input = StepState(pending, batch.seq_lens)
+        predicted = result.next_token_ids.to(torch.int64)
+        rows = rows.where(is_known, rows.start_block(predicted, self._mask_token_id))
+        self._table.scatter_(batch.req_pool_indices.long(), rows)
+        result.next_token_ids = torch.where(is_known, NO_TOKEN, predicted)
+        # SGLang's host goes on counting the last token among those with KV, which it has; rows count from here.
+        result.new_seq_lens = batch.seq_lens - is_known.to(batch.seq_lens.dtype)
+        result.next_draft_input = StepState(rows.tokens[:, 0], result.new_seq_lens)
         return result
+
+    def _known_rows(self, reqs: Sequence[ReqLike]) -> tuple[torch.Tensor, Rows]:
+        """Return which blocks begin with tokens that are known [B] bool, and all rows as if they did."""
+        rows = Rows.of([row_options_of(req, self._commit) for req in reqs], self._table.width)
+        starts = [known_start_of(req, self._commit) for req in reqs]
+        tokens = torch.full_like(rows.tokens, self._mask_token_id)
+        for row, start in enumerate(starts):
+            tokens[row, : len(start or ())] = torch.tensor(start or ())
+        num_known = torch.tensor([len(start or ()) for start in starts], dtype=torch.int32)
+        device = self._table.tokens.device
+        is_known = torch.tensor([start is not None for start in starts]).to(device, non_blocking=True)
+        return is_known, rows.with_block(tokens, num_known).to(device)
 
     def _prompt_spans(self, batch: BatchLike) -> AbstractContextManager[None]:
         """Return a context in which the prompts of an EXTEND call see themselves as the family's do."""

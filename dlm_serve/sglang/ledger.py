@@ -121,9 +121,11 @@ HOOKS = (
         kind="replace",
         hook=f"{_OURS}.scheduler:DlmReq",
         role=Role.SCHEDULER,
-        why="after a step that emits nothing, output_ids[-0:] rescans the whole output; BD3-LM has a stop rule of its "
-        "own; the KV of an answer may be missing still, or not be that of the same tokens in a prompt",
-        until="SGLang slices by length and asks the algorithm which KV may be shared",
+        why="an EXTEND call may give no token; after a step that emits nothing, output_ids[-0:] rescans the whole "
+        "output; BD3-LM has a stop rule of its own; the KV of an answer may be missing still, or not be that of the "
+        "same tokens in a prompt",
+        until="SGLang takes a prefill's tokens as it takes a speculative step's, slices by length and asks the "
+        "algorithm which KV may be shared",
     ),
     Hook(
         f"{_SRT}.mem_cache.allocation_sizing.get_req_to_token_extra_context_len",
@@ -197,6 +199,11 @@ SEAMS = (
         ("reqs",),
     ),
     Seam(f"{_SRT}.managers.schedule_batch.Req.update_finish_state", ("new_accepted_len",)),
+    Seam(f"{_SRT}.managers.schedule_batch.Req.update_reasoning_tokens", ("token_id", "think_end_ids")),
+    Seam(
+        f"{_SRT}.managers.schedule_batch.Req.update_self_opened_reasoning_tokens",
+        ("token_id", "think_start_ids", "think_end_ids"),
+    ),
     Seam(f"{_SRT}.managers.schedule_batch.Req.owned_kv_len"),
     Seam(f"{_SRT}.managers.schedule_batch.FINISH_MATCHED_TOKEN", ("matched",)),
     Seam(f"{_SRT}.speculative.base_spec_worker.BaseSpecWorker.init_attention_backends"),

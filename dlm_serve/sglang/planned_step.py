@@ -47,7 +47,6 @@ class PlannedStep:
     decode: RowGroup | None
     block: RowGroup | None
     windows: RowGroup | None
-    flush: RowGroup | None
 
     @classmethod
     def of(
@@ -63,7 +62,7 @@ class PlannedStep:
             rows = None if len(numbers) == len(states) else to_device(numbers, device)
             return RowGroup(numbers, rows, [states[i] for i in numbers])
 
-        groups = (group(rows) for rows in (plan.decode_rows, plan.block_rows, plan.window_rows, plan.flush_rows))
+        groups = (group(rows) for rows in (plan.decode_rows, plan.block_rows, plan.window_rows))
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
         return cls(plan, shape, offer, *groups)
 

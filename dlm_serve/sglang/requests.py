@@ -6,13 +6,16 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from dlm_serve.decoding import Choice, Commit, DecodePlan, FirstBlock, Mode, ModeSettings, RequestState, RowOptions
+from dlm_serve.decoding import Choice, Commit, DecodePlan, Mode, ModeSettings, RequestState, RowOptions
 from dlm_serve.options.request_rules import PLAN, PLAN_KEY
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
 
 STATISTICS_KEY = "dlm"
 """Where in an answer's `meta_info` its statistics are."""
+
+NO_TOKEN = -(1 << 62)
+"""What an EXTEND call gives a request without a first token: SGLang appends it, and `DlmReq` takes it away again."""
 
 _STATE = "dlm_state"
 """The attribute of SGLang's requests that is ours."""
@@ -40,15 +43,15 @@ def row_options_of(req: ReqLike, commit: Commit, settings: ModeSettings | None =
     return replace(options, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
 
 
-def first_block_of(req: ReqLike, commit: Commit) -> FirstBlock | None:
-    """Return the block that the EXTEND call of SGLang's `req` denoises.
+def known_start_of(req: ReqLike, commit: Commit) -> list[int] | None:
+    """Return the tokens with which the block of SGLang's `req` behind its EXTEND call begins.
 
-    None if there is none, or if more of the prompt is to come.
+    None if it begins with the token that is predicted there, or if more of the prompt is to come.
     """
     state, tokens = state_of(req), [*req.origin_input_ids, *req.output_ids]
     if req.extend_end != len(tokens) or state.current.mode is Mode.AUTOREGRESSIVE:
         return None
-    return commit.first_block(state, tokens, len(req.origin_input_ids))
+    return commit.known_start(state, tokens, len(req.origin_input_ids))
 
 
 def shareable_len(req: ReqLike, commit: Commit) -> int:
@@ -59,18 +62,14 @@ def shareable_len(req: ReqLike, commit: Commit) -> int:
     return commit.shareable_len(state_of(req), num_prompt, num_tokens, req.extend_end, block_size)
 
 
-def end_extend(req: ReqLike, rest: list[int]) -> None:
-    """Note that the EXTEND call of SGLang's `req` left the tokens `rest` to emit, its next token first."""
-    state_of(req).end_extend(rest, req.sampling_params.max_new_tokens - len(req.output_ids))
-
-
 def statistics_of(req: ReqLike) -> dict[str, Any]:
     """Return the `meta_info.dlm` of SGLang's `req` so far."""
     state = state_of(req)
+    nfe = state.num_steps
     return {
         "mode": str(state.current.mode),
-        "nfe": state.nfe,
-        "tokens_per_forward": round(len(req.output_ids_through_stop) / state.nfe, 4) if state.nfe else None,
+        "nfe": nfe,
+        "tokens_per_forward": round(len(req.output_ids_through_stop) / nfe, 4) if nfe else None,
         "acceptance_length": None if state.acceptance_length is None else round(state.acceptance_length, 4),
         "block_length": state.current.block_length,
         "mode_switches": state.num_switches,

@@ -19,7 +19,7 @@ from dlm_serve.decoding.stop_rules import ended_length
 from dlm_serve.errors import ConfigError
 from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
-from dlm_serve.sglang.requests import STATISTICS_KEY, shareable_len, state_of, statistics_of
+from dlm_serve.sglang.requests import NO_TOKEN, STATISTICS_KEY, shareable_len, state_of, statistics_of
 from dlm_serve.sglang.serving import current
 from dlm_serve.sglang.weight_updates import DlmWeightUpdater
 from dlm_serve.sglang.worker import DlmWorker
@@ -113,12 +113,25 @@ class DlmOutputStreamer(SchedulerOutputStreamer):  # type: ignore[misc]  # the b
 
 
 class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
-    """A request that may be checked for its end after a step without new tokens."""
+    """A request that may be checked for its end after a step, or an EXTEND call, without new tokens."""
+
+    def update_reasoning_tokens(self, token_id: int | list[int], think_end_ids: Any) -> None:
+        """Count tokens of a thought."""
+        if token_id != NO_TOKEN:
+            super().update_reasoning_tokens(token_id, think_end_ids)
+
+    def update_self_opened_reasoning_tokens(
+        self, token_id: int | list[int], think_start_ids: Any, think_end_ids: Any
+    ) -> None:
+        """Count tokens of a thought that the answer opens."""
+        if token_id != NO_TOKEN:
+            super().update_self_opened_reasoning_tokens(token_id, think_start_ids, think_end_ids)
 
     def update_finish_state(self, new_accepted_len: int | None = None) -> None:
         """Count the decode step that emitted so many tokens (None is an EXTEND call), and finish if there is a reason.
 
-        None is new without new tokens, of which SGLang would take `output_ids[-0:]`, all of them, for the new ones.
+        A NO_TOKEN of an EXTEND call is taken away again. Nothing is new without new tokens, of which SGLang would take
+        `output_ids[-0:]`, all of them, for the new ones.
         `StopRule.UPSTREAM` has reasons of its own.
         """
         if new_accepted_len is not None and not self.finished():
@@ -130,6 +143,9 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
             # The grammar's mask is in the logits: a token that it does not accept means that it accepts none.
             self.to_finish.status_code = HTTPStatus.BAD_REQUEST
         num_new = 1 if new_accepted_len is None else new_accepted_len
+        if self.output_ids[-1:].tolist() == [NO_TOKEN]:
+            self.output_ids.pop()
+            num_new = 0
         if self.to_finish or (num_new > 0 and not _end_by_upstream_rule(self)):
             super().update_finish_state(num_new)
             if self.finished() and new_accepted_len:

@@ -14,7 +14,7 @@ import torch
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Rows, WindowCommit
+from dlm_serve.decoding import Rows
 from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
 from dlm_serve.routing.prefills import PrefillShape
 from dlm_serve.routing.router import Decision
@@ -24,7 +24,6 @@ from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.decode_step import DecodeStep
 from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.extend_step import ExtendStep
-from dlm_serve.sglang.first_block import FirstBlocks
 from dlm_serve.sglang.planned_step import StepPlanner
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, ServerArgsLike, WorkerLike
 from dlm_serve.sglang.requests import state_of
@@ -37,7 +36,7 @@ Publish = Callable[[torch.Tensor], None]
 
 
 class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
-    """Runs every decode step of a diffusion language model, and its first block where the prefill predicts none.
+    """Runs every decode step of a diffusion language model.
 
     The prefill is SGLang's own, with the attention of `prompt_attention` where prompts are not causal.
     """
@@ -91,20 +90,19 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         """Set up the state of all requests and, where SGLang captures its decode graphs, ours of block steps."""
         serving, runner = self._serving, self.model_runner
         commit, choice, block_size = serving.commit, serving.token_choice, serving.checkpoint.block_size
-        num_requests = runner.req_to_token_pool.req_to_token.shape[0]
-        self.table = Rows.table(num_requests, self.max_width, choice.mask_token_id, self.device)
+        num_requests, mask = runner.req_to_token_pool.req_to_token.shape[0], choice.mask_token_id
+        self.table = Rows.table(num_requests, self.max_width, mask, self.device)
         eager = BlockStep(runner, self.table, commit, choice)
-        windows = DraftWindows(eager, runner, commit, choice)
+        windows = DraftWindows(eager, runner, commit, mask)
         step: Step = eager
         if runner.decode_cuda_graph_capture_bs:
             from dlm_serve.sglang.block_graphs import BlockGraphs
 
             routing = serving.config.routing
             step = BlockGraphs.capture(eager, runner, routing, commit.usable_widths(block_size, routing.widths))
-        start = windows if isinstance(commit, WindowCommit) else FirstBlocks(step, self.table, commit, choice)
         decode = DecodeForward(self._target_worker, self.table)
-        self._extend_step = ExtendStep(self._target_worker, self.table, commit, choice.mask_token_id, block_size, start)
-        self._decode_step = DecodeStep(step, decode, windows, self.table, commit, choice)
+        self._extend_step = ExtendStep(self._target_worker, self.table, commit, mask, block_size)
+        self._decode_step = DecodeStep(step, decode, windows, self.table, mask)
         costs = self._costs(step, decode, num_requests - 1)
         self._planner = StepPlanner(commit, costs.table, self.table.width, self.device)
         self._timer: StepTimer[Any] = EventTimer() if self.device == "cuda" else HostTimer()

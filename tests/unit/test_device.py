@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from dlm_serve.decoding import Commit, Prediction, Rows, TokenChoice, WindowCommit
-from dlm_serve.decoding.commit.draft_windows import draft_windows, keeping_last, start_draft, verify
+from dlm_serve.decoding.commit.draft_windows import draft_windows, keeping_last, verify
 from dlm_serve.decoding.kv_slots import read_slots, write_slots
 from dlm_serve.families import FAMILIES
 
@@ -72,15 +72,8 @@ def test_steps(commit: Commit) -> None:
     table().scatter_(indices(), after)
 
 
-@each_commit
-def test_flush_and_skip_emitted(commit: Commit) -> None:
-    rows = table().gather(indices())
-    assert_alike(commit.flush(rows)[0], rows)
-    assert_alike(commit.skip_emitted(rows, indices(), MASK)[0], rows)
-
-
 def test_drafts() -> None:
-    rows, number = start_draft(table().gather(indices()), prediction().ids), 4
+    rows, number = table().gather(indices()), 4
     tried = draft_windows(rows, number, WIDTH, MASK)
     keeping_last(WindowCommit().attention_spec(tried, zeros(BATCH * number, dtype=torch.int64)), rows, number)
     after, _ = verify(rows, prediction(BATCH * number).ids.view(BATCH, number, WIDTH), MASK)

@@ -173,6 +173,16 @@ def test_router() -> None:
     assert f"Over all cells `auto` has {statistics.geometric_mean(ratios):.2f} of the best fixed way" in page
 
 
+def test_arrivals() -> None:
+    """How long requests wait when others arrive."""
+    page, names = PERFORMANCE.read_text(), ("first_token_ms", "chunk_ms", "token_ms", "forward_ms")
+    for way, found in measured("arrivals_cpu")["ways"].items():
+        for share, load in found["loads"].items():
+            cells = [f"{load[name]['p50']:.0f}, {load[name]['p99']:.0f}" for name in names]
+            row = f"| `{way}` | {float(share):.0%} | {load['requests_per_s']:.1f} | {' | '.join(cells)} |"
+            assert row in page
+
+
 def test_prefill_agreement() -> None:
     found, page = measured("prefill_agreement"), MODELS.read_text()
     same, longer = found["same to longer prompts"], found["answers to longer prompts"]

@@ -16,7 +16,6 @@ import torch
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.decode_plan import ModeSettings
-from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import FIRST_PHASE, Mode
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import RequestState
@@ -34,8 +33,6 @@ class Forward(Enum):
     """A block, beside rows in any phase."""
     DRAFT_WINDOWS = auto()
     """A window behind each token of its draft: several rows for one request."""
-    FLUSH = auto()
-    """None: what is decided already is emitted."""
 
 
 class Commit(ABC):
@@ -66,17 +63,6 @@ class Commit(ABC):
         table.scatter_(indices, after)
         return output
 
-    @abstractmethod
-    def flush(self, rows: Rows) -> tuple[Rows, StepOutput]:
-        """Return the rows after emitting, without a forward, what is decided but not emitted yet; and those tokens."""
-
-    @abstractmethod
-    def skip_emitted(self, rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
-        """Return rows whose settled block is emitted in part with their next token emitted too, and that token [B].
-
-        `num_emitted` [B] counts the tokens of the block that the client has already.
-        """
-
     # On the host.
 
     def row_options(self, settings: ModeSettings, seed: int, stop_ids: Sequence[int], vocab_size: int) -> RowOptions:
@@ -93,8 +79,6 @@ class Commit(ABC):
 
     def forward_of(self, state: RequestState) -> Forward:
         """Return the forward that a request takes in a step."""
-        if state.is_decided:
-            return Forward.FLUSH
         return Forward.DECODE if state.current.mode is Mode.AUTOREGRESSIVE else Forward.BLOCK
 
     def steps_per_block(self, settings: ModeSettings) -> int | None:
@@ -121,10 +105,11 @@ class Commit(ABC):
         return [*range(1, num_tokens + 1)]
 
     @abstractmethod
-    def first_block(self, state: RequestState, tokens: list[int], num_prompt: int) -> FirstBlock | None:
-        """Return the block that the EXTEND call over all `tokens` of a request must denoise; None if there is none.
+    def known_start(self, state: RequestState, tokens: list[int], num_prompt: int) -> list[int] | None:
+        """Return the last of all `tokens` of a request, those with which its block behind an EXTEND call begins.
 
-        The first `num_prompt` tokens are the prompt. The request does not decode autoregressively.
+        None where the block begins with the token that the prefill predicts. The first `num_prompt` tokens are the
+        prompt. The request does not decode autoregressively.
         """
 
     def shareable_len(
@@ -136,6 +121,6 @@ class Commit(ABC):
         """
         return num_tokens
 
-    def is_private(self, is_resumed: bool) -> bool:
-        """Return whether an EXTEND call computes KV that is not for other requests."""
+    def is_private(self, state: RequestState, is_resumed: bool) -> bool:
+        """Return whether KV of a request, of which EXTEND calls encode a part, is not for other requests."""
         return False

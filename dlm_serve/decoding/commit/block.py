@@ -17,7 +17,6 @@ from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit.base import Commit
 from dlm_serve.decoding.decode_plan import ModeSettings
 from dlm_serve.decoding.denoise import BlockAlgorithm, denoise, first_stop, is_denoising
-from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.prompt_spans import free_ends, grid_ends
@@ -54,23 +53,10 @@ class BlockCommit(Commit):
         """See `Commit`."""
         denoising = is_denoising(rows.phase)
         denoised = denoise(rows, prediction, mask_token_id, rows.block_length, first_column=rows.num_emitted)
-        now = denoised.where(denoising, rows)
-        settled = now.phase == Phase.COMMIT
-        after, output = self.flush(now)
-        after = after.where(settled, now).where(denoising, rows.start_masked_block(mask_token_id))
+        settled = denoising & (denoised.phase == Phase.COMMIT)
+        after, output = _emit(denoised)
+        after = after.where(settled, denoised).where(denoising, rows.start_masked_block(mask_token_id))
         return after, StepOutput(output.tokens, torch.where(settled, output.lens, 0))
-
-    def flush(self, rows: Rows) -> tuple[Rows, StepOutput]:
-        """Emit the block's tokens up to its end, or up to and including a stop id."""
-        stop = first_stop(rows, rows.tokens, rows.num_emitted)
-        end = torch.minimum(stop + 1, rows.new_len).to(torch.int32)
-        columns = (rows.columns + rows.num_emitted[:, None]).clamp(max=rows.width - 1)
-        return rows.replace(num_emitted=end), StepOutput(rows.tokens.gather(1, columns), end - rows.num_emitted)
-
-    def skip_emitted(self, rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
-        """See `Commit`. The block stays as it is, and its commit emits the rest."""
-        first = rows.tokens.gather(1, num_emitted[:, None].long()).squeeze(1)
-        return rows.replace(num_emitted=num_emitted.to(rows.num_emitted.dtype) + 1), first
 
     def row_options(self, settings: ModeSettings, seed: int, stop_ids: Sequence[int], vocab_size: int) -> RowOptions:
         """See `Commit`."""
@@ -87,25 +73,32 @@ class BlockCommit(Commit):
             return grid_ends(num_tokens, block_length)
         return free_ends(self.prompt_mask, num_prompt, num_tokens, block_size, block_length)
 
-    def first_block(self, state: RequestState, tokens: list[int], num_prompt: int) -> FirstBlock:
-        """Return the block that begins in the prompt, or where it ends; of a resumed request the one it was in."""
+    def known_start(self, state: RequestState, tokens: list[int], num_prompt: int) -> list[int]:
+        """Return the end of a prompt that ends within a block of the grid. Answers consist of whole blocks."""
         origin = 0 if self.on_grid else num_prompt
-        start = len(tokens) - (len(tokens) - origin) % state.current.block_length
-        return FirstBlock(start, tokens[start:], max(0, num_prompt - start))
+        return tokens[len(tokens) - (len(tokens) - origin) % state.current.block_length :]
 
     def shareable_len(
         self, state: RequestState, num_prompt: int, num_tokens: int, num_encoded: int, block_size: int
     ) -> int:
         """See `Commit`.
 
-        The block of the last token of an answer need not be committed. Off the grid, the blocks of an answer lie
-        elsewhere than they would in a prompt.
+        The block of the last token of an answer need not be committed, unless an EXTEND call encoded it. Off the grid,
+        the blocks of an answer lie elsewhere than they would in a prompt.
         """
         if self.prompt_mask is not PromptMask.BLOCK_CAUSAL:
             return num_tokens
-        last = max(num_prompt, num_tokens - 1) if self.on_grid else num_prompt
+        last = max(num_encoded, num_tokens - 1) if self.on_grid else num_prompt
         return last - last % block_size
 
-    def is_private(self, is_resumed: bool) -> bool:
+    def is_private(self, state: RequestState, is_resumed: bool) -> bool:
         """See `Commit`: off the grid, a resumed request encodes blocks of its answer."""
         return self.prompt_mask is PromptMask.BLOCK_CAUSAL and not self.on_grid and is_resumed
+
+
+def _emit(rows: Rows) -> tuple[Rows, StepOutput]:
+    """Emit the tokens of each block up to its end, or up to and including a stop id."""
+    stop = first_stop(rows, rows.tokens, rows.num_emitted)
+    end = torch.minimum(stop + 1, rows.new_len).to(torch.int32)
+    columns = (rows.columns + rows.num_emitted[:, None]).clamp(max=rows.width - 1)
+    return rows.replace(num_emitted=end), StepOutput(rows.tokens.gather(1, columns), end - rows.num_emitted)

@@ -17,7 +17,6 @@ from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit.base import Commit
 from dlm_serve.decoding.decode_plan import ModeSettings
 from dlm_serve.decoding.denoise import denoise, first_stop, is_denoising
-from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import RequestState
@@ -66,14 +65,6 @@ class CausalCommit(Commit):
         predicted = (prediction.ids, prediction.confidence, prediction.entropy)
         return StepOutput(*advance_(table, indices, *predicted, mask_token_id))
 
-    def flush(self, rows: Rows) -> tuple[Rows, StepOutput]:
-        """Emit nothing: the commit emits a block together with the token behind it."""
-        return rows, StepOutput.empty(rows.tokens.shape[0], rows.width, rows.tokens.device)
-
-    def skip_emitted(self, rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
-        """See `skip_encoded`."""
-        return skip_encoded(rows, num_emitted, mask_token_id)
-
     def row_options(self, settings: ModeSettings, seed: int, stop_ids: Sequence[int], vocab_size: int) -> RowOptions:
         """See `Commit`. A block of one token is its pending token: nothing to denoise."""
         options = super().row_options(settings, seed, stop_ids, vocab_size)
@@ -87,28 +78,18 @@ class CausalCommit(Commit):
             return 1
         return 2 if settings.mode is Mode.SELF_SPECULATION and settings.threshold == 0 else None
 
-    def first_block(self, state: RequestState, tokens: list[int], num_prompt: int) -> FirstBlock | None:
-        """Return the block that a resumed request had begun; a new one starts with what the prefill predicts."""
-        num_output = len(tokens) - num_prompt
-        if state.current.mode is not Mode.DIFFUSION or not num_output:
-            return None
-        block_length = state.current.block_length
-        num_emitted = (num_output - 1) % block_length + 1
-        start = len(tokens) - num_emitted
-        # Behind a whole block comes the first token of the next, which the prefill predicts.
-        return None if num_emitted == block_length else FirstBlock(start, tokens[start:], 1)
+    def known_start(self, state: RequestState, tokens: list[int], num_prompt: int) -> list[int] | None:
+        """Return the pending token of a block that was not committed when its request was retracted.
 
+        Other blocks begin with what the prefill predicts. It predicts what stands behind that pending token, too, but
+        causally, and not as denoising finds it.
+        """
+        is_resumed = len(tokens) > num_prompt
+        return tokens[-1:] if state.current.mode is Mode.DIFFUSION and is_resumed else None
 
-def skip_encoded(rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
-    """Skip the tokens that the EXTEND call has encoded; see `Commit.skip_emitted`.
-
-    What is emitted has KV by then, so the row goes on with the first token that is not.
-    """
-    columns = rows.columns + num_emitted[:, None]
-    shifted = rows.tokens.gather(1, columns.clamp(max=rows.width - 1))
-    new_len = rows.new_len - num_emitted.to(rows.new_len.dtype)
-    tokens = torch.where(rows.columns < new_len[:, None], shifted, mask_token_id)
-    return rows.replace(tokens=tokens, new_len=new_len, num_emitted=torch.ones_like(rows.num_emitted)), tokens[:, 0]
+    def is_private(self, state: RequestState, is_resumed: bool) -> bool:
+        """See `Commit`: the commit of a block writes the KV of a pending token that was encoded already."""
+        return state.current.mode is Mode.DIFFUSION and is_resumed
 
 
 def _verified_lens(rows: Rows, ids: torch.Tensor) -> torch.Tensor:

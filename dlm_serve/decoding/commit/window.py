@@ -19,9 +19,7 @@ import torch
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit.base import Commit, Forward
-from dlm_serve.decoding.commit.causal import skip_encoded
 from dlm_serve.decoding.decode_plan import ModeSettings
-from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import RequestState
@@ -54,11 +52,6 @@ def verifies_drafts(settings: ModeSettings) -> bool:
     return settings.algorithm == WindowAlgorithm.SELF_SPECULATIVE
 
 
-def last_window(tokens: list[int]) -> FirstBlock:
-    """Return the window behind all `tokens` of a request, whose anchor is the last of them."""
-    return FirstBlock(len(tokens) - 1, tokens[-1:], 1)
-
-
 @dataclass(frozen=True)
 class WindowCommit(Commit):
     """Commits decided tokens causally, by the forward that predicts what follows them."""
@@ -89,20 +82,11 @@ class WindowCommit(Commit):
         window = _next_window(rows, prediction.ids, num_accepted, mask_token_id)
         return decoded.where(rows.phase == Phase.DECODE, window), _decided(rows, prediction.ids, num_accepted)
 
-    def flush(self, rows: Rows) -> tuple[Rows, StepOutput]:
-        """Emit the decided tokens, of which the last is the anchor; of a draft none is."""
-        num_decided = _anchor(rows) + (rows.phase != Phase.VERIFY)
-        columns = (rows.columns + rows.num_emitted[:, None]).clamp(max=rows.width - 1).long()
-        lens = (num_decided - rows.num_emitted).to(torch.int32)
-        return rows.replace(num_emitted=num_decided.to(torch.int32)), StepOutput(rows.tokens.gather(1, columns), lens)
-
-    def skip_emitted(self, rows: Rows, num_emitted: torch.Tensor, mask_token_id: int) -> tuple[Rows, torch.Tensor]:
-        """See `causal.skip_encoded`."""
-        return skip_encoded(rows, num_emitted, mask_token_id)
-
     def row_options(self, settings: ModeSettings, seed: int, stop_ids: Sequence[int], vocab_size: int) -> RowOptions:
         """See `Commit`."""
         options = super().row_options(settings, seed, stop_ids, vocab_size)
+        if verifies_drafts(settings):
+            return replace(options, first_phase=Phase.DRAFT)
         if settings.algorithm != WindowAlgorithm.ENTROPY_CONF or settings.threshold is None:
             return options
         return replace(options, threshold=entropy_below(settings.threshold, vocab_size), by_entropy=True)
@@ -120,23 +104,19 @@ class WindowCommit(Commit):
         """See `Commit`: models find up to twice as many tokens as they were trained to."""
         return min(2 * block_size, max_width // 2)
 
-    def first_block(self, state: RequestState, tokens: list[int], num_prompt: int) -> FirstBlock:
-        """Return the window behind all tokens, or the one again whose run was emitted in part."""
-        anchor = state.first_run.start
-        # What windows behind a draft agree on is the same wherever the draft began.
-        is_partial = len(tokens) - 1 in state.first_run[1:] and not verifies_drafts(state.current)
-        return FirstBlock(anchor, tokens[anchor:], 1) if is_partial else last_window(tokens)
+    def known_start(self, state: RequestState, tokens: list[int], num_prompt: int) -> list[int]:
+        """Return the anchor, the last token."""
+        return tokens[-1:]
 
     def shareable_len(
         self, state: RequestState, num_prompt: int, num_tokens: int, num_encoded: int, block_size: int
     ) -> int:
         """See `Commit`.
 
-        What a step accepts gets its KV from the next one; what an EXTEND call decided, to the end, gets none.
+        What a step accepts gets its KV from the next one, unless drafts are verified; the newest token has none.
         """
-        if state.current.threshold is None and not state.is_decided:
-            return num_tokens
-        return max(num_encoded, num_tokens - 1 - state.last_emitted)
+        num_accepted = 0 if state.current.threshold is None else state.last_emitted
+        return max(num_encoded, num_tokens - 1 - num_accepted)
 
 
 def _anchor(rows: Rows) -> torch.Tensor:
@@ -154,15 +134,20 @@ def _num_accepted(rows: Rows, prediction: Prediction) -> torch.Tensor:
 
 
 def _next_window(rows: Rows, ids: torch.Tensor, num_accepted: torch.Tensor, mask_token_id: int) -> Rows:
-    """Return the rows [old anchor, accepted tokens, masks], all but the masks emitted."""
+    """Return the rows [old anchor, accepted tokens, masks], all but the masks emitted.
+
+    The anchor of a first window was encoded by the EXTEND call, and stays behind.
+    """
     columns, anchor = rows.columns, _anchor(rows).long()[:, None]
-    accepted = ids.gather(1, (anchor + columns - 1).clamp(0, rows.width - 1))
-    tokens = torch.where(columns == 0, rows.tokens.gather(1, anchor), accepted)
-    num_decided = (1 + num_accepted).to(torch.int32)
+    num_before = (rows.step > 0).long()[:, None]
+    accepted = ids.gather(1, (anchor + columns - num_before).clamp(0, rows.width - 1))
+    tokens = torch.where(columns < num_before, rows.tokens.gather(1, anchor), accepted)
+    num_decided = (num_before.squeeze(1) + num_accepted).to(torch.int32)
     return rows.replace(
         tokens=torch.where(columns < num_decided[:, None], tokens, mask_token_id),
         new_len=num_decided + rows.block_length - 1,
         num_emitted=num_decided,
+        step=rows.step + 1,
     )
 
 

@@ -11,7 +11,6 @@ import torch
 from dlm_serve.decoding import (
     BlockCommit,
     DecodePlan,
-    FirstBlock,
     Mode,
     ModeSettings,
     Phase,
@@ -24,6 +23,7 @@ from dlm_serve.decoding import (
 MASK, STOP, VOCAB_SIZE = 0, 7, 16
 COMMIT = BlockCommit(PromptMask.BIDIRECTIONAL)
 ON_GRID = BlockCommit(PromptMask.BLOCK_CAUSAL, on_grid=True)
+FREE = BlockCommit(PromptMask.BLOCK_CAUSAL)
 
 
 def rows_of(tokens: Sequence[int], phase: Phase, num_emitted: int, width: int = 6, **settings: Any) -> Rows:
@@ -98,10 +98,9 @@ def test_the_forward_that_settles_a_block_emits_it(
     assert after.num_emitted.tolist() == [num_emitted + len(emitted)]
 
 
-@pytest.mark.parametrize(("num_emitted", "emitted"), [(3, []), (1, [2, 3])])
-def test_a_commit_emits_what_is_left_and_a_block_of_masks_follows(num_emitted: int, emitted: list[int]) -> None:
-    after, run = stepped(rows_of([1, 2, 3], Phase.COMMIT, num_emitted), [9, 9, 9])
-    assert run == emitted
+def test_a_commit_emits_nothing_and_a_block_of_masks_follows() -> None:
+    after, run = stepped(rows_of([1, 2, 3], Phase.COMMIT, 3), [9, 9, 9])
+    assert run == []
     assert (after.phase.tolist(), after.num_emitted.tolist(), after.step.tolist()) == ([Phase.DENOISE], [0], [0])
     assert after.tokens.tolist() == [[MASK] * 6]
 
@@ -117,20 +116,7 @@ def test_the_schedule_counts_all_tokens_of_a_block(steps: int, quotas: list[int]
     assert fixed == quotas
 
 
-@pytest.mark.parametrize("num_emitted", [0, 1, 3])
-def test_a_block_of_an_extend_emits_one_token_there(num_emitted: int) -> None:
-    """The rest comes with its commit, or without a forward where the request ends with it."""
-    block = rows_of([1, 2, 3, 4], Phase.COMMIT, 4)
-    rows, first = COMMIT.skip_emitted(block, torch.tensor([num_emitted]), MASK)
-    assert first.tolist() == [num_emitted + 1]
-    rest = [1, 2, 3, 4][num_emitted + 1 :]
-    assert stepped(rows)[1] == rest
-    after, output = COMMIT.flush(rows)
-    assert output.tokens[0, : output.lens[0]].tolist() == rest
-    assert COMMIT.flush(after)[1].lens.tolist() == [0]
-
-
-# --- Which block an EXTEND denoises, and who sees whom in it ---
+# --- How the block behind an EXTEND begins, and who sees whom in it ---
 
 
 def request() -> RequestState:
@@ -138,24 +124,23 @@ def request() -> RequestState:
 
 
 @pytest.mark.parametrize(
-    ("num_prompt", "num_output", "commit", "block"),
+    ("num_prompt", "num_output", "commit", "start"),
     [
-        (6, 0, COMMIT, FirstBlock(6, [], 0)),
-        (6, 3, COMMIT, FirstBlock(6, [200, 201, 202], 0)),
-        (6, 4, COMMIT, FirstBlock(10, [], 0)),
-        (6, 9, COMMIT, FirstBlock(14, [208], 0)),
-        (6, 0, ON_GRID, FirstBlock(4, [104, 105], 2)),
-        (6, 1, ON_GRID, FirstBlock(4, [104, 105, 200], 2)),
-        (6, 2, ON_GRID, FirstBlock(8, [], 0)),
-        (8, 0, ON_GRID, FirstBlock(8, [], 0)),
-        (1, 0, ON_GRID, FirstBlock(0, [100], 1)),
+        (6, 0, COMMIT, []),
+        (6, 4, COMMIT, []),
+        (6, 0, ON_GRID, [104, 105]),
+        (6, 2, ON_GRID, []),
+        (8, 0, ON_GRID, []),
+        (1, 0, ON_GRID, [100]),
     ],
     ids=str,
 )
-def test_the_first_block(num_prompt: int, num_output: int, commit: BlockCommit, block: FirstBlock) -> None:
-    """What a resumed request emitted of its block is denoised again; the end of a prompt is given."""
+def test_known_tokens_of_the_next_block(
+    num_prompt: int, num_output: int, commit: BlockCommit, start: list[int]
+) -> None:
+    """The end of a prompt that ends within a block of the grid. A resumed request has emitted whole blocks."""
     tokens = [*range(100, 100 + num_prompt), *range(200, 200 + num_output)]
-    assert commit.first_block(request(), tokens, num_prompt) == block
+    assert commit.known_start(request(), tokens, num_prompt) == start
 
 
 @pytest.mark.parametrize(
@@ -174,3 +159,20 @@ def test_spans(mask: PromptMask, on_grid: bool, num_prompt: int, num_tokens: int
     """Prompts in blocks of 4 where they have any, answers in blocks of 3; on the grid, all are blocks of 3."""
     commit = BlockCommit(mask, on_grid=on_grid)
     assert commit.span_ends(num_prompt, num_tokens, block_size=4, block_length=3) == ends
+
+
+@pytest.mark.parametrize(
+    ("commit", "num_prompt", "num_output", "num_encoded", "length"),
+    [
+        (ON_GRID, 8, 0, 8, 8),
+        (ON_GRID, 10, 0, 10, 8),
+        (ON_GRID, 10, 2, 10, 8),
+        (ON_GRID, 10, 6, 10, 12),
+        (ON_GRID, 10, 6, 16, 16),
+        (FREE, 10, 6, 10, 8),
+    ],
+    ids=["prompt", "end of a prompt", "one block", "two blocks", "two blocks, resumed", "off the grid"],
+)
+def test_what_has_kv(commit: BlockCommit, num_prompt: int, num_output: int, num_encoded: int, length: int) -> None:
+    """All blocks but the last that was emitted, and all that an EXTEND call encoded: SGLang shares those at once."""
+    assert commit.shareable_len(request(), num_prompt, num_prompt + num_output, num_encoded, block_size=4) == length

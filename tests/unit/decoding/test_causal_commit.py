@@ -21,10 +21,12 @@ from dlm_serve.decoding import (
     AttentionSpec,
     CausalCommit,
     ConcreteMode,
+    DecodePlan,
     Mode,
     ModeSettings,
     Phase,
     Prediction,
+    RequestState,
     RowOptions,
     Rows,
     TokenChoice,
@@ -620,46 +622,20 @@ def test_the_schedule_spreads_masks_evenly_remainder_first(steps: int, quotas: l
     assert fixed == quotas
 
 
-# --- A block that is resumed ---
+# --- A request that is resumed ---
 
 
-def denoised_block(ask: Ask) -> Rows:
-    """The request's first block, ready to commit."""
-    rows = Rows.of([ask.options], ask.block_length + 1).start_block(torch.tensor([first_token(ask)]), MASK)
-    while rows.phase.tolist() != [Phase.COMMIT]:
-        rows, _ = COMMIT.advance(rows, predicted(rows, [ask.prompt]), MASK)
-    return rows
-
-
-@pytest.mark.parametrize("stop_ids", [(), STOPS], ids=["no-stop", "stop"])
-@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
-@pytest.mark.parametrize("block_length", [2, 5, 8])
-def test_a_resumed_block_ends_as_the_uninterrupted_one(
-    block_length: int, prompt: tuple[int, ...], stop_ids: tuple[int, ...]
+@pytest.mark.parametrize(
+    ("mode", "num_output", "start"), [(DIFFUSION, 0, None), (DIFFUSION, 5, [204]), (SPECULATION, 5, None)]
+)
+def test_a_block_of_a_resumed_request_starts_with_its_pending_token(
+    mode: ConcreteMode, num_output: int, start: list[int] | None
 ) -> None:
-    """For every number of tokens that were emitted before, all in one batch."""
-    ask = Ask(DIFFUSION, block_length, 0.4, prompt=prompt, stop_ids=stop_ids)
-    rows = denoised_block(ask)
-    after, output = COMMIT.advance(rows, predicted(rows, [prompt]), MASK)
-    whole = output.tokens[0, : output.lens[0]].tolist()
-    counts = range(min(block_length - 1, len(whole)))
-
-    block = rows.tokens[0].tolist()
-    copies = rows.gather(torch.zeros(len(counts), dtype=torch.int64))
-    rest, first = COMMIT.skip_emitted(copies, torch.tensor(counts) + 1, MASK)
-    contexts = [[*prompt, *block[: 1 + count]] for count in counts]
-    resumed, output = COMMIT.advance(rest, predicted(rest, contexts), MASK)
-
-    assert rest.tokens[:, 0].tolist() == first.tolist()
-    for row, count in enumerate(counts):
-        tail = output.tokens[row, : output.lens[row]].tolist()
-        if int(first[row]) in stop_ids:
-            assert whole[: count + 1] == [*whole[:count], int(first[row])]
-            continue
-        assert [*whole[:count], int(first[row]), *tail] == whole
-        assert resumed.tokens[row].tolist() == after.tokens[0].tolist()
-        assert resumed.new_len[row] == block_length
-        assert resumed.phase[row] == Phase.DENOISE
+    """What a prefill predicts would stand behind it as in an autoregressive answer. Its KV is written once more."""
+    state = RequestState(DecodePlan((ModeSettings(mode, 4),)))
+    tokens = [*range(100, 103), *range(200, 200 + num_output)]
+    assert COMMIT.known_start(state, tokens, num_prompt=3) == start
+    assert COMMIT.is_private(state, is_resumed=num_output > 0) == (start is not None)
 
 
 # --- The table of rows ---

@@ -15,16 +15,19 @@ import torch
 
 from dlm_serve.decoding import (
     AttentionSpec,
+    DecodePlan,
     Mode,
     ModeSettings,
     Phase,
     Prediction,
+    RequestState,
     RowOptions,
     Rows,
+    StepOutput,
     TokenChoice,
     WindowCommit,
 )
-from dlm_serve.decoding.commit.draft_windows import draft_windows, start_draft, verify
+from dlm_serve.decoding.commit.draft_windows import draft_windows, verify
 
 COMMIT = WindowCommit()
 
@@ -143,25 +146,17 @@ class Batch:
         return TokenChoice(MASK).greedy(logits_of(tokens, rows, committed))
 
     def step(self) -> None:
-        self.rows, output = COMMIT.advance(self.rows, self.predict(), MASK)
-        self._append(output.tokens, output.lens)
-
-    def draft(self) -> None:
-        """The first window and the first verification, neither of which keeps KV, as inside the EXTEND call."""
-        self.rows = start_draft(self.rows, self.predict().ids)
-        self.verify(kept=False)
-
-    def verify(self, *, kept: bool = True) -> None:
-        number = int(self.rows.block_length.max())
-        each = draft_windows(self.rows, number, 3 * number, MASK)
-        ids = self.predict(each, number).ids
-        self.rows, output = verify(self.rows, ids.view(-1, number, ids.shape[1]), MASK, kept=kept)
-        self._append(output.tokens, output.lens)
-
-    def _append(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
-        for request, emitted, length in zip(self.tokens, tokens.tolist(), lens.tolist(), strict=True):
+        drafts = bool((self.rows.first_phase == Phase.DRAFT).any())
+        self.rows, output = self._verified() if drafts else COMMIT.advance(self.rows, self.predict(), MASK)
+        for request, emitted, length in zip(self.tokens, output.tokens.tolist(), output.lens.tolist(), strict=True):
             request += emitted[:length]
-        self.committed = self.committed + lens
+        self.committed = self.committed + output.lens
+
+    def _verified(self) -> tuple[Rows, StepOutput]:
+        number = int(self.rows.block_length.max())
+        each = draft_windows(self.rows, number, 2 * number, MASK)
+        ids = self.predict(each, number).ids
+        return verify(self.rows, ids.view(-1, number, ids.shape[1]), MASK)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -181,9 +176,8 @@ def test_verified_drafts(prompt: tuple[int, ...], block_length: int) -> None:
     """The reference's tokens in as many forwards; and they are those of one token per window."""
     reference = reference_speculative(prompt, block_length)
     batch = Batch([prompt], [settings(block_length, "self_speculative")])
-    batch.draft()
-    for _ in range(reference.num_forwards - 2):
-        batch.verify()
+    for _ in range(reference.num_forwards):
+        batch.step()
     assert batch.tokens[0][len(prompt) :] == reference.tokens
     one_by_one = reference_confidence(prompt, block_length, "prob_conf", 1.0)
     assert reference.tokens[:NUM_TOKENS] == one_by_one.tokens
@@ -218,32 +212,42 @@ def test_drafts_of_different_lengths_batched_as_alone() -> None:
     together = Batch(list(PROMPTS), requests)
     alone = [Batch([prompt], [request]) for prompt, request in zip(PROMPTS, requests, strict=True)]
     for batch in (together, *alone):
-        batch.draft()
-        for _ in range(12):
-            batch.verify()
+        for _ in range(13):
+            batch.step()
     assert together.tokens == [one.tokens[0] for one in alone]
 
 
-@pytest.mark.parametrize("num_had", [0, 1])
-def test_known_tokens_are_emitted_by_the_next_step(num_had: int) -> None:
-    """The first window's run is emitted in part, its anchor has KV: the rest and the next run follow together."""
-    prompt, request = PROMPTS[2], settings(4, "prob_conf", 0.3)
-    whole = Batch([prompt], [request])
-    while True:
-        before = len(whole.tokens[0])
-        part = Batch([tuple(whole.tokens[0])], [request])
+@pytest.mark.parametrize("algorithm", ["prob_conf", "self_speculative"])
+def test_a_resumed_request_goes_on_as_it_would_have(algorithm: str) -> None:
+    """Its newest token is the anchor, wherever it was interrupted."""
+    whole = Batch([PROMPTS[2]], [settings(4, algorithm, 0.3)])
+    for _ in range(8):
+        resumed = Batch([tuple(whole.tokens[0])], [settings(4, algorithm, 0.3)])
         whole.step()
-        if len(whole.tokens[0]) - before > 1 + num_had:
-            break
-    whole.step()
-    part.rows, _ = COMMIT.advance(part.rows, part.predict(), MASK)
-    part.rows, first = COMMIT.skip_emitted(part.rows, torch.tensor([1 + num_had]), MASK)
-    assert first.item() == whole.tokens[0][before + num_had]
-    part.tokens[0] = whole.tokens[0][: before + num_had + 1]
-    part.committed = torch.tensor([before + num_had])
-    part.step()
-    assert part.tokens == whole.tokens
-    assert part.rows.tokens.tolist() == whole.rows.tokens.tolist()
+        for _ in range(3):
+            resumed.step()
+        length = min(len(whole.tokens[0]), len(resumed.tokens[0]))
+        assert resumed.tokens[0][:length] == whole.tokens[0][:length]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "num_output", "last_emitted", "length"),
+    [
+        ("prob_conf", 0, 0, 5),
+        ("prob_conf", 2, 2, 5),
+        ("prob_conf", 7, 4, 7),
+        ("prob_conf", 7, 1, 10),
+        ("self_speculative", 0, 0, 5),
+        ("self_speculative", 7, 4, 11),
+        ("", 7, 1, 11),
+    ],
+)
+def test_what_has_kv(algorithm: str, num_output: int, last_emitted: int, length: int) -> None:
+    """The prompt, and what was accepted before the last step, but never the newest token."""
+    asked = ModeSettings(Mode.DIFFUSION, 4, 0.9 if algorithm == "prob_conf" else None, algorithm=algorithm or None)
+    state = RequestState(DecodePlan((asked if algorithm else ModeSettings(Mode.AUTOREGRESSIVE, 1),)))
+    state.last_emitted = last_emitted
+    assert COMMIT.shareable_len(state, 5, 5 + num_output, num_encoded=5, block_size=4) == length
 
 
 def test_one_token_rows_decode_beside_windows() -> None:
@@ -256,7 +260,7 @@ def test_one_token_rows_decode_beside_windows() -> None:
     after, output = COMMIT.advance(rows, Prediction(ids, torch.ones(2, 8), torch.zeros(2, 8)), MASK)
     assert output.lens.tolist() == [1, 4]
     assert after.tokens[0, 0] == 10
-    assert (after.new_len.tolist(), after.num_emitted.tolist()) == ([1, 8], [1, 5])
+    assert (after.new_len.tolist(), after.num_emitted.tolist()) == ([1, 7], [1, 4])
 
 
 def test_confidence_must_exceed_the_threshold() -> None:

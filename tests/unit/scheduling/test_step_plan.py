@@ -38,9 +38,9 @@ COSTS = CostTable(
 )
 
 
-def states_of(plans: Sequence[DecodePlan], decided: Sequence[int] = ()) -> list[RequestState]:
-    """Requests with these plans, of which all is `decided` for some."""
-    return [RequestState(plan, steps_before_flush=0 if i in decided else None) for i, plan in enumerate(plans)]
+def states_of(plans: Sequence[DecodePlan]) -> list[RequestState]:
+    """Requests with these plans."""
+    return [RequestState(plan) for plan in plans]
 
 
 def test_shapes_end_at_the_token_budget_and_at_the_running_requests() -> None:
@@ -118,15 +118,8 @@ def test_rows_take_the_cheaper_way(
     )
 
 
-def test_rows_whose_rest_is_decided_take_no_forward() -> None:
-    """Beside them no row is padded into another's forward: a step of several forwards samples in the decode forward."""
-    commit = NEMOTRON_LABS_DIFFUSION.commit
-    plan = StepPlan.of(states_of([BLOCK_32, BLOCK_8, AUTOREGRESSIVE, BLOCK_8], decided=[0, 3]), commit, COSTS)
-    assert plan == StepPlan((2,), (1,), 8, flush_rows=(0, 3))
-    assert StepPlan.of(states_of([BLOCK_8], decided=[0]), commit, COSTS) == StepPlan((), (), 1, flush_rows=(0,))
-
-
 def test_drafts_that_windows_verify_take_a_forward_of_their_own() -> None:
+    """Beside them no row is padded into another's forward: a step of several forwards samples in the decode forward."""
     options = [{"algorithm": "self_speculative"}, {"block_length": 8}, {"mode": "autoregressive"}, {}]
     plans = [resolve(RequestOptions.parse(asked), ServerConfig(), SDLM, 4, ()) for asked in options]
     assert StepPlan.of(states_of(plans), SDLM.commit, COSTS) == StepPlan((2,), (1, 3), 16, window_rows=(0,))

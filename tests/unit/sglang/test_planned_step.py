@@ -20,9 +20,10 @@ from dlm_serve.decoding import (
 )
 from dlm_serve.routing.costs import LearnedCosts
 from dlm_serve.sglang.planned_step import StepPlanner
-from dlm_serve.sglang.requests import first_block_of
+from dlm_serve.sglang.requests import known_start_of
 
 SPECULATION, AUTOREGRESSIVE = ModeSettings(Mode.SELF_SPECULATION, 8), ModeSettings(Mode.AUTOREGRESSIVE, 1)
+BLOCKS, DRAFTS = ModeSettings(Mode.DIFFUSION, 4, 0.9), ModeSettings(Mode.DIFFUSION, 4, algorithm="self_speculative")
 
 
 class Req(SimpleNamespace):
@@ -36,8 +37,8 @@ def req_of(settings: ModeSettings, **fields: Any) -> Any:
     return Req(dlm_state=RequestState(DecodePlan((settings,))), **fields)
 
 
-def planner_of() -> StepPlanner:
-    return StepPlanner(CausalCommit(), LearnedCosts((8,), max_rows=8).table, row_width=8, device="cpu")
+def planner_of(commit: Commit | None = None) -> StepPlanner:
+    return StepPlanner(commit or CausalCommit(), LearnedCosts((8,), max_rows=8).table, row_width=8, device="cpu")
 
 
 def test_the_plan_lasts_while_the_batch_does() -> None:
@@ -57,29 +58,25 @@ def test_a_batch_changed_in_place_is_planned_anew() -> None:
 
 def test_forget() -> None:
     planner, req = planner_of(), req_of(SPECULATION)
-    assert planner.plan([req]).flush is None
-    req.dlm_state.steps_before_flush = 0
-    assert planner.plan([req]).flush is None
+    assert planner.plan([req]).decode is None
+    req.dlm_state.current = AUTOREGRESSIVE
+    assert planner.plan([req]).decode is None
     planner.forget()
-    assert planner.plan([req]).flush is not None
+    assert planner.plan([req]).decode is not None
 
 
 def test_groups() -> None:
-    reqs = [req_of(SPECULATION), req_of(AUTOREGRESSIVE), req_of(SPECULATION)]
-    reqs[2].dlm_state.steps_before_flush = 0
-    planned = planner_of().plan(reqs)
-    assert planned.windows is None
-    for group, number in ((planned.block, 0), (planned.decode, 1), (planned.flush, 2)):
+    reqs = [req_of(BLOCKS), req_of(AUTOREGRESSIVE), req_of(DRAFTS)]
+    planned = planner_of(WindowCommit()).plan(reqs)
+    for group, number in ((planned.block, 0), (planned.decode, 1), (planned.windows, 2)):
         assert group is not None
         assert group.rows is not None
         assert (group.numbers, group.rows.tolist(), group.states) == ((number,), [number], [reqs[number].dlm_state])
-    assert planned.block is not None
 
 
 @pytest.mark.parametrize("commit", [WindowCommit(), BlockCommit(PromptMask.BIDIRECTIONAL)], ids=["window", "block"])
-def test_no_first_block_for_one_token_at_a_time_nor_before_the_last_chunk(commit: Commit) -> None:
+def test_a_prefill_is_sampled_for_one_token_at_a_time_and_before_the_last_chunk(commit: Commit) -> None:
     tokens = {"origin_input_ids": [1, 2, 3, 4, 5], "output_ids": []}
-    blocks = ModeSettings(Mode.DIFFUSION, 4, 0.9)
-    assert first_block_of(req_of(blocks, extend_end=5, **tokens), commit) is not None
-    assert first_block_of(req_of(blocks, extend_end=3, **tokens), commit) is None
-    assert first_block_of(req_of(AUTOREGRESSIVE, extend_end=5, **tokens), commit) is None
+    assert known_start_of(req_of(BLOCKS, extend_end=5, **tokens), commit) is not None
+    assert known_start_of(req_of(BLOCKS, extend_end=3, **tokens), commit) is None
+    assert known_start_of(req_of(AUTOREGRESSIVE, extend_end=5, **tokens), commit) is None
