@@ -29,6 +29,8 @@ from dlm_serve.options.request_rules import (
     check_sampling_params,
     longest_answer,
 )
+from dlm_serve.options.written import as_written
+from dlm_serve.sglang.bodies import said, with_said
 from dlm_serve.sglang.protocols import (
     GenerateRequestLike,
     SamplingParamsLike,
@@ -56,11 +58,14 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
     context_len: int
     max_req_input_len: int
     preferred_sampling_params: dict[str, Any]
+    model_path: str
+    served_model_name: str
 
     def init_model_config(self) -> None:
         """Let chats decode as other requests do where they say nothing: see `defaults.prepare_server_args`."""
         super().init_model_config()
         self.serving: Serving = current()  # another engine in this process may load another model later
+        self._started_with = self.model_path
         config = self.model_config
         generation = copy.copy(config.hf_generation_config) or GenerationConfig()
         for name in _DRAWING:
@@ -68,15 +73,26 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
         config.hf_generation_config, config.sampling_defaults = generation, "model"
 
     def generate_request(self, obj: Any, request: Any = None) -> Any:
-        """Refuse parameters that SGLang would answer with HTTP 500 or an empty stream."""
+        """Add what the request's body said, and refuse parameters that SGLang would answer with HTTP 500."""
+        if said().custom_params:
+            several = isinstance(obj.sampling_params, list)
+            params = [with_said(one) for one in obj.sampling_params] if several else with_said(obj.sampling_params)
+            obj.sampling_params = params
         for params in _as_list(obj.sampling_params):
             check_sampling_params(params)
         return super().generate_request(obj, request)
 
     async def update_weights_from_disk(self, obj: Any, request: Any = None) -> Any:
-        """Let the bundled model be named as it is where a server starts."""
-        obj.model_path = bundled.expand(obj.model_path)
+        """Let the weights with which the server started be named as it is, and the bundled model's as at a start."""
+        is_served = obj.model_path == self.served_model_name
+        obj.model_path = self._started_with if is_served else bundled.expand(obj.model_path)
         return await super().update_weights_from_disk(obj, request)
+
+    def _update_model_path_info(self, model_path: str, load_format: str) -> None:
+        """Note where the weights are from; the model keeps its name, by which clients ask for it."""
+        served = self.served_model_name
+        super()._update_model_path_info(model_path, load_format)
+        self.served_model_name = served
 
     def create_abort_task(self, obj: Any) -> BackgroundTasks:
         """Return what aborts the request of a stream that has ended, also where it was never read."""
@@ -137,14 +153,12 @@ def contract_error(error: str | None, body: Any) -> str | None:
     single = {name: value for name, value in body.items() if not isinstance(value, list)}
     rules = current().request_rules
     try:
-        if body.get("custom_params") is not None:
-            raise OptionError("custom_params", body["custom_params"], "belongs in sampling_params", "move it there")
         for ids in _as_list(body.get("input_ids"), of=list):
             rules.check_input_ids(ids)
             rules.check_prompt_length(len(ids), _max_prefill_tokens())
         for params in _as_list(body.get("sampling_params") or {}):
             check_sampling_params(params)
-            rules.plan({**single, **params})
+            rules.plan({**single, **with_said(params)})
             SamplingParams(**params).verify(rules.vocab_size)
         for ids in _as_list(body.get("token_ids_logprob"), of=list):
             rules.check_token_ids("token_ids_logprob", ids)
@@ -167,7 +181,7 @@ def as_the_model_says(params: dict[str, Any], serving: Any, request: Any) -> dic
 def _admit(tokenized: TokenizedRequestLike, manager: DlmTokenizerManager, request: GenerateRequestLike) -> None:
     """Check a tokenized request, and give it its plan, a seed and a length that fits. Raises OptionError."""
     params, rules = tokenized.sampling_params, manager.serving.request_rules
-    plan = rules.plan({name: _asked(name, request, params) for name in FIELDS})
+    plan = rules.plan({name: _asked(name, request, params) for name in FIELDS}, said().fields)
     if request.text is not None:
         tokenized.input_ids = _begun(tokenized.input_ids, manager.serving.checkpoint)
     num_input = len(tokenized.input_ids)
@@ -180,6 +194,7 @@ def _admit(tokenized: TokenizedRequestLike, manager: DlmTokenizerManager, reques
         num_input,
         manager.max_req_input_len + BEYOND_PROMPT,
         manager.context_len,
+        field=as_written("max_new_tokens", said().fields),
     )
     params.top_k = min(params.top_k, _TOP_K_ALL)
     params.custom_params = {**(params.custom_params or {}), PLAN_KEY: PLAN.dump_json(plan).decode()}

@@ -59,7 +59,9 @@ def prepare_server_args(server_args: ServerArgsLike) -> bool:
     """
     if is_active() and server_args.device is None:
         server_args.device = "cpu"
-    server_args.model_path = bundled.expand(server_args.model_path)
+    if (folder := bundled.expand(server_args.model_path)) != server_args.model_path:
+        server_args.served_model_name = server_args.served_model_name or bundled.NAME
+        server_args.model_path = folder
     serving = find_serving(server_args)
     if serving is None:
         return False

@@ -106,6 +106,25 @@ HOOKS = (
         until="SGLang gives completions the checkpoint's defaults, as it does chats",
     ),
     Hook(
+        f"{_SRT}.entrypoints.ollama.serving.OllamaServing",
+        kind="replace",
+        hook=f"{_OURS}.ollama:DlmOllamaServing",
+        role=Role.MAIN,
+        why="streams leave out the text of their last step, and go on when the client has left; a seed is handed on by "
+        "a name that nothing takes",
+        until="SGLang's Ollama routes stream whole answers and know the seed",
+    ),
+    Hook(
+        f"{_SRT}.parser.template_detection.detect_reasoning_pattern",
+        ("template",),
+        kind="after",
+        hook=f"{_OURS}.reasoning:thinking_switch",
+        role=Role.MAIN,
+        why="the switch of a template that thinks only where it is told to is not found as the release writes it: with "
+        "a reasoning parser, all answers would be reasoning",
+        until="SGLang reads `enable_thinking if enable_thinking is defined else false`, as it does `else true`",
+    ),
+    Hook(
         f"{_SRT}.managers.scheduler.Scheduler",
         kind="replace",
         hook=f"{_OURS}.scheduler:DlmScheduler",
@@ -165,6 +184,7 @@ SEAMS = (
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.init_model_config"),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.generate_request", ("obj", "request")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.update_weights_from_disk", ("obj", "request")),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._update_model_path_info", ("model_path", "load_format")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.create_abort_task", ("obj",)),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._init_req_state", ("obj", "request")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._tokenize_one_request", ("obj",)),
@@ -174,6 +194,17 @@ SEAMS = (
         f"{_SRT}.managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
         ("meta_info", "state", "customized_info"),
     ),
+    Seam(f"{_SRT}.entrypoints.ollama.serving.OllamaServing._convert_options_to_sampling_params", ("options",)),
+    Seam(
+        f"{_SRT}.entrypoints.ollama.serving.OllamaServing._stream_chat_response",
+        ("gen_request", "raw_request", "model_name"),
+    ),
+    Seam(
+        f"{_SRT}.entrypoints.ollama.serving.OllamaServing._stream_generate_response",
+        ("gen_request", "raw_request", "model_name"),
+    ),
+    Seam(f"{_SRT}.entrypoints.ollama.serving.OllamaServing.get_tags"),
+    Seam(f"{_SRT}.parser.template_detection.ReasoningToggleConfig", ("toggle_param", "default_enabled")),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_model_worker"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_weight_updater"),
     Seam(f"{_SRT}.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager", ("tp_worker",)),

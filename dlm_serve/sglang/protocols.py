@@ -209,6 +209,7 @@ class ServerArgsLike(Protocol):
     """`server_args.ServerArgs` before it is resolved: the flags of a server."""
 
     model_path: str
+    served_model_name: str | None
     revision: str | None
     tokenizer_path: str | None
     skip_tokenizer_init: bool
