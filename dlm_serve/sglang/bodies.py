@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from fastapi.responses import JSONResponse
+from sglang.srt.entrypoints.openai.protocol import DEFAULT_MODEL_NAME
 from starlette.datastructures import MutableHeaders
 
 from dlm_serve.errors import OptionError
@@ -100,6 +101,8 @@ class Bodies:
             return _replayed(content, receive), _NOTHING
         fields = frozenset(name for name, value in body.items() if value is not None)
         refuse_ignored(route, body)
+        if route.stumbles_without_model:
+            body = {"model": DEFAULT_MODEL_NAME, **body}
         custom, model = self._taken(body)
         if custom.get(OPTIONS_KEY) is not None:
             current().request_rules.plan({"custom_params": {OPTIONS_KEY: custom[OPTIONS_KEY]}})
@@ -119,7 +122,7 @@ class Bodies:
         served = self._served_model_name()
         mode = mode_of(model, served)
         if mode is None:
-            return custom, served if model == "default" else model
+            return custom, served if model == DEFAULT_MODEL_NAME else model
         options = custom.get(OPTIONS_KEY) or {}
         if isinstance(options, dict):
             if options.get("mode", mode) != mode:
@@ -137,8 +140,9 @@ def refuse_ignored(route: Route, body: Mapping[str, Any]) -> None:
             raise OptionError(name, body[name], "is not supported on this route", "leave it out")
     refuse_misplaced(body)
     inner = body.get(route.parameters) if route.parameters else None
-    if isinstance(inner, dict):
-        refuse_misplaced(inner, f"{route.parameters}.")
+    for parameters in inner if isinstance(inner, list) else [inner]:
+        if isinstance(parameters, dict):
+            refuse_misplaced(parameters, f"{route.parameters}.")
 
 
 async def _content_of(receive: Any) -> bytes:

@@ -38,6 +38,8 @@ class Route:
     nothing."""
     parameters: str | None = None
     """The field of its body in which SGLang's sampling parameters stand, or Ollama's options."""
+    stumbles_without_model: bool = False
+    """Whether SGLang answers a body without `model` with an error, although it may be left out."""
 
 
 _CHAT = Route(_NO_SAMPLES)
@@ -47,7 +49,7 @@ GENERATES: Mapping[str, Route] = {
     "/v1/completions": Route({**_NO_SAMPLES, "suffix": (None, ""), "best_of": (None, 1)}),
     "/v1/chat/completions": _CHAT,
     "/invocations": _CHAT,
-    "/v1/responses": _CHAT,
+    "/v1/responses": Route(_NO_SAMPLES, stumbles_without_model=True),
     "/v1/messages": _CHAT,
     os.environ.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): Route(_OLLAMA, parameters="options"),
     os.environ.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): Route(

@@ -236,7 +236,7 @@ def test_refusals_name_what_was_written(trained: Server, fields: dict[str, Any],
 @pytest.mark.parametrize(
     ("path", "fields", "param"),
     [
-        ("/v1/chat/completions", {"max_tokens": 1 << 20}, "max_tokens"),
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 999}, "top_logprobs"),
         ("/v1/chat/completions", {"temperature": "hot"}, "temperature"),
         ("/v1/completions", {"n": 0}, "n"),
         ("/generate", {"stream": "maybe"}, "stream"),
