@@ -45,6 +45,7 @@ AUTOREGRESSIVE_ONLY: dict[str, tuple[object, ...]] = {
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "beam_width": (None, 1),
     "input_embeds": (None,),
+    "max_thinking_tokens": (None,),
     "positional_embed_overrides": (None,),
     "return_hidden_states": (None, False),
     "return_sampling_mask": (None, False),

@@ -168,7 +168,14 @@ def contract_error(error: str | None, body: Any) -> str | None:
 
 
 def converted_chat(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
-    """Around `OpenAIServingChat._convert_to_internal_request`: refuse a chat that cannot be put into tokens."""
+    """Around `OpenAIServingChat._convert_to_internal_request`: refuse a chat that cannot be put into tokens.
+
+    Where thinking is to be told from the answer, the token between them stays in the text although it is a special one.
+    """
+    detector = serving._reasoning_detector
+    if detector is not None and serving._get_reasoning_from_request(request):
+        if detector.think_end_token in serving.tokenizer_manager.tokenizer.all_special_tokens:
+            request.skip_special_tokens = False
     with unreadable_is_refused():
         return original(serving, request, raw_request)
 

@@ -93,8 +93,9 @@ HOOKS = (
         kind="around",
         hook=f"{_OURS}.admission:converted_chat",
         role=Role.MAIN,
-        why="a chat with fields of types that nobody checks ends in HTTP 500",
-        until="SGLang answers what it cannot convert with HTTP 400",
+        why="a chat with fields of types that nobody checks ends in HTTP 500; where the end of thinking is a special "
+        "token it is taken out of the text before the reasoning parser looks for it",
+        until="SGLang answers what it cannot convert with HTTP 400, and leaves a reasoning parser its tokens",
     ),
     Hook(
         f"{_SRT}.entrypoints.openai.serving_completions.OpenAIServingCompletion._build_sampling_params",
@@ -204,6 +205,7 @@ SEAMS = (
         ("gen_request", "raw_request", "model_name"),
     ),
     Seam(f"{_SRT}.entrypoints.ollama.serving.OllamaServing.get_tags"),
+    Seam(f"{_SRT}.entrypoints.openai.serving_chat.OpenAIServingChat._get_reasoning_from_request", ("request",)),
     Seam(f"{_SRT}.parser.template_detection.ReasoningToggleConfig", ("toggle_param", "default_enabled")),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_model_worker"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_weight_updater"),

@@ -16,12 +16,15 @@ class ErrorStyle(Enum):
     OLLAMA = auto()
 
 
-_NO_SAMPLES: Mapping[str, tuple[object, ...]] = {
+_UNREAD: Mapping[str, tuple[object, ...]] = {
     "beam_width": (None, 1),
     "use_beam_search": (None, False),
     "session_params": (None,),
+    "max_thinking_tokens": (None,),
+    "thinking_budget": (None,),
 }
 _OLLAMA: Mapping[str, tuple[object, ...]] = {
+    **_UNREAD,
     "format": (None, ""),
     "think": (None, False),
     "tools": (None, []),
@@ -42,14 +45,14 @@ class Route:
     """Whether SGLang answers a body without `model` with an error, although it may be left out."""
 
 
-_CHAT = Route(_NO_SAMPLES)
+_CHAT = Route(_UNREAD)
 
 GENERATES: Mapping[str, Route] = {
     "/generate": Route(parameters="sampling_params"),
-    "/v1/completions": Route({**_NO_SAMPLES, "suffix": (None, ""), "best_of": (None, 1)}),
+    "/v1/completions": Route({**_UNREAD, "suffix": (None, ""), "best_of": (None, 1)}),
     "/v1/chat/completions": _CHAT,
     "/invocations": _CHAT,
-    "/v1/responses": Route(_NO_SAMPLES, stumbles_without_model=True),
+    "/v1/responses": Route(_UNREAD, stumbles_without_model=True),
     "/v1/messages": _CHAT,
     os.environ.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): Route(_OLLAMA, parameters="options"),
     os.environ.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): Route(

@@ -115,6 +115,8 @@ class DlmOutputStreamer(SchedulerOutputStreamer):  # type: ignore[misc]  # the b
 class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
     """A request that may be checked for its end after a step without new tokens."""
 
+    reasoning_tokens: int
+
     def update_finish_state(self, new_accepted_len: int | None = None) -> None:
         """Count the decode step that emitted so many tokens (None is an EXTEND call), and finish if there is a reason.
 
