@@ -172,12 +172,19 @@ def converted_chat(original: Any, serving: Any, request: Any, raw_request: Any =
 
     Where thinking is to be told from the answer, the token between them stays in the text although it is a special one.
     """
-    detector = serving._reasoning_detector
-    if detector is not None and serving._get_reasoning_from_request(request):
-        if detector.think_end_token in serving.tokenizer_manager.tokenizer.all_special_tokens:
-            request.skip_special_tokens = False
+    if serving._get_reasoning_from_request(request) and _is_end_of_thinking_lost(serving):
+        request.skip_special_tokens = False
     with unreadable_is_refused():
         return original(serving, request, raw_request)
+
+
+def _is_end_of_thinking_lost(serving: Any) -> bool:
+    """Return whether texts are without the token between thinking and answer, where special tokens are left out."""
+    tokenizer, detector = serving.tokenizer_manager.tokenizer, serving._reasoning_detector
+    if detector is None:
+        return False
+    end = tokenizer.encode(detector.think_end_token, add_special_tokens=False)
+    return not tokenizer.decode(end, skip_special_tokens=True)
 
 
 def as_the_model_says(params: dict[str, Any], serving: Any, request: Any) -> dict[str, Any]:
