@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import re
 import secrets
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -43,8 +42,6 @@ from dlm_serve.sglang.serving import Serving, current
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: distinct seeds for the samples of one request
 _INT64 = 1 << 63
 _TOP_K_ALL = 1 << 30  # SGLang's "whole vocabulary"; larger ones overflow its int32
-
-_SECONDS_TO_ABORT = 2  # SGLang's
 
 _POSITION = re.compile(r"`\$\[(\d+)\]")  # of a wrong value among a message's fields, behind its type
 
@@ -95,21 +92,20 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
         self.served_model_name = served
 
     def create_abort_task(self, obj: Any) -> BackgroundTasks:
-        """Return what aborts the request of a stream that has ended, also where it was never read."""
+        """Return nothing to do when a stream has ended: SGLang would abort two seconds later, `Bodies` has done so."""
+        return BackgroundTasks()
 
-        async def abort() -> None:
-            await asyncio.sleep(_SECONDS_TO_ABORT)
-            for rid in obj.rid if isinstance(obj.rid, list) else [obj.rid]:
-                if rid in self.rid_to_state:
-                    self.abort_request(rid)
-
-        tasks = BackgroundTasks()
-        tasks.add_task(abort)
-        return tasks
+    def abort_unfinished(self, begun: Mapping[str, Any]) -> None:
+        """Abort those requests, with their states by id, that go on although nobody waits for them."""
+        for rid, state in begun.items():
+            if self.rid_to_state.get(rid) is state and not getattr(state.obj, "background", False):
+                self.abort_request(rid)
 
     def _init_req_state(self, obj: Any, request: Any = None) -> None:
         with unreadable_is_refused():
             super()._init_req_state(obj, request)
+        for rid in obj.rid if isinstance(obj.rid, list) else [obj.rid]:
+            said().begun[rid] = self.rid_to_state[rid]
 
     async def _tokenize_one_request(self, obj: Any) -> Any:
         with unreadable_is_refused():

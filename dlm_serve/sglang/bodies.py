@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -32,15 +32,16 @@ class Said:
     custom_params: Mapping[str, Any]
     fields: frozenset[str]
     """Its fields at the top level, by name."""
+    begun: dict[str, Any] = field(default_factory=dict)
+    """SGLang's states of the requests that were made of it, by request id."""
 
 
-_NOTHING = Said({}, frozenset())
-_said: ContextVar[Said] = ContextVar("said", default=_NOTHING)
+_said: ContextVar[Said | None] = ContextVar("said", default=None)
 
 
 def said() -> Said:
-    """Return what the body of the request that is being answered says."""
-    return _said.get()
+    """Return what the body of the request that is being answered says; nothing where there is no body."""
+    return _said.get() or Said({}, frozenset())
 
 
 def with_said(params: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -55,10 +56,13 @@ def with_said(params: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 class Bodies:
-    """An ASGI application that reads the bodies of requests for another, and shapes its errors."""
+    """An ASGI application that reads the bodies of requests for another, and shapes its errors.
 
-    def __init__(self, app: Any, served_model_name: Callable[[], str], has_tokenizer: bool) -> None:
-        self._app, self._served_model_name, self._has_tokenizer = app, served_model_name, has_tokenizer
+    What has begun and is not finished when a client leaves, it ends.
+    """
+
+    def __init__(self, app: Any, manager: Callable[[], Any], has_tokenizer: bool) -> None:
+        self._app, self._manager, self._has_tokenizer = app, manager, has_tokenizer
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope.get("path", "")
@@ -72,12 +76,18 @@ class Bodies:
             self._refuse_route(path)
             if path in GENERATES:
                 receive, carried = await self._read(GENERATES[path], scope, receive)
-                _said.set(carried)
         except OptionError as error:
             status = 404 if error.field == "model" else 400
             await JSONResponse(error_body(style, status, str(error)), status)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        if path not in GENERATES:
+            await self._app(scope, receive, send)
+            return
+        _said.set(carried)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._manager().abort_unfinished(carried.begun)
 
     def _refuse_route(self, path: str) -> None:
         """Raise OptionError where no request to the route can be answered."""
@@ -96,9 +106,9 @@ class Bodies:
         try:
             body = orjson.loads(content)
         except ValueError:
-            return _replayed(content, receive), _NOTHING
+            return _replayed(content, receive), said()
         if not isinstance(body, dict):
-            return _replayed(content, receive), _NOTHING
+            return _replayed(content, receive), said()
         fields = frozenset(name for name, value in body.items() if value is not None)
         refuse_ignored(route, body)
         if route.stumbles_without_model:
@@ -119,7 +129,7 @@ class Bodies:
             raise OptionError("custom_params", custom, "must be a mapping", "give options by name")
         if not isinstance(model, str):
             return custom, model
-        served = self._served_model_name()
+        served = self._manager().served_model_name
         mode = mode_of(model, served)
         if mode is None:
             return custom, served if model == DEFAULT_MODEL_NAME else model

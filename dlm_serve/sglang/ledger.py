@@ -111,8 +111,7 @@ HOOKS = (
         kind="replace",
         hook=f"{_OURS}.ollama:DlmOllamaServing",
         role=Role.MAIN,
-        why="streams leave out the text of their last step, and go on when the client has left; a seed is handed on by "
-        "a name that nothing takes",
+        why="streams leave out the text of their last step; a seed is handed on by a name that nothing takes",
         until="SGLang's Ollama routes stream whole answers and know the seed",
     ),
     Hook(
@@ -187,6 +186,7 @@ SEAMS = (
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.update_weights_from_disk", ("obj", "request")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._update_model_path_info", ("model_path", "load_format")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.create_abort_task", ("obj",)),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.abort_request", ("rid",)),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._init_req_state", ("obj", "request")),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._tokenize_one_request", ("obj",)),
     Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager._create_tokenized_object", ("obj", "input_ids")),

@@ -67,8 +67,7 @@ class DlmOllamaServing(OllamaServing):  # type: ignore[misc]  # the base is unty
                     return
                 chunk = await anext(chunks)
 
-        abort = self.tokenizer_manager.create_abort_task(gen_request)
-        return StreamingResponse(lines(), media_type="application/x-ndjson", background=abort)
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
 def _encoded(response: Any) -> bytes:

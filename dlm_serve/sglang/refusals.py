@@ -53,7 +53,7 @@ def answer_refusals(server_args: ServerArgsLike) -> None:
     app.user_middleware.append(
         Middleware(
             reader,
-            served_model_name=lambda: http_server.get_global_state().tokenizer_manager.served_model_name,
+            manager=lambda: http_server.get_global_state().tokenizer_manager,
             has_tokenizer=not server_args.skip_tokenizer_init,
         )
     )

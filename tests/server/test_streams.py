@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serving import Server
+import requests
+from serving import ANSWER_SECONDS, Server
 from test_routes import GENERATES, LENGTH, asks, text_of
 
 MODES = ("autoregressive", "diffusion", "self_speculation")
@@ -16,16 +18,16 @@ LONG = 3 * LENGTH
 STREAMS = [path for path in GENERATES if path != "/vertex_generate"]
 
 
-def body_of(path: str, mode: str, stop: list[str], stream: bool) -> dict[str, Any]:
+def body_of(path: str, mode: str, stop: list[str], stream: bool, length: int = LONG) -> dict[str, Any]:
     """A body for `path`, whose answer takes several steps."""
     body = {**GENERATES[path], **asks({"mode": mode}), "stream": stream}
     for name in ("max_tokens", "max_output_tokens"):
         if name in body:
-            body[name] = LONG
+            body[name] = length
     if "options" in body:
-        body["options"] = {**body["options"], "num_predict": LONG, "stop": stop}
+        body["options"] = {**body["options"], "num_predict": length, "stop": stop}
     elif "sampling_params" in body:
-        body["sampling_params"] = {**body["sampling_params"], "max_new_tokens": LONG, "stop": stop}
+        body["sampling_params"] = {**body["sampling_params"], "max_new_tokens": length, "stop": stop}
     else:
         body["stop_sequences" if path == "/v1/messages" else "stop"] = stop
     if stream and path in ("/v1/chat/completions", "/v1/completions"):
@@ -94,3 +96,21 @@ def test_usage_of_a_stream(trained: Server, path: str, mode: str) -> None:
         last = list(events(stream))[-1]
         assert last["choices"] == []
         assert last["usage"]["prompt_tokens"] == whole["prompt_tokens"]
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_a_request_ends_when_its_client_leaves(trained: Server, path: str) -> None:
+    """At once, and whatever the route: the cache cannot be emptied while a request runs."""
+    body = body_of(path, "autoregressive", [], stream=True, length=4000)
+    with requests.post(f"{trained.url}{path}", json=body, stream=True, timeout=ANSWER_SECONDS) as response:
+        lines = response.iter_lines()
+        while not piece_of_line(next(lines)):
+            pass
+    left = time.monotonic()
+    trained.flush_cache()
+    assert time.monotonic() - left < 1
+
+
+def piece_of_line(line: bytes) -> bool:
+    """Whether a line of a stream adds text."""
+    return any(event.get("text") or piece_of(event) for event in events(line.decode()))
