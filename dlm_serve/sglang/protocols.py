@@ -213,6 +213,7 @@ class ServerArgsLike(Protocol):
     revision: str | None
     tokenizer_path: str | None
     skip_tokenizer_init: bool
+    reasoning_parser: str | None
     load_format: str
     device: str | None
     tp_size: int

@@ -7,45 +7,12 @@ from typing import Any
 
 import pytest
 import requests
+from routes import CHATS, GENERATES, asks, text_of
 from serving import Server
 
-MESSAGES = [{"role": "user", "content": "Count from 3."}]
-LENGTH = 12
 OTHERWISE = {"mode": "diffusion", "threshold": None, "steps": 1}
 """Options with which the answers of the checkpoint are not those of other modes."""
 
-CHATS: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"model": "default", "messages": MESSAGES, "max_tokens": LENGTH, "temperature": 0},
-    "/invocations": {"messages": MESSAGES, "max_tokens": LENGTH, "temperature": 0},
-    "/v1/responses": {
-        "model": "default",
-        "input": MESSAGES[0]["content"],
-        "max_output_tokens": LENGTH + 2,  # SGLang answers with two fewer
-        "temperature": 0,
-    },
-    "/v1/messages": {"model": "default", "messages": MESSAGES, "max_tokens": LENGTH, "temperature": 0},
-    "/api/chat": {
-        "model": "default",
-        "messages": MESSAGES,
-        "stream": False,
-        "options": {"num_predict": LENGTH, "temperature": 0, "seed": 1},
-    },
-}
-TEXTS: dict[str, dict[str, Any]] = {
-    "/v1/completions": {"model": "default", "prompt": "abc", "max_tokens": LENGTH, "temperature": 0},
-    "/generate": {"text": "abc", "sampling_params": {"max_new_tokens": LENGTH, "temperature": 0}},
-    "/api/generate": {
-        "model": "default",
-        "prompt": "abc",
-        "stream": False,
-        "options": {"num_predict": LENGTH, "temperature": 0},
-    },
-    "/vertex_generate": {
-        "instances": [{"text": "abc"}],
-        "parameters": {"sampling_params": {"max_new_tokens": LENGTH, "temperature": 0}},
-    },
-}
-GENERATES = {**CHATS, **TEXTS}
 NAME_A_MODEL = [path for path, body in GENERATES.items() if "model" in body]
 REFUSED = {
     "/v1/embeddings",
@@ -58,21 +25,6 @@ REFUSED = {
     "/v1/systemone",
     "/v1/audio/transcriptions",
 }
-
-
-def text_of(answer: Any) -> str:
-    """The text of an answer, whichever route it is from."""
-    if "predictions" in answer:
-        answer = answer["predictions"][0]
-    if "output" in answer:
-        answer = {"text": answer["output"][0]["content"][0]["text"]}
-    elif "choices" in answer:
-        answer = answer["choices"][0]
-    elif isinstance(answer.get("content"), list):
-        answer = answer["content"][0]
-    message = answer.get("message", answer)
-    text: str = message.get("content", message.get("response", message.get("text")))
-    return text
 
 
 def answer(server: Server, path: str, **fields: Any) -> str:
@@ -103,11 +55,6 @@ def test_takes_the_options(trained: Server, path: str) -> None:
     expected = answer(trained, "/v1/chat/completions" if path in CHATS else "/v1/completions", **asks(OTHERWISE))
     assert answer(trained, path, **asks(OTHERWISE)) == expected
     assert answer(trained, path, **asks({"mode": "autoregressive"})) != expected
-
-
-def asks(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields that ask for `options`."""
-    return {"custom_params": {"dlm": options}}
 
 
 @pytest.mark.parametrize("stream", [False, True])

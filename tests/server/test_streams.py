@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import requests
+from routes import GENERATES, LENGTH, asks, text_of
 from serving import ANSWER_SECONDS, Server
-from test_routes import GENERATES, LENGTH, asks, text_of
 
 MODES = ("autoregressive", "diffusion", "self_speculation")
 LONG = 3 * LENGTH

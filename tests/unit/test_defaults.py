@@ -84,6 +84,16 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("nld-trained-b8", {"device": "cpu", "quantization": "fp8", "interpreted": "1"}, {**ON_CPU, "dtype": "float32"}),
     ("quantised", {"device": "cpu"}, {"refused": ["quantization", "gptq"]}),
     ("bd3lm/bd3lm-b4", {"device": "cuda", "quantization": "fp8"}, {"refused": ["--quantization", "fp8"]}),
+    (
+        "nld-trained-b8",
+        {"device": "cpu", "reasoning_parser": "auto"},
+        {**ON_CPU, "dtype": "float32", "reasoning_parser": "qwen3"},
+    ),
+    (
+        "nld-trained-b8",
+        {"device": "cpu", "reasoning_parser": "deepseek-r1"},
+        {"refused": ["--reasoning-parser", "deepseek-r1"]},
+    ),
 ]
 
 
