@@ -15,6 +15,7 @@ from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
 
 SCRIPT = Path(__file__).parent / "server_defaults.py"
 SGLANGS = {
+    "reasoning_parser": None,
     "chunked_prefill_size": None,
     "cores": None,
     "cuda_graph_max_bs_decode": None,
