@@ -12,7 +12,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_FIELD = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*) = ")  # of an InvalidValueError, where its message begins
 
 
 class DlmServeError(Exception):
@@ -56,3 +59,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}" if close else f"known options are {', '.join(known)}"
+
+
+def field_of(message: str) -> str | None:
+    """Return the field that the message of an InvalidValueError names; None for other messages."""
+    found = _FIELD.match(message)
+    return found and found[1]

@@ -66,6 +66,11 @@ REGISTERED = (
     ),
     ("`AutoConfig.register`", "the configuration classes"),
     ("`TokenizerManager.init_model_config`", "the sampling defaults of chats"),
+    (
+        "`http_server.app`",
+        "`Bodies`, an ASGI middleware that reads our options on all routes and gives errors one shape; handlers of "
+        "errors over what a request says; `/v1/models` with a name for each mode",
+    ),
     ("`Scheduler.get_internal_state`", "what the router does, in `/server_info`"),
     (
         "`Scheduler.init_request_dispatcher`",

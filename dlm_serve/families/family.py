@@ -123,6 +123,8 @@ class Family:
     """The hub id of the one to use where a checkpoint has none."""
     temperature: float = 0.0
     """Where neither the request nor `generation_config.json` says."""
+    reasoning_parser: str | None = None
+    """SGLang's for its chat template, where the one that SGLang would choose takes answers for thinking."""
     floats_only: str | None = None
     """Reason its weights cannot be quantised, where they cannot."""
 

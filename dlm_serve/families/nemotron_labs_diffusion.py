@@ -20,4 +20,5 @@ NEMOTRON_LABS_DIFFUSION = Family(
     ),
     commit=CausalCommit(),
     modes=(Mode.SELF_SPECULATION, Mode.DIFFUSION, Mode.AUTOREGRESSIVE),
+    reasoning_parser="qwen3",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,12 +13,11 @@ from pydantic import TypeAdapter
 from dlm_serve.decoding import Commit, DecodePlan, StopRule
 from dlm_serve.errors import OptionError
 from dlm_serve.families import Family
+from dlm_serve.options.misplaced import OPTIONS_KEY, refuse_misplaced
 from dlm_serve.options.request import RequestOptions
 from dlm_serve.options.resolve import resolve
 from dlm_serve.options.server_file import ServerConfig
-
-OPTIONS_KEY = "dlm"
-"""Where in a request's `custom_params` its options are, as the client sent them."""
+from dlm_serve.options.written import as_written
 
 PLAN_KEY = "dlm_plan"
 """Where in `custom_params` the decode plan travels to the scheduler's process, as JSON. Not a client's to send."""
@@ -46,6 +45,7 @@ AUTOREGRESSIVE_ONLY: dict[str, tuple[object, ...]] = {
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "beam_width": (None, 1),
     "input_embeds": (None,),
+    "max_thinking_tokens": (None,),
     "positional_embed_overrides": (None,),
     "return_hidden_states": (None, False),
     "return_sampling_mask": (None, False),
@@ -101,10 +101,11 @@ class RequestRules:
         # A streaming request asks twice: before its stream begins, and when it is tokenized.
         object.__setattr__(self, "_resolve", lru_cache(_REMEMBERED_PLANS)(self._resolve))
 
-    def plan(self, values: Mapping[str, Any]) -> DecodePlan:
+    def plan(self, values: Mapping[str, Any], written: Container[str] = ()) -> DecodePlan:
         """Return the plan of a request with the values of `FIELDS`; those that are missing ask for nothing.
 
-        Raises OptionError for what cannot be honoured.
+        `written` are the fields of its body, by which refusals name what it asks for. Raises OptionError for what
+        cannot be honoured.
         """
         for name, nothing in UNSUPPORTED.items():
             if values.get(name) not in nothing:
@@ -116,10 +117,12 @@ class RequestRules:
             raise OptionError(
                 f"custom_params.{PLAN_KEY}", custom[PLAN_KEY], "is set by the server", f"give options as {OPTIONS_KEY}"
             )
-        self._check_logprobs(values)
+        refuse_misplaced({name: custom[name] for name in custom if name != OPTIONS_KEY}, "custom_params.")
+        self._check_logprobs(values, written)
         for name in LISTS_OF_TOKEN_IDS:
             self.check_token_ids(name, values.get(name) or ())
-        needs = tuple(name for name, nothing in AUTOREGRESSIVE_ONLY.items() if values.get(name) not in nothing)
+        needed = (name for name, nothing in AUTOREGRESSIVE_ONLY.items() if values.get(name) not in nothing)
+        needs = tuple(as_written(name, written) for name in needed)
         options = RequestOptions.parse(custom.get(OPTIONS_KEY))
         plan = self._resolve(options, frozenset(options.model_fields_set), needs)
         if plan.stop_rule is StopRule.UPSTREAM:
@@ -158,17 +161,19 @@ class RequestRules:
                 "shorten the prompt, or raise --max-prefill-tokens",
             )
 
-    def _check_logprobs(self, values: Mapping[str, Any]) -> None:
+    def _check_logprobs(self, values: Mapping[str, Any], written: Container[str]) -> None:
         """Refuse numbers that SGLang's scheduler takes as they are, and dies of."""
         number, start = values.get("top_logprobs_num"), values.get("logprob_start_len")
         if isinstance(number, int) and not 0 <= number <= self.vocab_size:
-            raise OptionError("top_logprobs_num", number, f"must be in [0, {self.vocab_size}]", "ask for fewer")
+            field = as_written("top_logprobs_num", written)
+            raise OptionError(field, number, f"must be in [0, {self.vocab_size}]", "ask for fewer")
         if isinstance(start, int) and start < -1:
             raise OptionError("logprob_start_len", start, "must be at least -1", "give a position of the prompt")
 
 
 def check_sampling_params(params: Mapping[str, Any]) -> None:
-    """Refuse an `n` that is no number of samples, and patterns that do not compile."""
+    """Refuse options outside `custom_params`, an `n` that is no number of samples, and patterns that do not compile."""
+    refuse_misplaced(params, "sampling_params.")
     n = params.get("n", 1)
     if not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:
         raise OptionError("n", n, f"must be an integer from 1 to {MOST_SAMPLES}", "ask for one sample or more")
@@ -180,8 +185,16 @@ def check_sampling_params(params: Mapping[str, Any]) -> None:
             raise OptionError("stop_regex", pattern, f"does not compile ({error})", "correct the pattern") from error
 
 
-def longest_answer(asked: int | None, is_default: bool, num_input: int, longest: int, context_len: int) -> int | None:
-    """Return the `max_new_tokens` of a request, which must fit behind its prompt of `num_input` tokens.
+def longest_answer(
+    asked: int | None,
+    is_default: bool,
+    num_input: int,
+    longest: int,
+    context_len: int,
+    *,
+    field: str = "max_new_tokens",
+) -> int | None:
+    """Return the `max_new_tokens` of a request, its `field`, which must fit behind its prompt of `num_input` tokens.
 
     `longest` is the length of the longest request, `is_default` whether the server asked rather than the client: that
     gives way to what fits. None is no limit of its own. Raises OptionError, also for a prompt too long for any answer.
@@ -197,7 +210,7 @@ def longest_answer(asked: int | None, is_default: bool, num_input: int, longest:
     if is_default:
         return most
     limit = f"with {num_input} input tokens at most {most} ({why})"
-    raise OptionError("max_new_tokens", asked, limit, "ask for fewer tokens or shorten the prompt")
+    raise OptionError(field, asked, limit, "ask for fewer tokens or shorten the prompt")
 
 
 def _as_int(token_id: int | str) -> int | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import re
 import secrets
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +28,8 @@ from dlm_serve.options.request_rules import (
     check_sampling_params,
     longest_answer,
 )
+from dlm_serve.options.written import as_written
+from dlm_serve.sglang.bodies import said, with_said
 from dlm_serve.sglang.protocols import (
     GenerateRequestLike,
     SamplingParamsLike,
@@ -42,8 +43,6 @@ _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: distinct seeds f
 _INT64 = 1 << 63
 _TOP_K_ALL = 1 << 30  # SGLang's "whole vocabulary"; larger ones overflow its int32
 
-_SECONDS_TO_ABORT = 2  # SGLang's
-
 _POSITION = re.compile(r"`\$\[(\d+)\]")  # of a wrong value among a message's fields, behind its type
 
 # How tokens are drawn: SGLang's own defaults for these stand only where neither request nor checkpoint says.
@@ -56,11 +55,14 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
     context_len: int
     max_req_input_len: int
     preferred_sampling_params: dict[str, Any]
+    model_path: str
+    served_model_name: str
 
     def init_model_config(self) -> None:
         """Let chats decode as other requests do where they say nothing: see `defaults.prepare_server_args`."""
         super().init_model_config()
         self.serving: Serving = current()  # another engine in this process may load another model later
+        self._started_with = self.model_path
         config = self.model_config
         generation = copy.copy(config.hf_generation_config) or GenerationConfig()
         for name in _DRAWING:
@@ -68,32 +70,42 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
         config.hf_generation_config, config.sampling_defaults = generation, "model"
 
     def generate_request(self, obj: Any, request: Any = None) -> Any:
-        """Refuse parameters that SGLang would answer with HTTP 500 or an empty stream."""
+        """Add what the request's body said, and refuse parameters that SGLang would answer with HTTP 500."""
+        if said().custom_params:
+            several = isinstance(obj.sampling_params, list)
+            params = [with_said(one) for one in obj.sampling_params] if several else with_said(obj.sampling_params)
+            obj.sampling_params = params
         for params in _as_list(obj.sampling_params):
             check_sampling_params(params)
         return super().generate_request(obj, request)
 
     async def update_weights_from_disk(self, obj: Any, request: Any = None) -> Any:
-        """Let the bundled model be named as it is where a server starts."""
-        obj.model_path = bundled.expand(obj.model_path)
+        """Let the weights with which the server started be named as it is, and the bundled model's as at a start."""
+        is_served = obj.model_path == self.served_model_name
+        obj.model_path = self._started_with if is_served else bundled.expand(obj.model_path)
         return await super().update_weights_from_disk(obj, request)
 
+    def _update_model_path_info(self, model_path: str, load_format: str) -> None:
+        """Note where the weights are from; the model keeps its name, by which clients ask for it."""
+        served = self.served_model_name
+        super()._update_model_path_info(model_path, load_format)
+        self.served_model_name = served
+
     def create_abort_task(self, obj: Any) -> BackgroundTasks:
-        """Return what aborts the request of a stream that has ended, also where it was never read."""
+        """Return nothing to do when a stream has ended: SGLang would abort two seconds later, `Bodies` has done so."""
+        return BackgroundTasks()
 
-        async def abort() -> None:
-            await asyncio.sleep(_SECONDS_TO_ABORT)
-            for rid in obj.rid if isinstance(obj.rid, list) else [obj.rid]:
-                if rid in self.rid_to_state:
-                    self.abort_request(rid)
-
-        tasks = BackgroundTasks()
-        tasks.add_task(abort)
-        return tasks
+    def abort_unfinished(self, begun: Mapping[str, Any]) -> None:
+        """Abort those requests, with their states by id, that go on although nobody waits for them."""
+        for rid, state in begun.items():
+            if self.rid_to_state.get(rid) is state and not getattr(state.obj, "background", False):
+                self.abort_request(rid)
 
     def _init_req_state(self, obj: Any, request: Any = None) -> None:
         with unreadable_is_refused():
             super()._init_req_state(obj, request)
+        for rid in obj.rid if isinstance(obj.rid, list) else [obj.rid]:
+            said().begun[rid] = self.rid_to_state[rid]
 
     async def _tokenize_one_request(self, obj: Any) -> Any:
         with unreadable_is_refused():
@@ -137,14 +149,12 @@ def contract_error(error: str | None, body: Any) -> str | None:
     single = {name: value for name, value in body.items() if not isinstance(value, list)}
     rules = current().request_rules
     try:
-        if body.get("custom_params") is not None:
-            raise OptionError("custom_params", body["custom_params"], "belongs in sampling_params", "move it there")
         for ids in _as_list(body.get("input_ids"), of=list):
             rules.check_input_ids(ids)
             rules.check_prompt_length(len(ids), _max_prefill_tokens())
         for params in _as_list(body.get("sampling_params") or {}):
             check_sampling_params(params)
-            rules.plan({**single, **params})
+            rules.plan({**single, **with_said(params)})
             SamplingParams(**params).verify(rules.vocab_size)
         for ids in _as_list(body.get("token_ids_logprob"), of=list):
             rules.check_token_ids("token_ids_logprob", ids)
@@ -154,9 +164,23 @@ def contract_error(error: str | None, body: Any) -> str | None:
 
 
 def converted_chat(original: Any, serving: Any, request: Any, raw_request: Any = None) -> Any:
-    """Around `OpenAIServingChat._convert_to_internal_request`: refuse a chat that cannot be put into tokens."""
+    """Around `OpenAIServingChat._convert_to_internal_request`: refuse a chat that cannot be put into tokens.
+
+    Where thinking is to be told from the answer, the token between them stays in the text although it is a special one.
+    """
+    if serving._get_reasoning_from_request(request) and _is_end_of_thinking_lost(serving):
+        request.skip_special_tokens = False
     with unreadable_is_refused():
         return original(serving, request, raw_request)
+
+
+def _is_end_of_thinking_lost(serving: Any) -> bool:
+    """Return whether texts are without the token between thinking and answer, where special tokens are left out."""
+    tokenizer, detector = serving.tokenizer_manager.tokenizer, serving._reasoning_detector
+    if detector is None:
+        return False
+    end = tokenizer.encode(detector.think_end_token, add_special_tokens=False)
+    return not tokenizer.decode(end, skip_special_tokens=True)
 
 
 def as_the_model_says(params: dict[str, Any], serving: Any, request: Any) -> dict[str, Any]:
@@ -167,7 +191,7 @@ def as_the_model_says(params: dict[str, Any], serving: Any, request: Any) -> dic
 def _admit(tokenized: TokenizedRequestLike, manager: DlmTokenizerManager, request: GenerateRequestLike) -> None:
     """Check a tokenized request, and give it its plan, a seed and a length that fits. Raises OptionError."""
     params, rules = tokenized.sampling_params, manager.serving.request_rules
-    plan = rules.plan({name: _asked(name, request, params) for name in FIELDS})
+    plan = rules.plan({name: _asked(name, request, params) for name in FIELDS}, said().fields)
     if request.text is not None:
         tokenized.input_ids = _begun(tokenized.input_ids, manager.serving.checkpoint)
     num_input = len(tokenized.input_ids)
@@ -180,6 +204,7 @@ def _admit(tokenized: TokenizedRequestLike, manager: DlmTokenizerManager, reques
         num_input,
         manager.max_req_input_len + BEYOND_PROMPT,
         manager.context_len,
+        field=as_written("max_new_tokens", said().fields),
     )
     params.top_k = min(params.top_k, _TOP_K_ALL)
     params.custom_params = {**(params.custom_params or {}), PLAN_KEY: PLAN.dump_json(plan).decode()}

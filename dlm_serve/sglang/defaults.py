@@ -28,6 +28,9 @@ UNCHUNKED_MEM_FRACTION = 0.8
 SGLang would set 1.5 MB aside for each token of the longest prefill: 25 GB, which smaller GPUs have not.
 """
 
+_ALWAYS_THINK = ("deepseek-r1", "gigachat35", "qwen3-thinking", "minimax", "step3", "step3p5")
+"""Reasoning parsers that look for the end of thinking in every answer."""
+
 # field, the value that is fine, why others are not
 _UNSUPPORTED = (
     ("speculative_algorithm", algorithm.NAME, "dlm-serve brings its own decoding"),
@@ -59,7 +62,9 @@ def prepare_server_args(server_args: ServerArgsLike) -> bool:
     """
     if is_active() and server_args.device is None:
         server_args.device = "cpu"
-    server_args.model_path = bundled.expand(server_args.model_path)
+    if (folder := bundled.expand(server_args.model_path)) != server_args.model_path:
+        server_args.served_model_name = server_args.served_model_name or bundled.NAME
+        server_args.model_path = folder
     serving = find_serving(server_args)
     if serving is None:
         return False
@@ -77,6 +82,7 @@ def prepare_server_args(server_args: ServerArgsLike) -> bool:
     if serving.checkpoint.family.released_as is not None:
         server_args.json_model_override_args = _named_as_ours(server_args, serving)
     server_args.preferred_sampling_params = _sampling_defaults(server_args, serving)
+    _set_reasoning_parser(server_args, serving)
     if server_args.device == "cpu":
         _set_cpu_defaults(server_args)
     else:
@@ -85,6 +91,18 @@ def prepare_server_args(server_args: ServerArgsLike) -> bool:
         # SGLang would take float16, whose range these models were not trained for.
         server_args.dtype = "float32" if server_args.device == "cpu" else "bfloat16"
     return True
+
+
+def _set_reasoning_parser(server_args: ServerArgsLike, serving: Serving) -> None:
+    """Set the family's reasoning parser for `auto`. Raises ConfigError for one that takes answers for thinking."""
+    ours = serving.checkpoint.family.reasoning_parser
+    if ours is None:
+        return
+    if server_args.reasoning_parser == "auto":
+        server_args.reasoning_parser = ours
+    elif server_args.reasoning_parser in _ALWAYS_THINK:
+        limit = "takes every answer for thinking, also where the chat template switches thinking off"
+        raise ConfigError("--reasoning-parser", server_args.reasoning_parser, limit, f"use {ours}")
 
 
 def _set_prefill(server_args: ServerArgsLike, serving: Serving) -> None:

@@ -209,9 +209,11 @@ class ServerArgsLike(Protocol):
     """`server_args.ServerArgs` before it is resolved: the flags of a server."""
 
     model_path: str
+    served_model_name: str | None
     revision: str | None
     tokenizer_path: str | None
     skip_tokenizer_init: bool
+    reasoning_parser: str | None
     load_format: str
     device: str | None
     tp_size: int

@@ -11,12 +11,17 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.middleware import Middleware
 
-from dlm_serve.errors import OptionError
+from dlm_serve.errors import InvalidValueError, OptionError
+from dlm_serve.sglang.bodies import Bodies
+from dlm_serve.sglang.error_bodies import error_body
+from dlm_serve.sglang.model_names import list_aliases
 from dlm_serve.sglang.protocols import ServerArgsLike
+from dlm_serve.sglang.routes import style_of
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
-_TEXT_ROUTES = ("/v1/", "/api/", "/tokenize", "/detokenize", "/invocations")
+_MOST_DETAILS = 5
 _STUMBLES = (AttributeError, TypeError, LookupError, OverflowError)
 
 
@@ -36,44 +41,46 @@ def unreadable_is_refused() -> Iterator[None]:
 
 
 def answer_refusals(server_args: ServerArgsLike) -> None:
-    """Let the HTTP server, where there is one, refuse what it would answer with HTTP 500."""
+    """Let the HTTP server, where there is one, read our options on all routes, and refuse what it cannot answer."""
     http_server = sys.modules.get(HTTP_SERVER)
-    if http_server is None:
+    if http_server is None or any(entry.cls is Bodies for entry in http_server.app.user_middleware):
         return
-    _answer_errors_over_bodies(http_server.app)
-    if server_args.skip_tokenizer_init:
-        http_server.app.add_middleware(_TextRefused)
+    app: FastAPI = http_server.app
+    _answer_errors_over_bodies(app)
+    list_aliases(app, http_server)
+    # The innermost, behind authentication and decompression.
+    reader: Any = Bodies
+    app.user_middleware.append(
+        Middleware(
+            reader,
+            manager=lambda: http_server.get_global_state().tokenizer_manager,
+            has_tokenizer=not server_args.skip_tokenizer_init,
+        )
+    )
 
 
 def _answer_errors_over_bodies(app: FastAPI) -> None:
-    """Answer ValueErrors that a route does not, and errors of validators, as SGLang's own validation errors."""
-    invalid: Any = app.exception_handlers[RequestValidationError]
+    """Answer errors of validators, and ValueErrors that a route does not, with HTTP 400 that names the field."""
 
-    async def answer(request: Request, error: Exception) -> Any:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        details = error.errors() if isinstance(error, RequestValidationError) else []
+        places = [".".join(str(part) for part in detail["loc"] if part != "body") for detail in details]
+        told = dict.fromkeys(f"{place}: {detail['msg']}" for place, detail in zip(places, details, strict=True))
+        return _refused(request, "; ".join([*told][:_MOST_DETAILS]), places[0] if places else None)
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
         if not (isinstance(error, ValueError) or _is_of_validation(error)):
             raise error
-        message = f"{type(error).__name__}: {error}"
-        return await invalid(
-            request, RequestValidationError([{"loc": ("body",), "msg": message, "type": "value_error"}])
-        )
+        named = "" if isinstance(error, InvalidValueError) else f"{type(error).__name__}: "
+        return _refused(request, f"{named}{error}")
 
+    app.add_exception_handler(RequestValidationError, invalid)
     for kind in (ValueError, *_STUMBLES):
         app.add_exception_handler(kind, answer)
 
 
-class _TextRefused:
-    """An ASGI application that refuses requests to routes whose answers are text, and passes on the others."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        app = self._app
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(_TEXT_ROUTES):
-            limit = "needs the tokenizer, which --skip-tokenizer-init leaves out"
-            refused = OptionError("path", scope["path"], limit, "send input_ids to /generate")
-            app = JSONResponse({"error": {"message": str(refused), "type": "BadRequest", "code": 400}}, 400)
-        await app(scope, receive, send)
+def _refused(request: Request, message: str, param: str | None = None) -> JSONResponse:
+    return JSONResponse(error_body(style_of(request.url.path), 400, message, param=param), 400)
 
 
 def _is_of_validation(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from http import HTTPStatus
 from typing import Any
 
-from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN, Req
+from sglang.srt.managers.schedule_batch import FINISH_MATCHED_STR, FINISH_MATCHED_TOKEN, Req
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.mem_cache.allocation_sizing import get_alloc_page_size, get_alloc_reserve_per_decode
@@ -127,6 +127,8 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         if token_id != NO_TOKEN:
             super().update_self_opened_reasoning_tokens(token_id, think_start_ids, think_end_ids)
 
+    reasoning_tokens: int
+
     def update_finish_state(self, new_accepted_len: int | None = None) -> None:
         """Count the decode step that emitted so many tokens (None is an EXTEND call), and finish if there is a reason.
 
@@ -147,10 +149,39 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
             self.output_ids.pop()
             num_new = 0
         if self.to_finish or (num_new > 0 and not _end_by_upstream_rule(self)):
-            super().update_finish_state(num_new)
+            self._finish_in_order(num_new)
             if self.finished() and new_accepted_len:
                 num_behind = len(self.output_ids) - len(self.output_ids_through_stop)
                 state_of(self).end_answer(max(num_new - num_behind, 0))
+
+    def _finish_in_order(self, num_new: int) -> None:
+        """Finish if one of the `num_new` last tokens is a reason to, as if they had come one by one.
+
+        SGLang looks for strings in all of them before it looks for tokens, and for each string in turn.
+        """
+        params, length = self.sampling_params, len(self.output_ids)
+        may_meet = params.stop_strs or params.stop_regex_strs or length >= params.max_new_tokens
+        if self.to_finish or num_new == 1 or not may_meet:
+            super().update_finish_state(num_new)
+        else:
+            new = self.output_ids[length - num_new :]
+            del self.output_ids[length - num_new :]
+            for position, token in enumerate(new):
+                self.output_ids.append(token)
+                super().update_finish_state(1)
+                if self.finished():
+                    self.output_ids.extend(new[position + 1 :])
+                    break
+        if isinstance(self.finished_reason, FINISH_MATCHED_STR):
+            self.finished_reason.matched = self._first_stop(self.finished_reason.matched)
+        if self.finished():
+            self.reasoning_tokens = min(self.reasoning_tokens, len(self.output_ids_through_stop))
+
+    def _first_stop(self, matched: str) -> str:
+        """Return the stop string that begins first in the finished answer; `matched` is one that it ends with."""
+        text = self.tokenizer.decode(self.output_ids_through_stop[-self._stop_match_tail_len(1) :])
+        places = {text.find(stop): stop for stop in self.sampling_params.stop_strs if stop in text}
+        return places[min(places)] if places else matched
 
     def owned_kv_len(self) -> int:
         """Return how many tokens have KV that may go to the prefix cache; the slots of the others are freed."""

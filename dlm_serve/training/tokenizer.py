@@ -26,7 +26,7 @@ BOS_ID, MASK_ID, EOS_ID, THINK_END_ID = (SPECIAL_TOKENS.index(token) for token i
 
 # As the release renders it: an empty system turn where none is given, no thinking unless asked for.
 CHAT_TEMPLATE = (
-    "{%- set enable_thinking = enable_thinking if enable_thinking is defined else false -%}"
+    "{%- set enable_thinking = enable_thinking | default(false) -%}"
     "{%- if messages[0]['role'] == 'system' -%}"
     "{{ '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
     "{%- else -%}{{ '<|im_start|>system\n<|im_end|>\n' }}{%- endif -%}"

@@ -29,9 +29,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Blocks of 32, a draft adapter, and a context that leaves no slack in rounded-up buffers."""
+    """Blocks of 32, a draft adapter, a context that leaves no slack in rounded-up buffers, and a reasoning parser."""
     log = tmp_path_factory.mktemp("with_adapter") / "log"
-    with Server.launch(WITH_ADAPTER, "--context-length", "991", log=log) as server:
+    flags = ("--context-length", "991", "--reasoning-parser", "qwen3", "--served-model-name", "tiny")
+    with Server.launch(WITH_ADAPTER, *flags, log=log) as server:
         yield server
 
 

@@ -66,6 +66,33 @@ def test_stop_string(trained: Server, mode: str, start: int) -> None:
 
 
 @mode_table
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_first_of_two_stops_ends_the_answer(trained: Server, mode: str, order: int) -> None:
+    """Whichever the request names first, and also where a step emits both."""
+    text = trained.generate(PROMPT, 24, mode=mode, ignore_eos=True)["text"]
+    places = [at for at in range(24) if text[at].isascii() and text.index(text[at]) == at]
+    for at, later in itertools.pairwise(places):
+        stops = [text[at], text[later]][::order]
+        answer = trained.generate(PROMPT, 24, mode=mode, ignore_eos=True, stop=stops)
+        assert answer["text"] == text[:at]
+        assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": text[at]}
+
+
+@mode_table
+def test_nothing_behind_the_end_is_a_stop(trained: Server, mode: str) -> None:
+    """A string that only tokens behind a stop token would complete, in the same step or later."""
+    whole = trained.generate(PROMPT, 24, mode=mode, ignore_eos=True)
+    text, tokens = whole["text"], whole["output_ids"]
+    ends = [at for at in range(20) if tokens.index(tokens[at]) == at]
+    cases = [(at, text[at + 1 :][:2]) for at in ends if text[at + 1 :][:2] not in text[: at + 2]]
+    assert cases
+    for at, behind in cases:
+        answer = trained.generate(PROMPT, 24, mode=mode, stop_token_ids=[tokens[at]], stop=[behind])
+        assert answer["output_ids"] == tokens[: at + 1]
+        assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": tokens[at]}
+
+
+@mode_table
 def test_many_stop_ids(trained: Server, mode: str) -> None:
     """More than a row remembers: the host checks them all."""
     whole = ids(trained, PROMPT, 24, mode=mode)

@@ -183,11 +183,6 @@ def test_a_text_without_tokens(trained: Server) -> None:
     assert len(trained.generate(PROMPT, 4)["output_ids"]) == 4
 
 
-def test_options_in_the_wrong_place(trained: Server) -> None:
-    asked = {"custom_params": {"dlm": {"mode": "diffusion"}}}
-    assert "belongs in sampling_params" in refused(trained, "/generate", generate_body(PROMPT, 4, request=asked))
-
-
 @pytest.mark.parametrize(
     ("asked", "word"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import torch
 from golden import DATA, RANDOM, TRAINED, WITH_ADAPTER, by_adapter
 from golden import NEMOTRON_LABS_DIFFUSION as GOLDEN
@@ -61,11 +62,15 @@ def test_new_weights_take_effect(trained: Server, tmp_path: Path) -> None:
 
 
 def test_the_draft_adapter_changes_with_the_weights(with_adapter: Server, tmp_path: Path) -> None:
-    """Forward passes tell which one drafts: none, where the new checkpoint has none."""
+    """Forward passes tell which one drafts: none, where the new checkpoint has none.
+
+    The name under which the model is served stays, and means the checkpoint that the server started with.
+    """
     plain = tmp_path / "plain"
     shutil.copytree(WITH_ADAPTER, plain, ignore=shutil.ignore_patterns(DRAFT_ADAPTER_FOLDER))
-    for checkpoint, adapter in ((plain, False), (WITH_ADAPTER, True)):
+    for checkpoint, adapter in ((plain, False), ("tiny", True)):
         assert update(with_adapter, checkpoint)[0] == 200
+        assert requests.get(f"{with_adapter.url}/v1/models", timeout=30).json()["data"][0]["id"] == "tiny"
         reference = by_adapter(GOLDEN.cases(WITH_ADAPTER, "linear_spec"), adapter=adapter)[::4]
         assert GOLDEN.differences(reference, GOLDEN.ask(with_adapter, reference)) == []
 

@@ -35,6 +35,9 @@ CONCURRENCY = 12
 CHECKED_EVERY = 100
 RESTED_SECONDS = 60
 
+END_OF_STREAM = {"/v1/messages": '{"type":"message_stop"}'}
+"""Of routes whose streams do not end as OpenAI's, the last event."""
+
 ALARM = re.compile(r"^.*(?:memory leak|Traceback)(?:.*\n(?!\[20))*", re.MULTILINE)
 """What a server's log must not have in it: SGLang's audit of its pool, or an error that nobody expected."""
 
@@ -122,13 +125,13 @@ def problem_with(request: Request, response: requests.Response, text: str) -> st
     if request.unknown is not None and request.is_fine and f"custom_params.dlm.{request.unknown} = " not in text:
         return f"the unknown option is not named: {text[:300]}"
     is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
-    return _problem_with_events(text) if is_stream else None
+    return _problem_with_events(text, END_OF_STREAM.get(request.path, "[DONE]")) if is_stream else None
 
 
-def _problem_with_events(text: str) -> str | None:
-    """What is wrong with a stream that has ended; None if nothing is."""
+def _problem_with_events(text: str, end: str) -> str | None:
+    """What is wrong with a stream that has ended, as its last event says; None if nothing is."""
     events = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
-    if not events or events.pop() != "[DONE]":
+    if not events or events.pop() != end:
         return f"the stream was cut off: {text[-300:]}"
     for event in map(json.loads, events):
         error = event.get("error")

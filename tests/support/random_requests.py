@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-ROUTES = ("/generate", "/v1/chat/completions", "/v1/completions")
+ROUTES = ("/generate", "/v1/chat/completions", "/v1/completions", "/v1/messages", "/api/chat", "/api/generate")
 
 JUNK_SHARE = 0.2
 """Of values that are of no use for their field."""
@@ -230,8 +230,11 @@ class _Draw:
                     name: self._value(name, {}) for name in rng.sample(SAMPLING, min(int(rng.expovariate(0.6)), 9))
                 }
             return {"input_ids": [rng.randrange(5, 90) for _ in range(rng.randrange(1, 60))], "sampling_params": params}
-        prompt: dict[str, Any] = {"messages": CHAT} if path == "/v1/chat/completions" else {"prompt": "hi"}
-        return {"model": "default", **prompt, "max_tokens": length, **custom}
+        prompt: dict[str, Any] = (
+            {"prompt": "hi"} if path in ("/v1/completions", "/api/generate") else {"messages": CHAT}
+        )
+        limit = {"options": {"num_predict": length}} if path.startswith("/api/") else {"max_tokens": length}
+        return {"model": "default", **prompt, **limit, **custom}
 
     def _value(self, name: str, schema: dict[str, Any]) -> Any:
         """A value for the field `name`: one of its pool, one that its schema allows, or junk."""

@@ -27,6 +27,7 @@ FIELDS = (
     "max_total_tokens",
     "mem_fraction_static",
     "page_size",
+    "reasoning_parser",
 )
 SET = {"threads": THREADS_VARIABLE, "cores": CORES_VARIABLE}
 READ = {**SET, "interpreted": "TRITON_INTERPRET"}

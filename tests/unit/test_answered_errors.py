@@ -14,6 +14,8 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, model_validator
 
 from dlm_serve.sglang import refusals
+from dlm_serve.sglang.error_bodies import restyled
+from dlm_serve.sglang.routes import ErrorStyle
 
 
 class Body(BaseModel):
@@ -52,7 +54,7 @@ def server(monkeypatch: pytest.MonkeyPatch, *, skip_tokenizer_init: bool) -> Tes
     ("body", "status", "words"),
     [
         ({"content": "a"}, 200, "b"),
-        ({"content": 5}, 400, "valid string"),
+        ({"content": 5}, 400, "content: Input should be a valid string"),
         ([], 400, "AttributeError: 'list' object has no attribute 'get'"),
         ({"content": "refuse"}, 400, "ValueError: n is too low"),
         ({"content": "c"}, 500, "Internal Server Error"),
@@ -63,6 +65,31 @@ def test_status(monkeypatch: pytest.MonkeyPatch, body: Any, status: int, words: 
     response = server(monkeypatch, skip_tokenizer_init=False).post("/v1/chat/completions", json=body)
     assert response.status_code == status
     assert words in response.text
+
+
+WHOLE = {"message": "no", "type": "invalid_request_error", "param": None, "code": 400}
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ({"object": "error", "message": "no", "type": "BadRequest", "param": None, "code": 400}, WHOLE),
+        ({"error": {"message": "no"}}, WHOLE),
+        ({"error": "no"}, WHOLE),
+        ({"detail": "no"}, WHOLE),
+        ({"error": {"message": "no", "param": "top_p"}}, {**WHOLE, "param": "top_p"}),
+        ({"message": "a.b = 1: no"}, {**WHOLE, "message": "a.b = 1: no", "param": "a.b"}),
+        ({"error": {"message": "no", "code": "not_here"}}, {**WHOLE, "code": "not_here"}),
+    ],
+    ids=str,
+)
+def test_one_shape(content: dict[str, Any], error: dict[str, Any]) -> None:
+    """Whichever of SGLang's an error has; clients of other makers read theirs."""
+    assert restyled(ErrorStyle.OPENAI, 400, content) == {"error": error}
+    assert restyled(ErrorStyle.OLLAMA, 400, content) == {"error": error["message"]}
+    anthropic = {"type": "error", "error": {"type": error["type"], "message": error["message"]}}
+    assert restyled(ErrorStyle.ANTHROPIC, 400, content) == anthropic
+    assert restyled(ErrorStyle.ANTHROPIC, 400, anthropic) == anthropic
 
 
 def test_text_needs_a_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:

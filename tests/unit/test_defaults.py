@@ -15,6 +15,7 @@ from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
 
 SCRIPT = Path(__file__).parent / "server_defaults.py"
 SGLANGS = {
+    "reasoning_parser": None,
     "chunked_prefill_size": None,
     "cores": None,
     "cuda_graph_max_bs_decode": None,
@@ -84,6 +85,16 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("nld-trained-b8", {"device": "cpu", "quantization": "fp8", "interpreted": "1"}, {**ON_CPU, "dtype": "float32"}),
     ("quantised", {"device": "cpu"}, {"refused": ["quantization", "gptq"]}),
     ("bd3lm/bd3lm-b4", {"device": "cuda", "quantization": "fp8"}, {"refused": ["--quantization", "fp8"]}),
+    (
+        "nld-trained-b8",
+        {"device": "cpu", "reasoning_parser": "auto"},
+        {**ON_CPU, "dtype": "float32", "reasoning_parser": "qwen3"},
+    ),
+    (
+        "nld-trained-b8",
+        {"device": "cpu", "reasoning_parser": "deepseek-r1"},
+        {"refused": ["--reasoning-parser", "deepseek-r1"]},
+    ),
 ]
 
 

@@ -20,6 +20,7 @@ def manager_of(model_path: Path, **preferred: Any) -> Any:
     find_serving(server_args)
     manager = object.__new__(DlmTokenizerManager)
     manager.preferred_sampling_params = preferred
+    manager.model_path = str(model_path)
     manager.model_config = SimpleNamespace(hf_generation_config=None)
     manager.init_model_config()
     return manager

@@ -1,0 +1,95 @@
+"""List SGLang's routes by what they do with a request: take our options, or be refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+
+class ErrorStyle(Enum):
+    """How the clients of a route expect an error."""
+
+    OPENAI = auto()
+    ANTHROPIC = auto()
+    OLLAMA = auto()
+
+
+_UNREAD: Mapping[str, tuple[object, ...]] = {
+    "beam_width": (None, 1),
+    "use_beam_search": (None, False),
+    "session_params": (None,),
+    "max_thinking_tokens": (None,),
+    "thinking_budget": (None,),
+}
+_OLLAMA: Mapping[str, tuple[object, ...]] = {
+    **_UNREAD,
+    "format": (None, ""),
+    "think": (None, False),
+    "tools": (None, []),
+    "images": (None, []),
+}
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route that generates."""
+
+    ignored: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """Fields that SGLang reads over, which change the answer where they are honoured, with the values that ask for
+    nothing."""
+    parameters: str | None = None
+    """The field of its body in which SGLang's sampling parameters stand, or Ollama's options."""
+    stumbles_without_model: bool = False
+    """Whether SGLang answers a body without `model` with an error, although it may be left out."""
+
+
+_CHAT = Route(_UNREAD)
+
+GENERATES: Mapping[str, Route] = {
+    "/generate": Route(parameters="sampling_params"),
+    "/v1/completions": Route({**_UNREAD, "suffix": (None, ""), "best_of": (None, 1)}),
+    "/v1/chat/completions": _CHAT,
+    "/invocations": _CHAT,
+    "/v1/responses": Route(_UNREAD, stumbles_without_model=True),
+    "/v1/messages": _CHAT,
+    os.environ.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): Route(_OLLAMA, parameters="options"),
+    os.environ.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): Route(
+        {
+            **_OLLAMA,
+            "suffix": (None, ""),
+            "template": (None, ""),
+            "context": (None, []),
+            "raw": (None, False),
+        },
+        parameters="options",
+    ),
+    os.environ.get("AIP_PREDICT_ROUTE", "/vertex_generate"): Route(parameters="parameters"),
+}
+"""By path. All take `custom_params` at the top level of the body."""
+
+REFUSED: Mapping[str, str] = {
+    "/v1/embeddings": "gives no embeddings",
+    "/encode": "gives no embeddings",
+    "/v1/classify": "has no classes",
+    "/classify": "has no classes",
+    "/v1/rerank": "does not rank documents",
+    "/v1/score": "does not score labels",
+    "/v1/decisions": "does not score labels",
+    "/v1/systemone": "does not score labels",
+    "/v1/audio/transcriptions": "hears nothing",
+}
+"""Routes for other models, with what a diffusion language model does not do."""
+
+WITH_TEXT = ("/v1/", "/api/", "/tokenize", "/detokenize", "/invocations")
+"""How the paths of routes begin that need a tokenizer."""
+
+_OLLAMA_PATHS = tuple(path for path, route in GENERATES.items() if route.parameters == "options")
+
+
+def style_of(path: str) -> ErrorStyle:
+    """Return how errors of a route are written."""
+    if path.startswith("/v1/messages"):
+        return ErrorStyle.ANTHROPIC
+    return ErrorStyle.OLLAMA if path in _OLLAMA_PATHS or path.startswith("/api/") else ErrorStyle.OPENAI
