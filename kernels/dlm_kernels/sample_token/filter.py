@@ -53,8 +53,8 @@ def _load_groups(
     is_listed = o_l < num_listed
     o_g = tl.load(groups + o_l, mask=is_listed, other=0)
     o_id = o_g[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    is_there = is_listed[:, None] & (o_id < V) & (o_id != exclude_id)
-    return o_id, tl.load(row + o_id, mask=is_there, other=float("-inf")).to(tl.float32)
+    b_x = tl.load(row + o_id, mask=is_listed[:, None] & (o_id < V), other=float("-inf")).to(tl.float32)
+    return o_id, tl.where(o_id == exclude_id, float("-inf"), b_x)
 
 
 @triton.jit
@@ -84,12 +84,14 @@ def filter_kernel(
     G: tl.constexpr,
     BG: tl.constexpr,
     GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    READ: tl.constexpr,
+    DRAWN: tl.constexpr,
     WITHIN: tl.constexpr,
 ):
     """Draw row i_n again until the token is one that its filters keep.
 
-    Of its S stretches it reads what the stretch kernel found, of its G groups the maxima. `groups` is scratch.
+    Of its S stretches it reads what the stretch kernel found, of its G groups the maxima. `groups` is scratch. READ
+    groups are read at a time, DRAWN where noise is computed.
     """
     i_n = tl.program_id(0).to(tl.int64)
     i_r = i_n // width
@@ -123,12 +125,14 @@ def filter_kernel(
             is_kept = x >= floor
             if is_kept:
                 num_listed = _list_groups(listed, o_g, (b_max >= x) if WITHIN else (b_max > x))
-                b_mass = tl.zeros([GROUPS, GROUP], tl.float32)
-                b_count = tl.zeros([GROUPS, GROUP], tl.int32)
-                for start in range(0, num_listed, GROUPS):
-                    _, b_x = _load_groups(row, listed, start, num_listed, exclude_id, V, GROUP, GROUPS)
-                    b_mass += tl.where((b_x >= x) if WITHIN else (b_x > x), tl.math.exp2((b_x - top) * power), 0.0)
-                    b_count += (b_x > x).to(tl.int32)
+                b_mass = tl.zeros([READ * GROUP // 8], tl.float32)
+                b_count = tl.zeros([READ * GROUP // 8], tl.int32)
+                for start in range(0, num_listed, READ):
+                    _, b_x = _load_groups(row, listed, start, num_listed, exclude_id, V, GROUP, READ)
+                    b_x = tl.reshape(b_x, [READ * GROUP // 8, 8])
+                    b_counts = (b_x >= x) if WITHIN else (b_x > x)
+                    b_mass += tl.sum(tl.where(b_counts, tl.math.exp2((b_x - top) * power), 0.0), 1)
+                    b_count += tl.sum((b_x > x).to(tl.int32), 1)
                 count = tl.sum(b_count)
                 is_kept = (count == 0) | ((count < most) & (tl.sum(b_mass) <= limit))
             searching = is_kept == 0
@@ -137,10 +141,10 @@ def filter_kernel(
                 bound = tl.max(tl.where((b_drawn > x) & (b_drawn >= floor), b_noisy, float("-inf")))
                 num_listed = _list_groups(listed, o_g, (b_max > x) & (b_max >= floor) & (b_reach >= bound))
                 next_best, next_token = float("-inf"), token
-                for start in range(0, num_listed, GROUPS):
-                    o_id, b_x = _load_groups(row, listed, start, num_listed, exclude_id, V, GROUP, GROUPS)
+                for start in range(0, num_listed, DRAWN):
+                    o_id, b_x = _load_groups(row, listed, start, num_listed, exclude_id, V, GROUP, DRAWN)
                     b_x = tl.where((b_x > x) & (b_x >= floor), b_x, float("-inf"))
-                    o_eight = tl.min(tl.reshape(o_id, [GROUPS * GROUP // 8, 8]), 1)
+                    o_eight = tl.min(tl.reshape(o_id, [DRAWN * GROUP // 8, 8]), 1)
                     value, drawn = best_under_noise(row, b_x, o_id, o_eight, bits, heat, x, floor, exclude_id, V)
                     if value > next_best:  # groups are in order: of a tie the lowest id stays
                         next_best, next_token = value, drawn

@@ -16,8 +16,8 @@ from dlm_kernels.sample_token.stretches import merge_kernel, stretch_kernel
 STRETCH = 4096
 GROUP = 64
 """Neighbouring tokens of which a filter reads all or none."""
-GROUPS_AT_ONCE = 128
-GREEDY_WARPS, SAMPLED_WARPS, FILTER_WARPS = 2, 4, 16
+READ_GROUPS, DRAWN_GROUPS = 128, 64
+GREEDY_WARPS, SAMPLED_WARPS, FILTER_WARPS = 2, 4, 8
 
 
 def sample_token(
@@ -89,6 +89,7 @@ def sample_token(
         **parts,
     )
     if is_sampled:
+        all_groups = triton.next_power_of_2(num_groups)
         filter_kernel[(num_rows,)](
             logits,
             ids,
@@ -105,9 +106,10 @@ def sample_token(
             *row,
             V=vocab_size,
             G=num_groups,
-            BG=triton.next_power_of_2(num_groups),
+            BG=all_groups,
             GROUP=group,
-            GROUPS=min(GROUPS_AT_ONCE, triton.next_power_of_2(num_groups)),
+            READ=min(READ_GROUPS, all_groups),
+            DRAWN=min(DRAWN_GROUPS, all_groups),
             WITHIN=nucleus is Nucleus.WITHIN,
             num_warps=FILTER_WARPS,
             **parts,
