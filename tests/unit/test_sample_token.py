@@ -148,28 +148,34 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("vocab_size", "width", "dtype", "nucleus"),
-    [
-        (7, 2, torch.float32, Nucleus.REACHING),
-        (320, 1, torch.bfloat16, Nucleus.WITHIN),
-        (5000, 1, torch.bfloat16, Nucleus.REACHING),
-    ],
-)
-def test_drawn_kernels_equal_the_reference(
-    vocab_size: int, width: int, dtype: torch.dtype, nucleus: Nucleus, device: torch.device
+def assert_as_the_reference(
+    logits: torch.Tensor, names: list[str], nucleus: Nucleus = Nucleus.REACHING, device: torch.device | None = None
 ) -> None:
-    """Every setting beside each other, each for `width` positions. In bfloat16 logits have many ties."""
-    generator = torch.Generator().manual_seed(vocab_size)
-    sampling = sampling_of(*SETTINGS.values(), device=device)
-    logits = (torch.randn(width * len(SETTINGS), vocab_size, generator=generator) * 3).to(dtype).to(device)
+    """Rows of `logits` are drawn as the reference draws them, as many for each of the settings `names`."""
+    sampling = sampling_of(*[SETTINGS[name] for name in names], device=device)
     positions = torch.arange(len(logits), device=device) * 31
     rules: dict[str, Any] = {"exclude_id": 3, "nucleus": nucleus}
     ids, confidence, entropy = kernels.sample_token(logits, positions, sampling, **rules)
     expected, *_ = reference.sample_token(logits, positions, sampling, **rules)
-    names = [name for name in SETTINGS for _ in range(width)]
-    assert [name for name, same in zip(names, (ids == expected).tolist(), strict=True) if not same] == []
+    row_names = [name for name in names for _ in range(len(logits) // len(names))]
+    assert [name for name, same in zip(row_names, (ids == expected).tolist(), strict=True) if not same] == []
     assert_probabilities(logits, ids, confidence, entropy, dropped_id=-1)
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(7, torch.float32), (5000, torch.bfloat16)])
+def test_drawn_kernels_equal_the_reference(vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Every setting beside each other. In bfloat16 logits have many ties."""
+    generator = torch.Generator().manual_seed(vocab_size)
+    logits = (torch.randn(len(SETTINGS), vocab_size, generator=generator) * 3).to(dtype).to(device)
+    assert_as_the_reference(logits, list(SETTINGS), device=device)
+
+
+@pytest.mark.parametrize("nucleus", Nucleus)
+def test_top_p_of_several_positions_equals_the_reference(nucleus: Nucleus, device: torch.device) -> None:
+    """Each setting with a top-p for two positions."""
+    names = [name for name, (_, _, top_p, _) in SETTINGS.items() if top_p < 1]
+    logits = torch.randn(2 * len(names), 320, generator=torch.Generator().manual_seed(320)) * 3
+    assert_as_the_reference(logits.bfloat16().to(device), names, nucleus, device)
 
 
 def test_of_equal_scores_the_lowest_id_is_drawn(device: torch.device) -> None:
