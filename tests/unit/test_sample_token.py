@@ -65,11 +65,21 @@ def test_known_rows(
     assert entropy.item() == pytest.approx(expected[2], rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("vocab_size", [1, 7, 320, 8192, 20000])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"),
+    [
+        (1, torch.float32),
+        (7, torch.float16),
+        (320, torch.bfloat16),
+        (8192, torch.float32),
+        (20000, torch.float32),
+        (20000, torch.float16),
+        (20000, torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("exclude_from_denominator", [False, True])
 def test_greedy_kernels_equal_the_reference(
-    dtype: torch.dtype, vocab_size: int, exclude_from_denominator: bool, device: torch.device
+    vocab_size: int, dtype: torch.dtype, exclude_from_denominator: bool, device: torch.device
 ) -> None:
     """Same ids; as far from the float64 result as float32 sums over the row may be, whatever the logits' type."""
     generator = torch.Generator().manual_seed(vocab_size)
@@ -138,29 +148,57 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("vocab_size", "width", "dtype", "nucleus"),
-    [
-        (7, 2, torch.float32, Nucleus.REACHING),
-        (320, 2, torch.bfloat16, Nucleus.REACHING),
-        (320, 2, torch.bfloat16, Nucleus.WITHIN),
-        (5000, 1, torch.bfloat16, Nucleus.REACHING),
-    ],
-)
-def test_drawn_kernels_equal_the_reference(
-    vocab_size: int, width: int, dtype: torch.dtype, nucleus: Nucleus, device: torch.device
+def assert_as_the_reference(
+    logits: torch.Tensor, names: list[str], nucleus: Nucleus = Nucleus.REACHING, device: torch.device | None = None
 ) -> None:
-    """Every setting beside each other, each for `width` positions. In bfloat16 logits have many ties."""
-    generator = torch.Generator().manual_seed(vocab_size)
-    sampling = sampling_of(*SETTINGS.values(), device=device)
-    logits = (torch.randn(width * len(SETTINGS), vocab_size, generator=generator) * 3).to(dtype).to(device)
+    """Rows of `logits` are drawn as the reference draws them, as many for each of the settings `names`."""
+    sampling = sampling_of(*[SETTINGS[name] for name in names], device=device)
     positions = torch.arange(len(logits), device=device) * 31
     rules: dict[str, Any] = {"exclude_id": 3, "nucleus": nucleus}
     ids, confidence, entropy = kernels.sample_token(logits, positions, sampling, **rules)
     expected, *_ = reference.sample_token(logits, positions, sampling, **rules)
-    names = [name for name in SETTINGS for _ in range(width)]
-    assert [name for name, same in zip(names, (ids == expected).tolist(), strict=True) if not same] == []
+    row_names = [name for name in names for _ in range(len(logits) // len(names))]
+    assert [name for name, same in zip(row_names, (ids == expected).tolist(), strict=True) if not same] == []
     assert_probabilities(logits, ids, confidence, entropy, dropped_id=-1)
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(7, torch.float32), (5000, torch.bfloat16)])
+def test_drawn_kernels_equal_the_reference(vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Every setting beside each other. In bfloat16 logits have many ties."""
+    generator = torch.Generator().manual_seed(vocab_size)
+    logits = (torch.randn(len(SETTINGS), vocab_size, generator=generator) * 3).to(dtype).to(device)
+    assert_as_the_reference(logits, list(SETTINGS), device=device)
+
+
+@pytest.mark.parametrize("nucleus", Nucleus)
+def test_top_p_of_several_positions_equals_the_reference(nucleus: Nucleus, device: torch.device) -> None:
+    """Each setting with a top-p for two positions."""
+    names = [name for name, (_, _, top_p, _) in SETTINGS.items() if top_p < 1]
+    logits = torch.randn(2 * len(names), 320, generator=torch.Generator().manual_seed(320)) * 3
+    assert_as_the_reference(logits.bfloat16().to(device), names, nucleus, device)
+
+
+def test_of_equal_scores_the_lowest_id_is_drawn(device: torch.device) -> None:
+    """Scores so large that noise is rounded to a few values beside them: several tokens share the highest."""
+    logits, temperature = torch.full((4, 600), 2.0, device=device), 1e-7
+    sampling = sampling_of(*[(temperature, WHOLE, 1.0, 0.0)] * 4, device=device)
+    positions = torch.arange(4, device=device)
+    scores = logits / temperature + reference.gumbel_noise(sampling.seed, positions, 600)
+    shared = scores == scores.max(-1, keepdim=True).values
+    assert (shared.sum(-1) > 1).any()
+    ids, *_ = kernels.sample_token(logits, positions, sampling, exclude_id=-1)
+    assert torch.equal(ids, shared.int().argmax(-1))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rows_that_are_not_numbers_end(device: torch.device) -> None:
+    """As a poisoned buffer may leave them: some token is drawn, whether none is a number or one is not."""
+    settings = [SETTINGS["all"]] * 2 + [SETTINGS["top-p"]] * 2
+    logits = torch.randn(4, 70, generator=torch.Generator().manual_seed(0)).to(device)
+    logits[::2], logits[1::2, 5] = math.nan, math.nan
+    positions = torch.arange(4, device=device)
+    ids, *_ = kernels.sample_token(logits, positions, sampling_of(*settings, device=device), exclude_id=3)
+    assert ((ids >= 0) & (ids < 70)).all()
 
 
 @both
