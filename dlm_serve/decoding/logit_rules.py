@@ -1,0 +1,137 @@
+"""What requests change about their logits: penalties, biases, a least length.
+
+Semantics: SGLang's penalizers (`sampling/penaltylib`) and `SamplingBatchInfo.apply_logits_bias`, as they are where each
+token is known before the next is chosen. Along a draft each position counts the drafted tokens before it, so that a
+verified answer is the autoregressive one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class LogitRules:
+    """What one request changes about its logits; the defaults change nothing."""
+
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time that it stands in the answer."""
+    presence_penalty: float = 0.0
+    """Taken off if it stands there at all."""
+    repetition_penalty: float = 1.0
+    """What the logit of such a token is divided by, or multiplied by where it is negative."""
+    min_new_tokens: int = 0
+    """Length of the answer before which nothing ends it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, and what is added to their logits."""
+
+
+NO_RULES = LogitRules()
+
+
+@dataclass(frozen=True)
+class RuledRows:
+    """The rules of N rows as tensors, and how often each token stands in their answers."""
+
+    counts: torch.Tensor  # [N, V] int32
+    frequency_penalty: torch.Tensor  # [N] float32
+    presence_penalty: torch.Tensor  # [N] float32
+    repetition_penalty: torch.Tensor  # [N] float32
+    min_new_tokens: torch.Tensor  # [N] int64
+    num_prompt: torch.Tensor  # [N] int64, tokens in front of the answer
+    biased_ids: torch.Tensor  # [N, K] int64, padded with 0
+    biases: torch.Tensor  # [N, K] float32, 0 where padded
+    stop_ids: torch.Tensor  # [N, S] int64, padded with 0
+    stops: torch.Tensor  # [N, S] float32, -inf, 0 where padded
+
+    @classmethod
+    def of(
+        cls,
+        rules: LogitRules,
+        stop_ids: Collection[int],
+        prompt_len: int,
+        answer: Sequence[int],
+        vocab_size: int,
+        device: torch.device | str,
+    ) -> RuledRows:
+        """Return one row on `device`, of a request whose `answer` so far stands behind `prompt_len` tokens.
+
+        `stop_ids` are what ends it.
+        """
+        counts = torch.bincount(torch.tensor(answer, dtype=torch.int64), minlength=vocab_size).int()
+        biased = [token_id for token_id, _ in rules.logit_bias]
+        stopping = sorted(token_id for token_id in stop_ids if token_id < vocab_size) if rules.min_new_tokens else []
+        columns = {
+            "counts": counts,
+            "frequency_penalty": torch.tensor(rules.frequency_penalty),
+            "presence_penalty": torch.tensor(rules.presence_penalty),
+            "repetition_penalty": torch.tensor(rules.repetition_penalty),
+            "min_new_tokens": torch.tensor(rules.min_new_tokens),
+            "num_prompt": torch.tensor(prompt_len),
+            "biased_ids": torch.tensor(biased, dtype=torch.int64),
+            "biases": torch.tensor([bias for _, bias in rules.logit_bias], dtype=torch.float32),
+            "stop_ids": torch.tensor(stopping, dtype=torch.int64),
+            "stops": torch.full((len(stopping),), float("-inf")),
+        }
+        return cls(**{name: column[None].to(device, non_blocking=True) for name, column in columns.items()})
+
+    @classmethod
+    def stack(cls, rows: Sequence[RuledRows]) -> RuledRows:
+        """Return the rows of all `rows`, in a copy."""
+
+        def joined(name: str) -> torch.Tensor:
+            tensors = [getattr(each, name) for each in rows]
+            if tensors[0].dim() == 1 or name == "counts":
+                return torch.cat(tensors)
+            return pad_sequence([row for tensor in tensors for row in tensor], batch_first=True)
+
+        return cls(**{field.name: joined(field.name) for field in fields(cls)})
+
+    def select(self, rows: slice) -> RuledRows:
+        """Return views of the rows `rows`."""
+        return RuledRows(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def adjust_(self, logits: torch.Tensor, tokens: torch.Tensor, committed_lens: torch.Tensor) -> None:
+        """Change `logits` [N, W, V] float32, which stand behind `tokens` [N, W], the first of which is counted already.
+
+        `committed_lens` [N] are all tokens of a request in front of these.
+        """
+        self._penalise_(logits, tokens[:, 1:])
+        width = logits.shape[1]
+        num_output = committed_lens[:, None] + 1 - self.num_prompt[:, None] + torch.arange(width, device=logits.device)
+        is_too_short = num_output < self.min_new_tokens[:, None]
+        for ids, added in (
+            (self.biased_ids, self.biases[:, None].expand(-1, width, -1)),
+            (self.stop_ids, torch.where(is_too_short[..., None], self.stops[:, None], 0.0)),
+        ):
+            logits.scatter_add_(2, ids[:, None].expand(-1, width, -1), added)
+
+    def count_(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
+        """Count the first `lens` [N] of the `tokens` [N, W] that each row emits."""
+        is_emitted = torch.arange(tokens.shape[1], device=tokens.device) < lens[:, None]
+        self.counts.scatter_add_(1, torch.where(is_emitted, tokens, 0), is_emitted.int())
+
+    def _penalise_(self, logits: torch.Tensor, drafted: torch.Tensor) -> None:
+        """Penalise what stands in the answer and, at each position, among the `drafted` tokens [N, W - 1] before it."""
+        at = drafted[:, None].expand(-1, logits.shape[1], -1)
+        unchanged = logits.gather(2, at)
+        same = (drafted[:, :, None] == drafted[:, None, :]).int()
+        along = pad(same.cumsum(1), (0, 0, 1, 0))  # [N, W, W - 1], how often before each position
+        logits.copy_(self._penalised(logits, self.counts[:, None]))
+        logits.scatter_(2, at, self._penalised(unchanged, self.counts.gather(1, drafted)[:, None] + along))
+
+    def _penalised(self, logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Return `logits` [N, W, *] of tokens that stand in the answer `counts` [N, 1 or W, *] times."""
+        frequency, presence, repetition = (
+            penalty[:, None, None]
+            for penalty in (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
+        )
+        is_there = counts > 0
+        lowered = logits - (frequency * counts + presence * is_there)
+        scale = torch.where(is_there, repetition, 1.0)
+        return torch.where(lowered < 0, lowered * scale, lowered / scale)
