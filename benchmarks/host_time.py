@@ -31,6 +31,7 @@ from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.routing.costs import LearnedCosts
 from dlm_serve.sglang.block_step import BlockForward
 from dlm_serve.sglang.decode_step import DecodeStep
+from dlm_serve.sglang.logit_step import LogitStep
 from dlm_serve.sglang.planned_step import StepPlanner
 from dlm_serve.sglang.sampler import DlmSampler
 
@@ -58,7 +59,7 @@ class Forwards:
         ids = torch.zeros(size, dtype=torch.int64)
         emitted = StepOutput(ids, torch.ones(size[0], dtype=torch.int32))
         prediction = Prediction(ids, torch.zeros(size), torch.zeros(size))
-        return BlockForward(torch.zeros(size[0], VOCAB_SIZE), prediction, True, lambda: emitted)
+        return BlockForward(torch.zeros(*size, VOCAB_SIZE), prediction, True, lambda: emitted)
 
 
 def decode_forward(table: Rows) -> Any:
@@ -69,7 +70,7 @@ def decode_forward(table: Rows) -> Any:
         sampler = DlmSampler(CHOICE)
     sampler._sync_token_ids_across_tp = mock.Mock()
     sampler._preprocess_logits = lambda logits, _: logits
-    runner = SimpleNamespace(sampler=sampler, _preprocess_logits=lambda *_: None)
+    runner = SimpleNamespace(sampler=sampler)
     decode = DecodeForward(SimpleNamespace(model_runner=runner), table)
     vars(decode)["logits"] = lambda indices, *_: (torch.zeros(len(indices), VOCAB_SIZE), True)
     return decode
@@ -85,14 +86,14 @@ def batch_of(modes: list[Any]) -> Any:
         top_ps=torch.ones(number),
         min_ps=torch.zeros(number),
         is_all_greedy=True,
+        has_custom_logit_processor=False,
     )
     return SimpleNamespace(
-        reqs=[SimpleNamespace(dlm_state=RequestState(plan), grammar=None) for plan in plans],
+        reqs=[SimpleNamespace(dlm_state=RequestState(plan), grammar=None, return_logprob=False) for plan in plans],
         req_pool_indices=torch.arange(1, number + 1),
         seq_lens=torch.full((number,), 100),
         seq_lens_cpu=None,
         sampling_info=sampling_info,
-        has_grammar=False,
         return_logprob=False,
         top_logprobs_nums=[],
         token_ids_logprobs=[],
@@ -102,14 +103,15 @@ def batch_of(modes: list[Any]) -> Any:
 def milliseconds_per_step(modes: list[Any], repeats: int = 5, steps: int = 200) -> float:
     """Return the median of `repeats` of the mean time of so many steps."""
     table = Rows.table(len(modes) + 1, WIDTH, MASK, "cpu")
-    step = DecodeStep(Forwards(), decode_forward(table), mock.Mock(), table, MASK)
+    logits = LogitStep(table, COMMIT, CHOICE, VOCAB_SIZE)
+    step = DecodeStep(Forwards(), decode_forward(table), mock.Mock(), logits, MASK)
     planner = StepPlanner(COMMIT, LearnedCosts((WIDTH,), len(modes)).table, WIDTH, "cpu")
     batch = batch_of(modes)
 
     def run() -> float:
         start = time.perf_counter()
         for _ in range(steps):
-            step.run(batch, planner.plan(batch.reqs))
+            step.run(batch, planner.plan(batch.reqs), planner.num_steps, lambda: None)
         return (time.perf_counter() - start) * 1000 / steps
 
     run()

@@ -9,6 +9,7 @@ from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
 from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
 from dlm_serve.decoding.denoise import BlockAlgorithm
+from dlm_serve.decoding.logit_rules import LogitRules, RuledRows
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import Evidence, RequestState, Tally
@@ -28,6 +29,7 @@ __all__ = [
     "DecodePlan",
     "Evidence",
     "Forward",
+    "LogitRules",
     "Mode",
     "ModeSettings",
     "Nucleus",
@@ -37,6 +39,7 @@ __all__ = [
     "RequestState",
     "RowOptions",
     "Rows",
+    "RuledRows",
     "Sampling",
     "StepOutput",
     "StopRule",

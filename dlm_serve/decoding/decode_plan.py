@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from dlm_serve.decoding.logit_rules import NO_RULES, LogitRules
 from dlm_serve.decoding.modes import ConcreteMode, Mode
 from dlm_serve.decoding.stop_rules import StopRule
 
@@ -34,11 +35,12 @@ class ModeSettings:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """The modes in which a request may decode, each with its settings, and what ends it."""
+    """The modes in which a request may decode, each with its settings; what ends it, and what it does to its logits."""
 
     permitted: tuple[ModeSettings, ...]
     """At least one; a request starts with the first."""
     stop_rule: StopRule = StopRule.EOS
+    logit_rules: LogitRules = NO_RULES
 
     def __post_init__(self) -> None:
         if not self.permitted:

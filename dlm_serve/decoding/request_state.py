@@ -165,6 +165,13 @@ class RequestState:
         self._later.append((number, settings))
         self.num_switches += 1
 
+    def may_emit(self, step: int, steps_per_block: int | None) -> bool:
+        """Return whether the engine's `step` may emit tokens of it: not where it is known to draft a block then.
+
+        `steps_per_block` is what all its blocks take; None if that depends on the tokens.
+        """
+        return steps_per_block is None or (step - self._offset - self._block_start + 1) % steps_per_block == 0
+
     # Results.
 
     def end_step(self, num_emitted: int) -> None:

@@ -38,6 +38,12 @@ class Prediction:
         """Return views of the rows `rows`."""
         return Prediction(self.ids[rows], self.confidence[rows], self.entropy[rows])
 
+    def put_(self, rows: torch.Tensor, other: Prediction) -> None:
+        """Overwrite the rows `rows` [N] int64 with `other`, N rows."""
+        self.ids.index_copy_(0, rows, other.ids)
+        self.confidence.index_copy_(0, rows, other.confidence)
+        self.entropy.index_copy_(0, rows, other.entropy)
+
 
 @dataclass(frozen=True)
 class TokenChoice:

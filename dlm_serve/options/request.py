@@ -31,11 +31,13 @@ class RequestOptions(Frozen):
     """As on Efficient-DLM's card; must be what the family does."""
 
     @property
-    def wants_diffusion(self) -> bool:
-        """Return whether they ask for what only diffusion has: its fixed schedule, or stopping by convergence."""
-        has_threshold = "threshold" in self.model_fields_set
-        wants_schedule = self.threshold is None if has_threshold else self.steps is not None
-        return wants_schedule or self.convergence_threshold is not None
+    def diffusion_only(self) -> str | None:
+        """Return the option that only diffusion has: its fixed schedule, or stopping by convergence. None if absent."""
+        if "threshold" in self.model_fields_set:
+            schedule = "threshold" if self.threshold is None else None
+        else:
+            schedule = None if self.steps is None else "steps"
+        return schedule or (None if self.convergence_threshold is None else "convergence_threshold")
 
     @classmethod
     def parse(cls, raw: object) -> RequestOptions:

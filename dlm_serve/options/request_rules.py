@@ -14,6 +14,7 @@ from dlm_serve.decoding import Commit, DecodePlan, StopRule
 from dlm_serve.errors import OptionError
 from dlm_serve.families import Family
 from dlm_serve.options.misplaced import OPTIONS_KEY, refuse_misplaced
+from dlm_serve.options.needs import SEQUENTIAL, Need
 from dlm_serve.options.request import RequestOptions
 from dlm_serve.options.resolve import resolve
 from dlm_serve.options.server_file import ServerConfig
@@ -24,22 +25,6 @@ PLAN_KEY = "dlm_plan"
 
 PLAN = TypeAdapter(DecodePlan)
 """Writes plans as JSON, and reads them."""
-
-# What depends on one token following another, with the values that ask for nothing.
-AUTOREGRESSIVE_ONLY: dict[str, tuple[object, ...]] = {
-    "return_logprob": (None, False),
-    "json_schema": (None, ""),
-    "regex": (None, ""),
-    "ebnf": (None, ""),
-    "structural_tag": (None, ""),
-    "frequency_penalty": (None, 0.0),
-    "presence_penalty": (None, 0.0),
-    "repetition_penalty": (None, 1.0),
-    "logit_bias": (None, {}),
-    "min_new_tokens": (None, 0),
-    "custom_logit_processor": (None, ""),
-    "watermark": (None, False),
-}
 
 # What no mode honours, with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -60,7 +45,7 @@ NOT_WITH_UPSTREAM_STOPS: dict[str, tuple[object, ...]] = {
 }
 
 FIELDS = (
-    *AUTOREGRESSIVE_ONLY,
+    *SEQUENTIAL,
     *UNSUPPORTED,
     *NOT_WITH_UPSTREAM_STOPS,
     "custom_params",
@@ -121,15 +106,15 @@ class RequestRules:
         self._check_logprobs(values, written)
         for name in LISTS_OF_TOKEN_IDS:
             self.check_token_ids(name, values.get(name) or ())
-        needed = (name for name, nothing in AUTOREGRESSIVE_ONLY.items() if values.get(name) not in nothing)
-        needs = tuple(as_written(name, written) for name in needed)
+        asked = (name for name, nothing in SEQUENTIAL.items() if values.get(name) not in nothing)
+        needs = tuple(Need(name, as_written(name, written)) for name in asked)
         options = RequestOptions.parse(custom.get(OPTIONS_KEY))
         plan = self._resolve(options, frozenset(options.model_fields_set), needs)
         if plan.stop_rule is StopRule.UPSTREAM:
             _check_upstream_stops(values)
         return plan
 
-    def _resolve(self, options: RequestOptions, given: frozenset[str], needs: tuple[str, ...]) -> DecodePlan:
+    def _resolve(self, options: RequestOptions, given: frozenset[str], needs: tuple[Need, ...]) -> DecodePlan:
         """Resolve options; `given` tells apart those that are null from those that are absent, which compare equal."""
         return resolve(options, self.config, self.family, self.block_size, needs)
 

@@ -14,8 +14,12 @@ from dlm_serve.errors import OptionError
 from dlm_serve.families import Family
 from dlm_serve.options.block_rules import rules_of
 from dlm_serve.options.limits import listed, on_grid, use_one_of
+from dlm_serve.options.needs import Need, honours
 from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
 from dlm_serve.options.server_file import RoutingPolicy, ServerConfig
+
+_FASTEST_FIRST: tuple[ConcreteMode, ...] = (Mode.SELF_SPECULATION, Mode.AUTOREGRESSIVE)
+"""The modes that honour what depends on one token following another."""
 
 _LOSSLESS = {Mode.SELF_SPECULATION: Mode.AUTOREGRESSIVE}
 """Modes whose answers are those of another mode."""
@@ -26,19 +30,20 @@ def resolve(
     config: ServerConfig,
     family: Family,
     block_size: int,
-    autoregressive_only: Sequence[str],
+    needs: Sequence[Need],
 ) -> DecodePlan:
     """Return the plan of a request with `options` on a checkpoint of `family` and `block_size`.
 
-    `autoregressive_only` names what the request asks for that only the autoregressive mode honours. Raises
-    OptionError if the options exclude each other, exceed the server's widths, or are not the family's.
+    `needs` is what it asks for besides. Raises OptionError if the options exclude each other or a need, exceed the
+    server's widths, or are not the family's.
     """
     _check_shift(options, family)
-    start = _start_mode(options, config.generation.mode, family, autoregressive_only)
+    start = _start_mode(options, config.generation.mode, family, needs)
     stop_rule = _resolve_stop_rule(options, family)
     if start is Mode.AUTOREGRESSIVE:
-        _refuse_block_options(options, autoregressive_only)
-    modes = _permitted(start, options.mode or config.generation.mode, config, family)
+        _refuse_block_options(options, needs)
+    permitted = _permitted(start, options.mode or config.generation.mode, config, family)
+    modes = [mode for mode in permitted if not _unmet(mode, needs, family)]
     settings = [_settings(mode, options, config, family, block_size) for mode in modes]
     if settings[0].block_length not in config.routing.widths:
         settings = settings[:1]  # the router knows no costs of such blocks
@@ -48,12 +53,12 @@ def resolve(
 
 
 def _permitted(start: ConcreteMode, asked: Mode, config: ServerConfig, family: Family) -> tuple[ConcreteMode, ...]:
-    """Return the modes in which a request may decode: where none was asked for, also those with the same answers.
+    """Return the modes in which a request may decode: where it was not asked for, also those with the same answers.
 
     Diffusion joins them where the server file allows other answers.
     """
     same = _LOSSLESS.get(start)
-    if asked is not Mode.AUTO or same not in family.modes or config.routing.policy is RoutingPolicy.FIXED:
+    if asked is start or same not in family.modes or config.routing.policy is RoutingPolicy.FIXED:
         return (start,)
     return (start, same, *((Mode.DIFFUSION,) if config.generation.allow_lossy else ()))
 
@@ -96,35 +101,47 @@ def _resolve_block_length(options: RequestOptions, config: ServerConfig, family:
     return block_length
 
 
-def _start_mode(
-    options: RequestOptions, default: Mode, family: Family, autoregressive_only: Sequence[str]
-) -> ConcreteMode:
+def _start_mode(options: RequestOptions, default: Mode, family: Family, needs: Sequence[Need]) -> ConcreteMode:
     """Return the mode in which a request starts.
 
     `auto` and the server's default give way to what the request needs; a pinned mode does not.
     """
-    mode = default if options.mode is None else options.mode
-    if mode not in (Mode.AUTO, *family.modes):
-        raise OptionError(f"{OPTIONS_FIELD}.mode", str(mode), family.refusals[mode], use_one_of(family))
-    if not autoregressive_only:
-        if mode is not Mode.AUTO:
-            return mode
-        return Mode.DIFFUSION if options.wants_diffusion else family.auto
-    if Mode.AUTOREGRESSIVE not in family.modes:
+    asked = default if options.mode is None else options.mode
+    if asked not in (Mode.AUTO, *family.modes):
+        raise OptionError(f"{OPTIONS_FIELD}.mode", str(asked), family.refusals[asked], use_one_of(family))
+    by_options = family.auto if options.diffusion_only is None else Mode.DIFFUSION
+    mode = by_options if asked is Mode.AUTO else asked
+    unmet = _unmet(mode, needs, family)
+    if not unmet:
+        return mode
+    if options.mode not in (None, Mode.AUTO):
         raise OptionError(
-            autoregressive_only[0],
+            f"{OPTIONS_FIELD}.mode",
+            str(asked),
+            f"does not support {', '.join(unmet)}",
+            "leave them out, or use mode auto or autoregressive",
+        )
+    if options.diffusion_only is not None:
+        raise OptionError(
+            f"{OPTIONS_FIELD}.{options.diffusion_only}",
+            getattr(options, options.diffusion_only),
+            f"only mode diffusion has it, which does not support {', '.join(unmet)}",
+            "leave one of them out",
+        )
+    fitting = [mode for mode in _FASTEST_FIRST if mode in family.modes and not _unmet(mode, needs, family)]
+    if not fitting:
+        raise OptionError(
+            unmet[0],
             "<as sent>",
             f"needs mode autoregressive: {family.refusals[Mode.AUTOREGRESSIVE]}",
             "leave it out",
         )
-    if options.mode not in (None, Mode.AUTO, Mode.AUTOREGRESSIVE):
-        raise OptionError(
-            f"{OPTIONS_FIELD}.mode",
-            str(mode),
-            f"does not support {', '.join(autoregressive_only)}",
-            "leave them out, or use mode auto or autoregressive",
-        )
-    return Mode.AUTOREGRESSIVE
+    return fitting[0]
+
+
+def _unmet(mode: ConcreteMode, needs: Sequence[Need], family: Family) -> list[str]:
+    """Return, as the request names it, what it needs and `mode` does not honour."""
+    return [need.written for need in needs if not honours(mode, need, family)]
 
 
 def _check_shift(options: RequestOptions, family: Family) -> None:
@@ -165,10 +182,10 @@ def _resolve_stop_rule(options: RequestOptions, family: Family) -> StopRule:
     return options.stop_rule or family.stop_rules[0]
 
 
-def _refuse_block_options(options: RequestOptions, autoregressive_only: Sequence[str]) -> None:
+def _refuse_block_options(options: RequestOptions, needs: Sequence[Need]) -> None:
     """Raise OptionError where a request that decodes without blocks says how its blocks should be."""
     for name in sorted(options.model_fields_set - {"mode", "shift_logits", "stop_rule"}):
-        because = f", which {', '.join(autoregressive_only)} needs," if autoregressive_only else ""
+        because = f", which {', '.join(need.written for need in needs)} needs," if needs else ""
         raise OptionError(
             f"{OPTIONS_FIELD}.{name}",
             getattr(options, name),

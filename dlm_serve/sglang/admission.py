@@ -7,6 +7,7 @@ import re
 import secrets
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from transformers import GenerationConfig
 
 from dlm_serve import bundled
-from dlm_serve.decoding import StopRule
+from dlm_serve.decoding import LogitRules, StopRule
 from dlm_serve.errors import OptionError
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options.request_rules import (
@@ -207,10 +208,25 @@ def _admit(tokenized: TokenizedRequestLike, manager: DlmTokenizerManager, reques
         field=as_written("max_new_tokens", said().fields),
     )
     params.top_k = min(params.top_k, _TOP_K_ALL)
+    plan = replace(plan, logit_rules=_take_rules(params))
     params.custom_params = {**(params.custom_params or {}), PLAN_KEY: PLAN.dump_json(plan).decode()}
     params.ignore_eos = params.ignore_eos or plan.stop_rule is StopRule.UPSTREAM
     if params.sampling_seed is None:
         params.sampling_seed = secrets.randbits(63)
+
+
+def _take_rules(params: SamplingParamsLike) -> LogitRules:
+    """Return what a request changes about its logits, and leave nothing of it to SGLang, whose penalties lag a step."""
+    rules = LogitRules(
+        params.frequency_penalty,
+        params.presence_penalty,
+        params.repetition_penalty,
+        params.min_new_tokens,
+        tuple((int(token_id), bias) for token_id, bias in (params.logit_bias or {}).items()),
+    )
+    params.frequency_penalty = params.presence_penalty = 0.0
+    params.repetition_penalty, params.min_new_tokens, params.logit_bias = 1.0, 0, None
+    return rules
 
 
 def _asked(name: str, request: GenerateRequestLike, params: SamplingParamsLike) -> Any:

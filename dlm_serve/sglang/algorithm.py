@@ -27,6 +27,10 @@ class DlmAlgorithm(CustomSpecAlgo):  # type: ignore[misc]  # the base is untyped
         """Return False: a draft is a chain, not a tree."""
         return False
 
+    def supports_grammar_overlap(self) -> bool:
+        """Return True: a step brings grammars behind the one before it while its own forward runs."""
+        return True
+
     def get_platform_worker_cls(self) -> None:
         """Return None: one worker class serves every platform."""
 

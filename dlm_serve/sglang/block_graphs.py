@@ -35,8 +35,6 @@ class BlockGraphs:
         step: BlockStep,
         model_runner: ModelRunnerLike,
         shapes: GraphShapes,
-        vocab_size: int,
-        logits_dtype: torch.dtype,
     ) -> None:
         start, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         self._step = step
@@ -44,7 +42,8 @@ class BlockGraphs:
         self._shapes = shapes
         self._find = cache(shapes.find)
         self._warn_once = cache(self._warn)
-        self._buffers = _Buffers.of(shapes, vocab_size, logits_dtype, model_runner.device)
+        self._buffers = _Buffers.of(shapes, model_runner.device)
+        self._logits: dict[GraphShape, torch.Tensor] = {}
         self.device_module = torch.cuda  # read by the backend
         self._backend = FullCudaGraphBackend(self)
         # Later work of the scheduler waits for this alone, not for the whole forward.
@@ -64,10 +63,8 @@ class BlockGraphs:
         cls, step: BlockStep, model_runner: ModelRunnerLike, routing: RoutingConfig, widths: Sequence[int]
     ) -> BlockGraphs:
         """Capture graphs of `widths`, for as many requests as may run and tokens as the budget of `routing` allows."""
-        config, logits_dtype = (
-            model_runner.model_config,
-            model_runner.model.logits_processor.dtype_of(model_runner.dtype),
-        )
+        config = model_runner.model_config
+        logits_dtype = model_runner.model.logits_processor.dtype_of(model_runner.dtype)
         # A token's logits, and what the layers hold at a time.
         num_bytes = config.vocab_size * logits_dtype.itemsize + 16 * config.hidden_size * model_runner.dtype.itemsize
         max_tokens = int(routing.graph_memory_gb * 1e9 / num_bytes)
@@ -79,7 +76,7 @@ class BlockGraphs:
                 f"fits only {max_tokens} tokens, fewer than the smallest of routing.widths",
                 "raise it, or start with --disable-decode-cuda-graph",
             )
-        return cls(step, model_runner, shapes, config.vocab_size, logits_dtype)
+        return cls(step, model_runner, shapes)
 
     def forward(self, indices: torch.Tensor, committed_lens: torch.Tensor, width: int) -> BlockForward:
         """See `Step`; W is the captured width."""
@@ -92,8 +89,7 @@ class BlockGraphs:
         self._backend.replay(("forward", shape), None)
         self._model_runner.shared_read_done_event = self._slots_read
         prediction = self._buffers.predicted(shape).select(slice(num_rows))
-        first_logits = self._buffers.first_logits[:num_rows]
-        return BlockForward(first_logits, prediction, True, lambda: self._advance(shape, num_rows))
+        return BlockForward(self._logits[shape][:num_rows], prediction, True, lambda: self._advance(shape, num_rows))
 
     def captured_rows(self, width: int) -> int:
         """See `Step`."""
@@ -133,7 +129,7 @@ class BlockGraphs:
             rows = self._step.table.gather(indices, shape.width)
             spec = self._step.commit.attention_spec(rows, committed_lens)
             logits, prediction = self._step.run(rows, indices, spec, self._record_slots_read)
-            self._buffers.first_logits[: shape.batch_size].copy_(logits[:, 0])
+            self._logits[shape] = _borrowed(logits)
             kept = self._buffers.predicted(shape)
             for buffer, tensor in zip(_tensors(kept), _tensors(prediction), strict=True):
                 buffer.copy_(tensor)
@@ -161,7 +157,6 @@ class _Buffers:
 
     indices: torch.Tensor  # [B] int64
     committed_lens: torch.Tensor  # [B] int64
-    first_logits: torch.Tensor  # [B, V], the model's dtype
     ids: torch.Tensor  # [T] int64
     confidence: torch.Tensor  # [T] float32
     entropy: torch.Tensor  # [T] float32
@@ -169,7 +164,7 @@ class _Buffers:
     lens: torch.Tensor  # [B] int32
 
     @classmethod
-    def of(cls, shapes: GraphShapes, vocab_size: int, dtype: torch.dtype, device: Any) -> _Buffers:
+    def of(cls, shapes: GraphShapes, device: Any) -> _Buffers:
         rows, tokens = shapes.max_batch_size, shapes.max_tokens
 
         def make(*size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -178,7 +173,6 @@ class _Buffers:
         return cls(
             indices=make(rows, dtype=torch.int64),
             committed_lens=make(rows, dtype=torch.int64),
-            first_logits=make(rows, vocab_size, dtype=dtype),
             ids=make(tokens, dtype=torch.int64),
             confidence=make(tokens, dtype=torch.float32),
             entropy=make(tokens, dtype=torch.float32),
@@ -205,6 +199,16 @@ class _Buffers:
     def emitted(self, shape: GraphShape) -> StepOutput:
         tokens = self.tokens[: shape.num_tokens].view(shape.batch_size, shape.width)
         return StepOutput(tokens, self.lens[: shape.batch_size])
+
+
+def _borrowed(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view of memory in the graphs' pool, which the next replay of any of them may overwrite."""
+    if not tensor.is_cuda:
+        return tensor
+    from sglang.srt.model_executor.runner_backend_utils.weak_ref_tensor import weak_ref_tensors  # not on a CPU
+
+    borrowed: torch.Tensor = weak_ref_tensors(tensor)
+    return borrowed
 
 
 def _tensors(prediction: Prediction) -> tuple[torch.Tensor, ...]:

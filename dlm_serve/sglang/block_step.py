@@ -1,6 +1,6 @@
 """A block forward over rows in any mix of phases, and the advance of the rows behind it.
 
-Neither waits for the device. In between the host may overwrite predictions with what only autoregressive rows honour.
+Neither waits for the device. In between predictions may be overwritten with what requests ask of their logits.
 All that changes from step to step is read from tensors, so that a CUDA graph of each serves every mix of phases.
 """
 
@@ -26,7 +26,7 @@ from dlm_serve.sglang.protocols import ModelRunnerLike
 class BlockForward:
     """What a block forward says about B rows of W tokens. Its tensors are valid until the next forward."""
 
-    first_logits: torch.Tensor  # [B, V] of the model's precision, of the first token of each row
+    logits: torch.Tensor  # [B, W, V] of the model's precision
     prediction: Prediction  # may be overwritten in place
     is_captured: bool
     """Whether a CUDA graph ran it."""
@@ -60,7 +60,7 @@ class BlockStep:
         rows = self.table.gather(indices, width)
         spec = self.commit.attention_spec(rows, committed_lens)
         logits, prediction = self.run(rows, indices, spec)
-        return BlockForward(logits[:, 0], prediction, False, lambda: self.advance(indices, prediction))
+        return BlockForward(logits, prediction, False, lambda: self.advance(indices, prediction))
 
     def captured_rows(self, width: int) -> int:
         """See `Step`."""

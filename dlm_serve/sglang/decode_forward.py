@@ -1,8 +1,6 @@
-"""Autoregressive rows: SGLang's own decode forward, and its sampler with all that it honours."""
+"""Autoregressive rows: SGLang's own decode forward, and its sampler."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -52,25 +50,11 @@ class DecodeForward:
             runner.shared_read_done_event = None
         return result.logits_output.next_token_logits, result.can_run_cuda_graph
 
-    def sample(self, batch: BatchLike, logits: torch.Tensor, committed_lens: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Sample the next token of every request of `batch` from `logits` [B, V] float32, as SGLang does.
-
-        Return SGLang's output, with log-probabilities where asked, and token ids [B] int64.
-        """
+    def sample(self, batch: BatchLike, logits: torch.Tensor, committed_lens: torch.Tensor) -> torch.Tensor:
+        """Return the next token [B] int64 of every request of `batch` from `logits` [B, V] float32, as SGLang does."""
         output = LogitsProcessorOutput(next_token_logits=logits)
-        batch.sampling_info.grammars = [req.grammar for req in batch.reqs] if batch.has_grammar else None
-        self._model_runner._preprocess_logits(output, batch.sampling_info)
-        token_ids = self._model_runner.sampler(
-            output,
-            batch.sampling_info,
-            batch.return_logprob,
-            batch.top_logprobs_nums,
-            batch.token_ids_logprobs,
-            committed_lens,
-        ).to(torch.int64)
-        if batch.return_logprob:  # SGLang expects one for each emitted token of a speculative step
-            output.next_token_logprobs = output.next_token_logprobs[:, None]
-        return output, token_ids
+        token_ids: torch.Tensor = self._model_runner.sampler(output, batch.sampling_info, False, [], [], committed_lens)
+        return token_ids.to(torch.int64)
 
     def emit(self, indices: torch.Tensor, token_ids: torch.Tensor) -> StepOutput:
         """Make the sampled `token_ids` [B] the pending tokens of the rows at `indices`, and emit them."""

@@ -9,11 +9,13 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
 
-from dlm_serve.decoding import Phase, Rows, StepOutput
+from dlm_serve.decoding import Phase, StepOutput
 from dlm_serve.sglang.block_step import BlockForward, Step
 from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.inputs import StepState
+from dlm_serve.sglang.logit_step import Barrier, LogitStep, StepContext
+from dlm_serve.sglang.logprobs import StepLogprobs
 from dlm_serve.sglang.planned_step import PlannedStep, RowGroup
 from dlm_serve.sglang.protocols import BatchLike
 
@@ -25,6 +27,7 @@ class _Inputs:
     batch: BatchLike
     indices: torch.Tensor  # [B] int64, rows of the table and of SGLang's slot table
     committed_lens: torch.Tensor  # [B] int64
+    context: StepContext
 
 
 @dataclass(frozen=True)
@@ -33,29 +36,29 @@ class _Part:
 
     output: StepOutput
     is_captured: bool
-    sampled: LogitsProcessorOutput | None = None
-    """What SGLang's sampler left, where it ran."""
 
 
 class DecodeStep:
     """Runs decode steps as they are planned."""
 
     def __init__(
-        self, step: Step, decode: DecodeForward, windows: DraftWindows, table: Rows, mask_token_id: int
+        self, step: Step, decode: DecodeForward, windows: DraftWindows, logits: LogitStep, mask_token_id: int
     ) -> None:
         self._step = step
         self._decode = decode
         self._windows = windows
-        self._table = table
+        self._logits = logits
+        self._table = logits.table
         self._mask_token_id = mask_token_id
 
-    def run(self, batch: BatchLike, planned: PlannedStep) -> Any:
-        """Run one step of SGLang's `batch`; return its GenerationBatchResult."""
+    def run(self, batch: BatchLike, planned: PlannedStep, number: int, barrier: Barrier) -> Any:
+        """Run the engine's step `number`, of SGLang's `batch`; return its GenerationBatchResult."""
         indices = batch.req_pool_indices.long()
         if planned.offer is not None:
             self._table.offer_(indices[planned.offer.rows], planned.offer.settings, self._mask_token_id)
         batch.sampling_info.sampling_seed = self._table.seed[indices]
-        inputs = _Inputs(batch, indices, batch.seq_lens.to(torch.int64))
+        context = StepContext(number, StepLogprobs(batch) if batch.return_logprob else None, barrier)
+        inputs = _Inputs(batch, indices, batch.seq_lens.to(torch.int64), context)
         parts: list[tuple[RowGroup, _Part]] = []
         if planned.windows is not None:
             parts.append((planned.windows, self._run_windows(inputs, planned.windows)))
@@ -71,41 +74,56 @@ class DecodeStep:
         return _Part(output, is_captured=False)
 
     def _run_blocks(self, inputs: _Inputs, group: RowGroup, planned: PlannedStep) -> _Part:
-        indices, committed_lens = group.of(inputs.indices), group.of(inputs.committed_lens)
-        forward = self._step.forward(indices, committed_lens, planned.plan.width)
-        sampled = self._sample_padded(inputs, forward) if planned.plan.padded_decode else None
-        return _Part(forward.advance(), forward.is_captured, sampled)
+        indices, committed_lens, width = group.of(inputs.indices), group.of(inputs.committed_lens), planned.plan.width
+        asked = self._logits.begin(group, indices, committed_lens, width, inputs.context)
+        forward = self._step.forward(indices, committed_lens, width)
+        asked.of_block(forward.logits, forward.prediction)
+        if planned.plan.padded_decode and inputs.batch.sampling_info.has_custom_logit_processor:
+            self._sample_padded(inputs, forward)
+        output = forward.advance()
+        asked.count(output)
+        return _Part(output, forward.is_captured)
 
-    def _sample_padded(self, inputs: _Inputs, forward: BlockForward) -> LogitsProcessorOutput:
+    def _sample_padded(self, inputs: _Inputs, forward: BlockForward) -> None:
         """Let SGLang's sampler choose the tokens of autoregressive rows in a block forward over all rows."""
-        logits = forward.first_logits.float()
-        sampled, token_ids = self._decode.sample(inputs.batch, logits, inputs.committed_lens)
+        logits = forward.logits[:, 0].float()
+        token_ids = self._decode.sample(inputs.batch, logits, inputs.committed_lens)
         is_decode = self._table.phase[inputs.indices] == Phase.DECODE
         first = forward.prediction.ids[:, 0]
         first.copy_(torch.where(is_decode, token_ids, first))
-        return sampled
 
     def _run_decode(self, inputs: _Inputs, group: RowGroup) -> _Part:
         indices, committed_lens = group.of(inputs.indices), group.of(inputs.committed_lens)
         on_host = inputs.batch.seq_lens_cpu
         if on_host is not None and group.rows is not None:
             on_host = on_host[list(group.numbers)]
+        asked = self._logits.begin(group, indices, committed_lens, 1, inputs.context)
         logits, is_captured = self._decode.logits(indices, committed_lens, on_host)
-        if group.rows is not None:
-            # SGLang samples a whole batch; what it finds for the other rows is not used.
-            spread = logits.new_zeros(len(inputs.indices), logits.shape[1])
-            logits = spread.index_copy_(0, group.rows, logits)
-        sampled, token_ids = self._decode.sample(inputs.batch, logits, inputs.committed_lens)
-        return _Part(self._decode.emit(indices, group.of(token_ids)), is_captured, sampled)
+        asked.of_tokens(logits)
+        token_ids = group.of(
+            self._decode.sample(inputs.batch, self._spread(inputs, group, logits), inputs.committed_lens)
+        )
+        asked.note_tokens(logits, token_ids)
+        output = self._decode.emit(indices, token_ids)
+        asked.count(output)
+        return _Part(output, is_captured)
+
+    def _spread(self, inputs: _Inputs, group: RowGroup, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits of a group among those of all rows: SGLang samples a whole batch."""
+        if group.rows is None:
+            return logits
+        return logits.new_zeros(len(inputs.indices), logits.shape[1]).index_copy_(0, group.rows, logits)
 
     def _result(self, inputs: _Inputs, parts: list[tuple[RowGroup, _Part]]) -> Any:
         """Merge what the groups emit into SGLang's result."""
         output = _merged(parts, len(inputs.indices))
-        sampled = next((part.sampled for _, part in parts if part.sampled is not None), None)
+        logits_output = LogitsProcessorOutput(next_token_logits=None)
+        if inputs.context.logprobs is not None:
+            inputs.context.logprobs.write_to(logits_output, output.tokens.shape[1])
         new_seq_lens = inputs.committed_lens + output.lens
         pending = self._table.tokens[inputs.indices, 0]
         return GenerationBatchResult(
-            logits_output=sampled or LogitsProcessorOutput(next_token_logits=None),
+            logits_output=logits_output,
             next_token_ids=output.tokens.reshape(-1),
             accept_lens=output.lens,
             new_seq_lens=new_seq_lens,

@@ -49,7 +49,7 @@ _UNSUPPORTED = (
     ("enable_lora", None, "adapters per request are not supported"),
     ("grpc_mode", False, "gRPC is not supported: requests are checked in the HTTP server"),
     ("smg_grpc_mode", False, "gRPC is not supported: requests are checked in the HTTP server"),
-    ("enable_strict_thinking", False, "strict thinking budgets need grammars, which blocks do not support"),
+    ("enable_strict_thinking", False, "strict thinking budgets are not supported"),
     ("allow_auto_truncate", False, "prompts would lose their end; without max_tokens an answer is as long as fits"),
     ("enable_two_batch_overlap", False, "two-batch overlap is not supported"),
 )
@@ -158,6 +158,9 @@ def _refuse_unsupported(server_args: ServerArgsLike) -> None:
         value = getattr(server_args, field)
         if value != fine and value:
             raise ConfigError(f"--{field.replace('_', '-')}", value, why, "leave it out")
+    if server_args.grammar_backend == "outlines":
+        limit = "its grammars cannot go back behind a draft"
+        raise ConfigError("--grammar-backend", "outlines", limit, "use xgrammar or llguidance")
 
 
 def _refuse_quantization(server_args: ServerArgsLike, serving: Serving) -> None:

@@ -15,9 +15,11 @@ import torch
 
 from dlm_serve.decoding import Choice, Commit, Rows
 from dlm_serve.sglang.inputs import StepState
+from dlm_serve.sglang.logit_rows import begin_rules, has_rules
 from dlm_serve.sglang.prompt_attention import SpanBackend, spans_of
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, WorkerLike
 from dlm_serve.sglang.requests import NO_TOKEN, known_start_of, row_options_of, state_of
+from dlm_serve.sglang.to_device import to_device
 
 
 class ExtendStep:
@@ -45,8 +47,7 @@ class ExtendStep:
         is_known, rows = self._known_rows(batch.reqs)
         batch.sampling_info.sampling_seed = rows.seed
         with self._prompt_spans(batch):
-            result = self._target_worker.forward_batch_generation(batch)
-        predicted = result.next_token_ids.to(torch.int64)
+            result, predicted = self._predict(batch, ~is_known)
         rows = rows.where(is_known, rows.start_block(predicted, self._mask_token_id))
         self._table.scatter_(batch.req_pool_indices.long(), rows)
         result.next_token_ids = torch.where(is_known, NO_TOKEN, predicted)
@@ -54,6 +55,23 @@ class ExtendStep:
         result.new_seq_lens = batch.seq_lens - is_known.to(batch.seq_lens.dtype)
         result.next_draft_input = StepState(rows.tokens[:, 0], result.new_seq_lens)
         return result
+
+    def _predict(self, batch: BatchLike, is_answer: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Return SGLang's result, and the token [B] int64 that it predicts behind each request.
+
+        `is_answer` [B] bool says which of them are part of an answer, and count as that.
+        """
+        ruled = [row for row, req in enumerate(batch.reqs) if has_rules(req)]
+        if not ruled:
+            result = self._target_worker.forward_batch_generation(batch)
+            return result, result.next_token_ids.to(torch.int64)
+        device = self._table.tokens.device.type
+        rows, rules = to_device(ruled, device), begin_rules([batch.reqs[row] for row in ruled], device)
+        with self._target_worker.model_runner.sampler.ruled(rows, rules):
+            result = self._target_worker.forward_batch_generation(batch)
+        predicted = result.next_token_ids.to(torch.int64)
+        rules.count_(predicted[rows, None], is_answer[rows].int())
+        return result, predicted
 
     def _known_rows(self, reqs: Sequence[ReqLike]) -> tuple[torch.Tensor, Rows]:
         """Return which blocks begin with tokens that are known [B] bool, and all rows as if they did."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from dlm_serve.decoding import Commit, RequestState, RowOptions, Rows
 from dlm_serve.routing.costs import CostTable, StepShape
 from dlm_serve.scheduling.step_plan import StepPlan
+from dlm_serve.sglang.logit_rows import LogitRows
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.requests import row_options_of, state_of
+from dlm_serve.sglang.to_device import to_device
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,16 @@ class RowGroup:
     rows: torch.Tensor | None
     """`numbers` on the device, [N] int64; None if these are all rows."""
     states: list[RequestState]
+    logit_rows: list[LogitRows] = field(default_factory=list)
+    """Those of them whose requests ask something of their logits."""
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the rows of the group in a tensor with one row for each request of the batch."""
         return tensor if self.rows is None else tensor[self.rows]
+
+    def in_batch(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the positions [N] in the batch of the `rows` [N] of the group."""
+        return rows if self.rows is None else self.rows[rows]
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,15 @@ class PlannedStep:
         states = [state_of(req) for req in reqs]
         plan = StepPlan.of(states, commit, costs)
 
-        def group(numbers: tuple[int, ...]) -> RowGroup | None:
+        def group(numbers: tuple[int, ...], width: int) -> RowGroup | None:
             if not numbers:
                 return None
             rows = None if len(numbers) == len(states) else to_device(numbers, device)
-            return RowGroup(numbers, rows, [states[i] for i in numbers])
+            logit_rows = LogitRows.of([reqs[i] for i in numbers], width, device)
+            return RowGroup(numbers, rows, [states[i] for i in numbers], logit_rows)
 
-        groups = (group(rows) for rows in (plan.decode_rows, plan.block_rows, plan.window_rows))
+        decode, block, windows = plan.decode_rows, plan.block_rows, plan.window_rows
+        groups = (group(decode, 1), group(block, plan.width), group(windows, 1))
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
         return cls(plan, shape, offer, *groups)
 
@@ -123,9 +133,3 @@ class StepPlanner:
             return None
         numbers, options = zip(*offered, strict=True)
         return Offer(to_device(numbers, self._device), Rows.of(options, self._row_width).to(self._device))
-
-
-def to_device(numbers: Sequence[int], device: str) -> torch.Tensor:
-    """Return `numbers` on the device as int64, without waiting for it."""
-    host = torch.tensor(numbers, dtype=torch.int64, pin_memory=device == "cuda")
-    return host.to(device, non_blocking=True)

@@ -27,6 +27,11 @@ class SamplingParamsLike(Protocol):
     top_k: int
     """1 is greedy, `1 << 30` the whole vocabulary."""
     n: int
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    min_new_tokens: int
+    logit_bias: dict[str, float] | None
     ignore_eos: bool
     stop_token_ids: set[int] | None
     sampling_seed: int | None
@@ -47,6 +52,22 @@ class AdmittedParamsLike(Protocol):
     custom_params: dict[str, Any]
 
 
+class GrammarLike(Protocol):
+    """`base_grammar_backend.BaseGrammarObject`: where an answer stands in a grammar."""
+
+    def accept_token(self, token: int) -> None:
+        """Go on behind a token. Raises ValueError if it is not allowed."""
+
+    def rollback(self, k: int) -> None:
+        """Go back by `k` tokens."""
+
+    def is_terminated(self) -> bool:
+        """Return whether nothing more may follow."""
+
+    def fill_vocab_mask(self, vocab_mask: torch.Tensor, idx: int) -> None:
+        """Fill a row of a mask with what may follow."""
+
+
 class ReqLike(Protocol):
     """`schedule_batch.Req`: a request in the scheduler's process."""
 
@@ -59,6 +80,7 @@ class ReqLike(Protocol):
     """Tokens of prompt and answer that have been through an EXTEND call, or are in the one that runs."""
     sampling_params: AdmittedParamsLike
     grammar: Any
+    return_logprob: bool
     tokenizer: TokenizerLike | None
     eos_token_ids: set[int] | None
     stream: bool
@@ -90,10 +112,7 @@ class SamplingInfoLike(Protocol):
     min_ps: torch.Tensor  # [B] float32
     sampling_seed: torch.Tensor  # [B] int64
     is_all_greedy: bool
-    grammars: list[Any] | None
-
-    def update_regex_vocab_mask(self) -> None:
-        """Set the mask of tokens that the grammars allow."""
+    has_custom_logit_processor: bool
 
 
 class BatchLike(Protocol):
@@ -109,10 +128,9 @@ class BatchLike(Protocol):
     extend_lens: list[int]
     """Of an EXTEND: tokens of each request in it."""
     sampling_info: SamplingInfoLike
-    has_grammar: bool
     return_logprob: bool
     top_logprobs_nums: list[int]
-    token_ids_logprobs: list[list[int]]
+    token_ids_logprobs: list[list[int] | None]
 
 
 class ForwardModeLike(Protocol):
@@ -191,9 +209,6 @@ class ModelRunnerLike(Protocol):
     shared_read_done_event: Any
     """The event after which the scheduler may write to the slot table; None waits for the whole forward."""
 
-    def _preprocess_logits(self, logits_output: Any, sampling_info: SamplingInfoLike) -> None:
-        """Add penalties, biases and grammars to the logits."""
-
 
 class WorkerLike(Protocol):
     """`tp_worker.TpModelWorker`: runs the model."""
@@ -225,6 +240,7 @@ class ServerArgsLike(Protocol):
     json_model_override_args: str | None
     preferred_sampling_params: dict[str, Any] | str | None
     """As JSON where an engine is made in Python."""
+    grammar_backend: str | None
     speculative_algorithm: str | None
     speculative_num_draft_tokens: int | None
     speculative_num_steps: int | None

@@ -29,7 +29,7 @@ def state_of(req: ReqLike) -> RequestState:
         state = vars(req)[_STATE] = RequestState(
             _plan_of(params.custom_params[PLAN_KEY]),
             seed=params.sampling_seed,
-            stop_ids=_stop_ids_of(req),
+            stop_ids=frozenset() if params.ignore_eos else end_ids_of(req),
             is_streaming=req.stream,
         )
     return state
@@ -89,10 +89,8 @@ def _plan_of(text: str) -> DecodePlan:
     return PLAN.validate_json(text)
 
 
-def _stop_ids_of(req: ReqLike) -> frozenset[int]:
-    """Return the ids that end SGLang's `req`, as `Req._check_token_based_finish` sees them, but never the mask."""
-    if req.sampling_params.ignore_eos:
-        return frozenset()
+def end_ids_of(req: ReqLike) -> frozenset[int]:
+    """Return the ids that end SGLang's `req` unless it ignores them, but never the mask."""
     ids: set[int | None] = {*(req.sampling_params.stop_token_ids or ()), *(req.eos_token_ids or ())}
     if req.tokenizer is not None:
         ids |= {req.tokenizer.eos_token_id, *(req.tokenizer.additional_stop_token_ids or ())}

@@ -6,12 +6,14 @@ it is called; seeds come in `sampling_info.sampling_seed`, set by the worker.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from sglang.srt.layers.sampler import Sampler
 
-from dlm_serve.decoding import Sampling, TokenChoice
+from dlm_serve.decoding import RuledRows, Sampling, TokenChoice
 from dlm_serve.sglang.protocols import SamplingInfoLike
 
 
@@ -21,6 +23,23 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
     def __init__(self, choice: TokenChoice) -> None:
         super().__init__()
         self._choice = choice
+        self._ruled: tuple[torch.Tensor, RuledRows] | None = None
+
+    @contextmanager
+    def ruled(self, rows: torch.Tensor, rules: RuledRows) -> Iterator[None]:
+        """Return a context in which the `rows` [N] int64 of a batch obey `rules`, N rows."""
+        self._ruled = rows, rules
+        yield
+        self._ruled = None
+
+    def _obey_(self, logits: torch.Tensor, positions: torch.Tensor) -> None:
+        """Change `logits` [B, V] float32, behind tokens at `positions` [B], as the rules say."""
+        if self._ruled is None:
+            return
+        rows, rules = self._ruled
+        ruled = logits[rows, None]
+        rules.adjust_(ruled, torch.zeros_like(rows)[:, None], positions[rows])
+        logits[rows] = ruled.squeeze(1)
 
     def forward(
         self,
@@ -35,6 +54,7 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
     ) -> torch.Tensor:
         """Return token ids [B] after `positions` [B]; writes log-probabilities into `logits_output` where asked."""
         logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
+        self._obey_(logits, positions)
         sampling = None if sampling_info.is_all_greedy else sampling_of(sampling_info)
         token_ids = self._choice.sample(logits, positions + 1, sampling)
         if return_logprob:

@@ -24,6 +24,7 @@ from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.decode_step import DecodeStep
 from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.extend_step import ExtendStep
+from dlm_serve.sglang.logit_step import Barrier, LogitStep
 from dlm_serve.sglang.planned_step import StepPlanner
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, ServerArgsLike, WorkerLike
 from dlm_serve.sglang.requests import state_of
@@ -102,7 +103,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             step = BlockGraphs.capture(eager, runner, routing, commit.usable_widths(block_size, routing.widths))
         decode = DecodeForward(self._target_worker, self.table)
         self._extend_step = ExtendStep(self._target_worker, self.table, commit, mask, block_size)
-        self._decode_step = DecodeStep(step, decode, windows, self.table, mask)
+        logits = LogitStep(self.table, commit, choice, serving.checkpoint.vocab_size)
+        self._decode_step = DecodeStep(step, decode, windows, logits, mask)
         costs = self._costs(step, decode, num_requests - 1)
         self._planner = StepPlanner(commit, costs.table, self.table.width, self.device)
         self._timer: StepTimer[Any] = EventTimer() if self.device == "cuda" else HostTimer()
@@ -150,9 +152,18 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self._planner.switch(changed)
         self._planner.forget()
 
-    def forward_batch_generation(self, batch: BatchLike, on_publish: Publish | None = None, **_: Any) -> Any:
-        """Run one EXTEND call or one decode step of SGLang's `batch`."""
-        result = self._extend(batch) if batch.forward_mode.is_extend() else self._decode(batch)
+    def forward_batch_generation(
+        self,
+        batch: BatchLike,
+        on_publish: Publish | None = None,
+        grammar_barrier: Barrier = lambda: None,
+        **_: Any,
+    ) -> Any:
+        """Run one EXTEND call or one decode step of SGLang's `batch`.
+
+        `grammar_barrier` brings grammars behind the steps before it, where SGLang has not done so already.
+        """
+        result = self._extend(batch) if batch.forward_mode.is_extend() else self._decode(batch, grammar_barrier)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
         return result
@@ -164,10 +175,11 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self._planner.begin(batch.reqs)
         return result
 
-    def _decode(self, batch: BatchLike) -> Any:
-        """Run one step of all rows; it never waits for the device."""
+    def _decode(self, batch: BatchLike, barrier: Barrier) -> Any:
+        """Run one step of all rows; only for grammars it waits, for the step before."""
+        number = self._planner.num_steps
         planned = self._planner.plan(batch.reqs)
         self._timer.begin_step()
-        result = self._decode_step.run(batch, planned)
+        result = self._decode_step.run(batch, planned, number, barrier)
         self._timer.end_step(planned.shape)
         return result

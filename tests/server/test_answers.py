@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import requests
-from golden import NEMOTRON_LABS_DIFFUSION, TRAINED
 from serving import ANSWER_SECONDS, Server, generate_body
 
 from dlm_serve.client import Client
@@ -246,55 +245,6 @@ def test_statistics(trained: Server) -> None:
     ).json()
     statistics = chat["choices"][0]["meta_info"]["dlm"]
     assert (statistics["mode"], statistics["block_length"]) == ("self_speculation", 4)
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        pytest.param({"regex": "[a-z]{3,9}"}, id="regex"),
-        pytest.param({"json_schema": '{"type": "integer"}'}, id="json_schema"),
-        pytest.param({"frequency_penalty": 0.5}, id="frequency_penalty"),
-        pytest.param({"presence_penalty": 0.5}, id="presence_penalty"),
-        pytest.param({"repetition_penalty": 1.1}, id="repetition_penalty"),
-        pytest.param({"logit_bias": {"65": 5.0}}, id="logit_bias"),
-        pytest.param({"min_new_tokens": 5}, id="min_new_tokens"),
-        pytest.param({"request": {"return_logprob": True}}, id="logprobs"),
-    ],
-)
-def test_auto_decodes_autoregressively_where_a_request_needs_it(trained: Server, asked: dict[str, Any]) -> None:
-    statistics = trained.generate(PROMPT, 10, **asked)["meta_info"]["dlm"]
-    assert (statistics["mode"], list(statistics["tokens"])) == ("autoregressive", ["autoregressive"])
-
-
-def test_what_only_autoregression_honours(trained: Server) -> None:
-    """Each of them does what it says."""
-    letters = trained.generate(PROMPT, 12, regex="[ab]{6}")["text"]
-    assert len(letters) == 6
-    assert set(letters) <= {"a", "b"}
-    assert set(ids(trained, PROMPT, 6, logit_bias={"65": 100.0})) == {65}
-    short = next(
-        c for c in NEMOTRON_LABS_DIFFUSION.cases(TRAINED, "ar") if c["finish"] == "eos" and len(c["output_ids"]) < 40
-    )
-    longer = ids(trained, short["prompt_ids"], 50, min_new_tokens=len(short["output_ids"]) + 5)
-    assert longer[: len(short["output_ids"]) - 1] == short["output_ids"][:-1]
-    assert len(longer) > len(short["output_ids"])
-    free = ids(trained, PROMPT, 150, mode="autoregressive", ignore_eos=True)
-    penalised = ids(trained, PROMPT, 150, ignore_eos=True, frequency_penalty=2.0, presence_penalty=2.0)
-    assert len(set(penalised)) > len(set(free))
-
-
-def test_logprobs_beside_other_modes(trained: Server) -> None:
-    """Log-probabilities of an autoregressive request are the same alone and in a batch of mixed modes."""
-    body = generate_body(PROMPT, 12, ignore_eos=True, request={"return_logprob": True, "top_logprobs_num": 2})
-    others = [generate_body(PROMPT, 40, mode=mode, ignore_eos=True) for mode in MODES * 2]
-    alone = trained.post("/generate", body).json()["meta_info"]
-    together = trained.generate_all([*others, body], 7)[-1]["meta_info"]
-    assert [entry[1] for entry in together["output_token_logprobs"]] == [
-        entry[1] for entry in alone["output_token_logprobs"]
-    ]
-    for ours, theirs in zip(together["output_token_logprobs"], alone["output_token_logprobs"], strict=True):
-        assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
-    assert len(together["output_top_logprobs"]) == 12
 
 
 @mode_table

@@ -164,7 +164,6 @@ def test_routes_of_other_models(trained: Server, path: str) -> None:
     ("fields", "written"),
     [
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
         ({"min_tokens": 2}, "min_tokens"),
         (
             {

@@ -15,6 +15,7 @@ from dlm_serve.families import EFFICIENT_DLM, FAMILIES, NEMOTRON_LABS_DIFFUSION,
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options import resolve as resolving
 from dlm_serve.options.file_rules import check_file, commit_of
+from dlm_serve.options.needs import Need
 from dlm_serve.options.request import RequestOptions
 from dlm_serve.options.server_file import GenerationConfig, RoutingConfig, ServerConfig
 
@@ -128,7 +129,7 @@ def test_its_config_need_not_name_an_end(given: dict[str, Any], ids: list[int]) 
     assert Checkpoint.read(EFFICIENT_DLM, config, DATA).eos_token_ids == ids
 
 
-def resolve(options: dict[str, Any], needs: tuple[str, ...] = ()) -> DecodePlan:
+def resolve(options: dict[str, Any], needs: tuple[Need, ...] = ()) -> DecodePlan:
     return resolving.resolve(RequestOptions.parse(options), ServerConfig(), EFFICIENT_DLM, 32, needs)
 
 
@@ -161,7 +162,7 @@ def test_a_stop_rule_goes_with_every_mode() -> None:
 
 def test_what_needs_autoregression_is_refused_by_its_name() -> None:
     with pytest.raises(OptionError) as refusal:
-        resolve({}, needs=("regex",))
+        resolve({}, needs=(Need("regex", "regex"),))
     assert refusal.value.field == "regex"
     assert EFFICIENT_DLM.refusals[Mode.AUTOREGRESSIVE] in refusal.value.limit
 

@@ -43,6 +43,8 @@ class Commit(ABC):
     """Whether rows of single tokens can occur, as of the engine's own decode."""
     predicts_next: ClassVar[bool] = False
     """Whether a forward over masks predicts the token behind each position, and not the one at it."""
+    scores_tokens: ClassVar[bool] = False
+    """Whether the forward that commits a block says how likely each of its tokens is behind those before it."""
     on_grid: bool = False
     """Whether blocks lie on a grid from position 0, so that the end of a prompt may be the start of the first one."""
 
@@ -62,6 +64,13 @@ class Commit(ABC):
         after, output = self.advance(rows, prediction, mask_token_id)
         table.scatter_(indices, after)
         return output
+
+    def emitted_tokens(self, rows: Rows, ids: torch.Tensor) -> torch.Tensor:
+        """Return the tokens [B, W] that `rows` emit if they do behind a forward that predicts `ids` [B, W].
+
+        The logits at a position are those of the token at it.
+        """
+        return ids
 
     # On the host.
 

@@ -31,6 +31,7 @@ class CausalCommit(Commit):
 
     prompt_mask: PromptMask = PromptMask.CAUSAL
     decodes_tokens: ClassVar[bool] = True
+    scores_tokens: ClassVar[bool] = True
 
     def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
         """See `Commit`: denoising rows are bidirectional and predict their own positions, others are causal."""
@@ -47,7 +48,7 @@ class CausalCommit(Commit):
     def advance(self, rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Rows, StepOutput]:
         """See `Commit`."""
         verified = rows.phase != Phase.COMMIT
-        tokens = torch.where(verified[:, None], prediction.ids, _committed_tokens(rows, prediction.ids))
+        tokens = self.emitted_tokens(rows, prediction.ids)
         lens = torch.where(verified, _verified_lens(rows, prediction.ids), _committed_lens(rows))
         pending = tokens.gather(1, (lens.long() - 1)[:, None]).squeeze(1)
 
@@ -55,6 +56,10 @@ class CausalCommit(Commit):
         denoised = denoise(rows, prediction, mask_token_id, num_masks=rows.block_length - 1)
         after = denoised.where(denoising, rows.start_block(pending, mask_token_id))
         return after, StepOutput(tokens, torch.where(denoising, 0, lens).to(torch.int32))
+
+    def emitted_tokens(self, rows: Rows, ids: torch.Tensor) -> torch.Tensor:
+        """See `Commit`: a commit emits the tokens that it encodes, and one behind them."""
+        return torch.where((rows.phase == Phase.COMMIT)[:, None], _committed_tokens(rows, ids), ids)
 
     def advance_(self, table: Rows, indices: torch.Tensor, prediction: Prediction, mask_token_id: int) -> StepOutput:
         """See `Commit`. On a GPU one kernel does it."""

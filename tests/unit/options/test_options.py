@@ -15,6 +15,7 @@ from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError, Op
 from dlm_serve.families import BD3LM, NEMOTRON_LABS_DIFFUSION, Family
 from dlm_serve.options import resolve as resolving
 from dlm_serve.options.file_rules import check_file
+from dlm_serve.options.needs import Need
 from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
 from dlm_serve.options.request_rules import PLAN
 from dlm_serve.options.server_file import CONFIG_VARIABLE, ServerConfig
@@ -34,7 +35,8 @@ def plan_of(
 ) -> DecodePlan:
     """The plan of a request on a server whose file has this `generation` section."""
     config = ServerConfig.model_validate({"generation": generation or {}, "routing": {"widths": widths}})
-    return resolving.resolve(RequestOptions.parse(options), config, family, block_size, needs)
+    needed = [Need(name, f"its {name}") for name in needs]
+    return resolving.resolve(RequestOptions.parse(options), config, family, block_size, needed)
 
 
 def resolve(options: dict[str, Any] | None, generation: dict[str, Any] | None = None, **more: Any) -> ModeSettings:
@@ -154,11 +156,14 @@ def test_an_unknown_option_is_answered_with_ours(name: str, remedy: str) -> None
         ({"mode": "autoregressive"}, {"mode": "diffusion"}, (), AR),
         ({"mode": "diffusion"}, {"mode": "autoregressive"}, (), DIFFUSION),
         ({"mode": "self_speculation"}, {"mode": "diffusion"}, (), SPECULATION),
-        ({}, {}, ("a grammar",), AR),
-        ({"mode": "auto"}, {}, ("a grammar",), AR),
-        ({"mode": "auto"}, {"mode": "diffusion"}, ("a grammar",), AR),
-        ({"mode": "autoregressive"}, {}, ("a grammar",), AR),
-        ({}, {"mode": "diffusion"}, ("a grammar",), AR),
+        ({}, {}, ("regex",), SPECULATION),
+        ({"mode": "self_speculation"}, {}, ("regex", "min_new_tokens"), SPECULATION),
+        ({"mode": "autoregressive"}, {}, ("regex",), AR),
+        ({}, {"mode": "diffusion"}, ("regex",), SPECULATION),
+        ({}, {"mode": "diffusion"}, ("return_logprob",), DIFFUSION),
+        ({"mode": "diffusion"}, {}, ("return_logprob",), DIFFUSION),
+        ({"mode": "auto"}, {}, ("custom_logit_processor",), AR),
+        ({}, {"mode": "diffusion"}, ("regex", "custom_logit_processor"), AR),
     ],
 )
 def test_mode(options: dict[str, Any], generation: dict[str, Any], needs: tuple[str, ...], mode: Mode) -> None:
@@ -166,12 +171,17 @@ def test_mode(options: dict[str, Any], generation: dict[str, Any], needs: tuple[
     assert resolve(options, generation, needs=needs).mode is mode
 
 
-@pytest.mark.parametrize("mode", ["diffusion", "self_speculation"])
-def test_a_pinned_mode_that_cannot_honour_the_request_is_refused_with_all_reasons(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "needs"),
+    [("diffusion", ("regex", "logit_bias")), ("self_speculation", ("custom_logit_processor", "watermark"))],
+)
+def test_a_pinned_mode_that_cannot_honour_the_request_is_refused_with_all_reasons(
+    mode: str, needs: tuple[str, ...]
+) -> None:
     with pytest.raises(OptionError) as refusal:
-        resolve({"mode": mode}, needs=("a grammar", "penalties"))
+        resolve({"mode": mode}, needs=("return_logprob", *needs))
     assert (refusal.value.field, refusal.value.value) == (f"{OPTIONS_FIELD}.mode", mode)
-    assert "a grammar, penalties" in refusal.value.limit
+    assert refusal.value.limit == "does not support " + ", ".join(f"its {name}" for name in needs)
     assert "auto" in refusal.value.remedy
     check_message(refusal.value)
 
@@ -341,8 +351,15 @@ def test_auto_permits_the_modes_with_the_same_answers(
     assert list(dict.fromkeys(s.mode for s in plan_of(options, generation, family=family).permitted)) == modes
 
 
-def test_what_needs_autoregression_permits_nothing_else() -> None:
-    assert [settings.mode for settings in plan_of({}, needs=("a grammar",)).permitted] == [AR]
+@pytest.mark.parametrize("generation", [{}, {"allow_lossy": True}, {"mode": "diffusion", "allow_lossy": True}], ids=str)
+@pytest.mark.parametrize(
+    ("needs", "modes"), [(("regex",), [SPECULATION, AR]), (("regex", "custom_logit_processor"), [AR])]
+)
+def test_a_plan_permits_only_what_honours_the_request(
+    generation: dict[str, Any], needs: tuple[str, ...], modes: list[Mode]
+) -> None:
+    """The server's own mode gives way as auto does."""
+    assert list(dict.fromkeys(s.mode for s in plan_of({}, generation, needs=needs).permitted)) == modes
 
 
 # --- The server's file ---
@@ -494,8 +511,8 @@ def test_autoregression_has_no_blocks(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="without blocks") as refusal:
         resolve({"mode": "autoregressive", **options})
     assert refusal.value.field == f"{OPTIONS_FIELD}.{name}"
-    with pytest.raises(OptionError, match="regex"):
-        resolve(options, needs=("regex",))
+    with pytest.raises(OptionError, match="its watermark"):
+        resolve(options, needs=("watermark",))
 
 
 # --- BD3-LM ---

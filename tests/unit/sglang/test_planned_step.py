@@ -34,7 +34,7 @@ class Req(SimpleNamespace):
 
 
 def req_of(settings: ModeSettings, **fields: Any) -> Any:
-    return Req(dlm_state=RequestState(DecodePlan((settings,))), **fields)
+    return Req(dlm_state=RequestState(DecodePlan((settings,))), grammar=None, return_logprob=False, **fields)
 
 
 def planner_of(commit: Commit | None = None) -> StepPlanner:

@@ -1,0 +1,47 @@
+"""What a request asks for besides how it decodes, and which modes honour it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dlm_serve.decoding import ConcreteMode, Mode
+from dlm_serve.families import Family
+
+# What depends on one token following another, with the values that ask for nothing.
+SEQUENTIAL: dict[str, tuple[object, ...]] = {
+    "return_logprob": (None, False),
+    "json_schema": (None, ""),
+    "regex": (None, ""),
+    "ebnf": (None, ""),
+    "structural_tag": (None, ""),
+    "frequency_penalty": (None, 0.0),
+    "presence_penalty": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "logit_bias": (None, {}),
+    "min_new_tokens": (None, 0),
+    "custom_logit_processor": (None, ""),
+    "watermark": (None, False),
+}
+
+_ONE_AT_A_TIME = ("custom_logit_processor", "watermark")
+"""Code that is not ours and looks at the tokens so far, each of which it must know."""
+
+
+class Need(NamedTuple):
+    """One of them."""
+
+    field: str
+    """SGLang's."""
+    written: str
+    """As the request names it."""
+
+
+def honours(mode: ConcreteMode, need: Need, family: Family) -> bool:
+    """Return whether a mode of `family` gives what a request needs.
+
+    Self-speculation verifies each token behind those before it, as autoregression predicts it. A denoised block has
+    log-probabilities where another forward commits it, one token behind the other.
+    """
+    if mode is Mode.SELF_SPECULATION:
+        return need.field not in _ONE_AT_A_TIME
+    return mode is Mode.AUTOREGRESSIVE or (need.field == "return_logprob" and family.commit.scores_tokens)

@@ -1,0 +1,149 @@
+"""Apply to one forward what the requests of some of its rows ask of their logits.
+
+The same for single tokens and for blocks, so that verified answers are the autoregressive ones: rules, then grammars,
+then the token, then log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dlm_serve.decoding import Commit, Prediction, Rows, StepOutput, TokenChoice
+from dlm_serve.decoding.denoise import is_denoising
+from dlm_serve.sglang.grammar_masks import GrammarMasks
+from dlm_serve.sglang.logit_rows import LogitRows
+from dlm_serve.sglang.logprobs import StepLogprobs
+from dlm_serve.sglang.planned_step import RowGroup
+from dlm_serve.sglang.requests import state_of
+from dlm_serve.sglang.to_device import to_device
+
+Barrier = Callable[[], None]
+"""Brings the grammars of requests behind the tokens of all steps before this one; waits for those."""
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What there is to know about the step that forwards are part of."""
+
+    number: int
+    """The engine's."""
+    logprobs: StepLogprobs | None
+    """None if no request asks for any."""
+    barrier: Barrier
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of a forward, and the masks of those with grammars."""
+
+    mine: LogitRows
+    masks: GrammarMasks | None
+    masked_rows: torch.Tensor  # [M] int64, which of them `masks` are for
+
+
+class LogitStep:
+    """Makes `GroupLogits`, one for each forward."""
+
+    def __init__(self, table: Rows, commit: Commit, choice: TokenChoice, vocab_size: int) -> None:
+        self.table = table
+        self.commit = commit
+        self.choice = choice
+        self.vocab_size = vocab_size
+
+    def begin(
+        self, group: RowGroup, indices: torch.Tensor, committed_lens: torch.Tensor, width: int, context: StepContext
+    ) -> GroupLogits:
+        """Prepare a forward of `width` tokens a row that is yet to be launched, over the rows of `group`.
+
+        `indices` [B] int64 are those of the group in the table, `committed_lens` [B] their tokens before the forward.
+        """
+        parts = [self._begin(mine, indices, width, context.number) for mine in group.logit_rows]
+        return GroupLogits(self, group, indices, committed_lens, context, parts)
+
+    def _begin(self, mine: LogitRows, indices: torch.Tensor, width: int, step: int) -> _Part:
+        emitting = [row for row in mine.with_grammar if self.may_emit(mine, row, step)]
+        masked_rows = to_device(emitting, indices.device.type)
+        if not emitting:
+            return _Part(mine, None, masked_rows)
+        tokens = self.table.tokens[indices[mine.rows[masked_rows]], :width]
+        return _Part(mine, GrammarMasks([mine.reqs[row] for row in emitting], tokens, self.vocab_size), masked_rows)
+
+    def may_emit(self, mine: LogitRows, row: int, step: int) -> bool:
+        """Return whether a row may emit tokens in the engine's `step`, as far as the host knows."""
+        state = state_of(mine.reqs[row])
+        return state.may_emit(step, self.commit.steps_per_block(state.current))
+
+
+@dataclass(frozen=True)
+class GroupLogits:
+    """The rows of one forward whose requests ask something of their logits."""
+
+    _step: LogitStep
+    _group: RowGroup
+    _indices: torch.Tensor  # [B] int64
+    _committed_lens: torch.Tensor  # [B] int64
+    _context: StepContext
+    _parts: list[_Part]
+
+    def of_tokens(self, logits: torch.Tensor) -> None:
+        """Change `logits` [B, V] float32, behind the pending tokens of the rows, in place."""
+        for part in self._parts:
+            rows = self._step.table.gather(self._indices[part.mine.rows], 1)
+            logits[part.mine.rows] = self._changed(part, rows, logits[:, None]).squeeze(1)
+
+    def of_block(self, logits: torch.Tensor, prediction: Prediction) -> None:
+        """Overwrite what a forward predicts from `logits` [B, W, V] of any floating type, and what they come to."""
+        for part in self._parts:
+            rows = self._step.table.gather(self._indices[part.mine.rows], logits.shape[1])
+            changed = self._changed(part, rows, logits)
+            spec = self._step.commit.attention_spec(rows, self._committed_lens[part.mine.rows])
+            predicted = self._step.choice.predict(changed, spec.predicted_positions, rows)
+            prediction.put_(part.mine.rows, predicted)
+            self._note_logprobs(part, rows, changed, self._step.commit.emitted_tokens(rows, predicted.ids))
+
+    def note_tokens(self, logits: torch.Tensor, token_ids: torch.Tensor) -> None:
+        """Note log-probabilities of the sampled `token_ids` [B], of changed `logits` [B, V] float32."""
+        for part in self._parts:
+            rows = self._step.table.gather(self._indices[part.mine.rows], 1)
+            self._note_logprobs(part, rows, logits[part.mine.rows, None], token_ids[part.mine.rows, None])
+
+    def count(self, output: StepOutput) -> None:
+        """Count what the rows of the group emit."""
+        for part in self._parts:
+            if part.mine.ruled is not None:
+                at = part.mine.rows[part.mine.ruled_rows]
+                part.mine.ruled.count_(output.tokens[at], output.lens[at])
+
+    def _changed(self, part: _Part, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the part's `rows` [N, W, V] float32 as their requests want them."""
+        mine = part.mine
+        changed = logits[mine.rows].float()
+        if mine.ruled is not None:
+            ruled = changed[mine.ruled_rows]
+            committed_lens = self._committed_lens[mine.rows[mine.ruled_rows]]
+            mine.ruled.adjust_(ruled, rows.tokens[mine.ruled_rows], committed_lens)
+            changed[mine.ruled_rows] = ruled
+        if part.masks is not None:
+            self._context.barrier()
+            unmasked = changed[part.masked_rows]
+            masked = unmasked.clone()
+            part.masks.apply_(masked)
+            # A grammar says what may follow a token, and drafts are predicted in its place.
+            is_draft = is_denoising(rows.phase[part.masked_rows])
+            changed[part.masked_rows] = torch.where(is_draft[:, None, None], unmasked, masked)
+        return changed
+
+    def _note_logprobs(self, part: _Part, rows: Rows, logits: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Note what the rows that ask for log-probabilities may emit, if it is this step that emits it."""
+        logprobs, mine = self._context.logprobs, part.mine
+        asking = [row for row, req in enumerate(mine.reqs) if req.return_logprob]
+        asking = [row for row in asking if self._step.may_emit(mine, row, self._context.number)]
+        if logprobs is None or not asking:
+            return
+        at = to_device(asking, tokens.device.type)
+        scaled = logits[at] / rows.temperature[at, None, None]
+        numbers = [self._group.numbers[mine.numbers[row]] for row in asking]
+        logprobs.add(numbers, self._group.in_batch(mine.rows[at]), scaled, tokens[at])

@@ -1,0 +1,138 @@
+"""What requests ask of their logits: the tokens of autoregression, in every mode that honours it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from golden import NEMOTRON_LABS_DIFFUSION, TRAINED
+from serving import Server, generate_body
+
+PROMPTS = ([145, 20, 30], [33, 44, 55, 66, 77])
+LENGTH = 60
+
+FAVOURED = {"logit_bias": {"65": 9.0, "20": 8.0, "70": 8.5}, "ignore_eos": True}
+"""Answers that repeat themselves, so that penalties have something to count."""
+
+RULES: dict[str, dict[str, Any]] = {
+    "frequency_penalty": {"frequency_penalty": 1.6, **FAVOURED},
+    "presence_penalty": {"presence_penalty": 2.0, **FAVOURED},
+    "repetition_penalty": {"repetition_penalty": 1.6, **FAVOURED},
+    "logit_bias": FAVOURED,
+    "min_new_tokens": {"min_new_tokens": 50},
+    "all, drawn": {
+        "frequency_penalty": 0.7,
+        "presence_penalty": 0.4,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"30": 1.5},
+        "min_new_tokens": 40,
+        "temperature": 0.9,
+        "top_p": 0.9,
+        "sampling_seed": 7,
+    },
+}
+GRAMMARS: dict[str, dict[str, Any]] = {
+    "regex": {"regex": "[a-z]{3,9} [0-9]+( [a-z]+)*"},
+    "json_schema": {"json_schema": json.dumps({"type": "array", "items": {"enum": ["a", "bc", 1]}, "minItems": 3})},
+    "ebnf": {"ebnf": 'root ::= ("x" | "yz")+ "."'},
+    "drawn, with rules": {"regex": "[a-z ]{30,60}", "temperature": 1.0, "sampling_seed": 3, "frequency_penalty": 1.0},
+}
+CASES = RULES | GRAMMARS
+
+
+def bodies(mode: str) -> list[dict[str, Any]]:
+    """All cases with all prompts."""
+    return [generate_body(prompt, LENGTH, mode=mode, **asked) for asked in CASES.values() for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def expected(trained: Server) -> list[list[int]]:
+    """What each of `bodies` comes to, one at a time and autoregressively."""
+    answers = trained.generate_all(bodies("autoregressive"), 1)
+    return [answer["output_ids"] for answer in answers]
+
+
+@pytest.mark.parametrize("mode", ["self_speculation", "auto"])
+def test_verified_answers_are_the_autoregressive_ones(trained: Server, expected: list[list[int]], mode: str) -> None:
+    answers = trained.generate_all(bodies(mode), 1)
+    assert [answer["output_ids"] for answer in answers] == expected
+    for answer, asked in zip(answers[::2], CASES, strict=True):
+        if asked in RULES:  # what grammars force on a model that knows none is not what it drafts
+            statistics = answer["meta_info"]["dlm"]
+            assert statistics["nfe"] < 0.8 * len(answer["output_ids"]) or mode == "auto", (asked, statistics)
+
+
+def test_all_modes_at_once(trained: Server, expected: list[list[int]]) -> None:
+    """Beside requests that ask nothing of their logits, whose answers do not change either."""
+    plain = [generate_body(prompt, LENGTH, mode=mode) for prompt in PROMPTS for mode in ("auto", "diffusion")]
+    alone = [trained.generate_all([body], 1)[0]["output_ids"] for body in plain]
+    modes = ("autoregressive", "self_speculation", "auto")
+    together = trained.generate_all([*plain, *(body for mode in modes for body in bodies(mode))], 24)
+    assert [answer["output_ids"] for answer in together] == [*alone, *expected * len(modes)]
+
+
+def test_retracted_and_resumed(crowded: Server, expected: list[list[int]]) -> None:
+    """What was counted and where grammars stood is not forgotten."""
+    for mode in ("autoregressive", "self_speculation"):
+        answers = crowded.generate_all(bodies(mode), 12)
+        assert [answer["output_ids"] for answer in answers] == expected
+
+
+def test_rules_do_what_they_say(trained: Server, expected: list[list[int]]) -> None:
+    short = next(
+        c for c in NEMOTRON_LABS_DIFFUSION.cases(TRAINED, "ar") if c["finish"] == "eos" and len(c["output_ids"]) < 40
+    )
+    longer = trained.generate(short["prompt_ids"], 50, min_new_tokens=len(short["output_ids"]) + 5)["output_ids"]
+    assert longer[: len(short["output_ids"]) - 1] == short["output_ids"][:-1]
+    assert len(longer) > len(short["output_ids"])
+    assert set(trained.generate(PROMPTS[0], 6, logit_bias={"65": 100.0})["output_ids"]) == {65}
+    penalised, free = (
+        dict(zip(CASES, expected[::2], strict=True))[name] for name in ("frequency_penalty", "logit_bias")
+    )
+    assert len(set(penalised)) > len(set(free)) < LENGTH // 2
+    letters = trained.generate(PROMPTS[0], 12, regex="[ab]{6}")["text"]
+    assert len(letters) == 6
+    assert set(letters) <= {"a", "b"}
+
+
+@pytest.mark.parametrize("asked", [{}, RULES["all, drawn"], GRAMMARS["regex"]], ids=["plain", "rules", "grammar"])
+def test_logprobs(trained: Server, asked: dict[str, Any]) -> None:
+    """Of the chosen, the likeliest and the listed tokens, as autoregressively; also in a batch of mixed modes."""
+    want = {"return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 2, "token_ids_logprob": [5, 65]}
+    modes = ["autoregressive", "self_speculation", *([] if asked else ["diffusion"])]
+    body = {mode: generate_body(PROMPTS[0], LENGTH, mode=mode, request=want, **asked) for mode in modes}
+    expected, *alone = (trained.generate_all([body[mode]], 1)[0] for mode in modes)
+    others = [generate_body(PROMPTS[1], 40, mode=mode, ignore_eos=True) for mode in modes * 2]
+    together = trained.generate_all([*others, *body.values()], 9)[len(others) :]
+    for answer in (*alone, *together):
+        if answer["output_ids"] != expected["output_ids"]:
+            assert answer["meta_info"]["dlm"]["mode"] == "diffusion"  # whose tokens are its own
+            continue
+        for field in (
+            "input_token_logprobs",
+            "output_token_logprobs",
+            "output_top_logprobs",
+            "output_token_ids_logprobs",
+        ):
+            ours, theirs = flat(answer["meta_info"][field]), flat(expected["meta_info"][field])
+            assert ours == pytest.approx(theirs, abs=2e-4), field
+    assert len(expected["meta_info"]["output_token_logprobs"]) == len(expected["output_ids"])
+
+
+def flat(entries: Any) -> list[float]:
+    """All numbers in a list of lists; texts and what is missing are left out."""
+    if isinstance(entries, list):
+        return [number for entry in entries for number in flat(entry)]
+    return [] if entries is None or isinstance(entries, str) else [float(entries)]
+
+
+def test_diffusion_scores_its_own_tokens(trained: Server) -> None:
+    """By the forward that commits them: as a prompt, the same tokens have the same log-probabilities."""
+    want = {"return_logprob": True}
+    answer = trained.generate(PROMPTS[0], 24, mode="diffusion", ignore_eos=True, request=want)
+    tokens = answer["output_ids"]
+    as_prompt = generate_body([*PROMPTS[0], *tokens], 1, request={**want, "logprob_start_len": len(PROMPTS[0]) - 1})
+    scored = trained.post("/generate", as_prompt).json()["meta_info"]["input_token_logprobs"]
+    ours = [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]]
+    assert ours == pytest.approx([entry[0] for entry in scored[1:]], abs=2e-4)
