@@ -39,7 +39,7 @@ WAYS = {
 """Temperature, top-k, top-p and min-p."""
 LOGITS = {"normal": (3.0, 0.0), "peaked": (3.0, 12.0), "flat": (0.5, 0.0)}
 """The deviation of normal logits, and by how much five of each row are raised."""
-TUNED = {
+TUNED: dict[str, dict[str, tuple[int, ...]]] = {
     "T 0.7": {"STRETCH": (2048, 4096, 8192), "SAMPLED_WARPS": (2, 4, 8)},
     "T 0.7, top-p 0.9": {"READ_GROUPS": (64, 128, 256), "DRAWN_GROUPS": (32, 64), "FILTER_WARPS": (4, 8, 16)},
 }

@@ -25,7 +25,7 @@ def _near_largest(b_max, rank):
     bits = b_max.to(tl.int32, bitcast=True)
     # The upper half of integers that are ordered as the floats are.
     b_key = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> 16) + 32768
-    key = 0
+    key = tl.full((), 0, tl.int32)
     for i in tl.static_range(16):
         trial = key + (32768 >> i)
         key = tl.where(tl.sum((b_key >= trial).to(tl.int32)) >= rank, trial, key)
