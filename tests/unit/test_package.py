@@ -1,0 +1,87 @@
+"""The wheel has what is needed, and `docker/install.sh` installs it in an empty environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dlm_serve import __version__
+
+ROOT = Path(__file__).parent.parent.parent
+USE = """
+from importlib.metadata import entry_points, version
+import dlm_kernels, dlm_serve
+from dlm_serve import bundled
+from dlm_serve.models.checkpoint import Checkpoint
+
+checkpoint = Checkpoint.find(bundled.expand("nano"))
+checkpoint.check_weights()
+[plugin] = entry_points(group="sglang.srt.plugins", name="dlm_serve")
+print(checkpoint.family.name, plugin.load().__module__, version("dlm-serve"), dlm_serve.__file__, dlm_kernels.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this repository."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    [found] = folder.iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with pip and all that this one has, except for dlm-serve."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    others = folder / "others"
+    others.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(("dlm_serve", "_dlm_serve", "pip")):
+            (others / entry.name).symlink_to(entry)
+    [packages] = (folder / "venv" / "lib").glob("*/site-packages")
+    (packages / "others.pth").write_text(str(others))
+    return folder / "venv"
+
+
+def test_the_wheel_has_code_weights_kernels_and_license_alone(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    info = f"dlm_serve-{__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"dlm_serve", "dlm_kernels", info}
+    assert {
+        "dlm_serve/py.typed",
+        "dlm_serve/assets/nano/model.safetensors",
+        "dlm_kernels/__init__.py",
+        f"{info}/licenses/LICENSE",
+        f"{info}/entry_points.txt",
+    } <= names
+
+
+def test_the_images_script_installs_it(wheel: Path, environment: Path, tmp_path: Path) -> None:
+    """Without network: what it requires must be fulfilled by the packages that are pinned."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+    python = str(environment / "bin" / "python")
+    variables = {**inherited, "PYTHON": python, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    installed = subprocess.run(
+        [ROOT / "docker" / "install.sh", wheel],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    used = subprocess.run([python, "-c", USE], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert used.returncode == 0, used.stderr
+    family, plugin, version, *files = used.stdout.split()[-5:]
+    assert (family, plugin, version) == ("nemotron-labs-diffusion", "dlm_serve.plugin", __version__)
+    assert all(Path(file).is_relative_to(environment) for file in files)
+    assert (environment / "bin" / "dlm-serve").is_file()
