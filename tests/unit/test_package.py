@@ -70,18 +70,14 @@ def test_the_images_script_installs_it(wheel: Path, environment: Path, tmp_path:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
     python = str(environment / "bin" / "python")
     variables = {**inherited, "PYTHON": python, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
-    installed = subprocess.run(
-        [ROOT / "docker" / "install.sh", wheel],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert installed.returncode == 0, installed.stdout + installed.stderr
-    used = subprocess.run([python, "-c", USE], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
-    assert used.returncode == 0, used.stderr
-    family, plugin, version, *files = used.stdout.split()[-5:]
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run(ROOT / "docker" / "install.sh", wheel)
+    family, plugin, version, *files = run(python, "-c", USE).split()[-5:]
     assert (family, plugin, version) == ("nemotron-labs-diffusion", "dlm_serve.plugin", __version__)
     assert all(Path(file).is_relative_to(environment) for file in files)
     assert (environment / "bin" / "dlm-serve").is_file()

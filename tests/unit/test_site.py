@@ -24,7 +24,8 @@ class Fetched(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag != "a":
-            self.addresses += [value for _, value in attrs if value and re.match(r"(https?:)?//", value)]
+            fetched = (value or "" for name, value in attrs if name in ("href", "src", "srcset"))
+            self.addresses += [value for value in fetched if re.match(r"(https?:)?//", value)]
 
 
 @pytest.fixture(scope="module")

@@ -19,24 +19,64 @@ ROWS = [row.split(" | ")[0] for row in re.findall(r"^\| (`.*)$", PAGE, flags=re.
 MESSAGES = sorted({message for row in ROWS for message in re.findall(r"`([^`]+)`", row) if " " in message})
 
 
+ERRORS = {"OptionError", "ConfigError", "CheckpointError", "UnsupportedSGLangError", "ServerError"}
+PARTS = {"training", "inflation", "evaluation"}
+"""Whose errors are those of a recipe or a measurement, not of a server."""
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """Return the sources."""
+    return {path: ast.parse(path.read_text()) for path in sorted((ROOT / "dlm_serve").rglob("*.py"))}
+
+
+def texts_in(node: ast.AST) -> Iterator[str]:
+    """Yield the texts in a part of a source, with a mark for each value that is filled in."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else VARIES for part in each.values)
+            yield "".join(map(str, parts))
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str):
+            yield re.sub(r"%[sd]", VARIES, each.value)
+
+
 @cache
 def texts() -> tuple[str, ...]:
-    """Return the texts in the sources, with a mark for each value that is filled in."""
-    return tuple(text for path in sorted((ROOT / "dlm_serve").rglob("*.py")) for text in _texts(path))
+    """Return all texts in the sources."""
+    return tuple(text for tree in trees().values() for text in texts_in(tree))
 
 
-def _texts(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.JoinedStr):
-            parts = (part.value if isinstance(part, ast.Constant) else VARIES for part in node.values)
-            yield "".join(map(str, parts))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield re.sub(r"%[sd]", VARIES, node.value)
+def raised() -> Iterator[tuple[str, list[str]]]:
+    """Yield where an error is made, and the texts that its message is made of, through names of the same function."""
+    for path, tree in trees().items():
+        if not PARTS & set(path.parts):
+            for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+                for call in ast.walk(function):
+                    if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ERRORS:
+                        yield f"{path.name}:{call.lineno}", [*texts_in(call), *_behind_names(call, function)]
+
+
+def _behind_names(call: ast.Call, function: ast.FunctionDef) -> Iterator[str]:
+    names = {each.id for each in ast.walk(call) if isinstance(each, ast.Name)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and any(getattr(target, "id", "") in names for target in node.targets):
+            yield from texts_in(node.value)
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_message_is_one_of_ours(message: str) -> None:
     assert any(message in text for text in texts()), f"no text of dlm_serve has {message!r}"
+
+
+def test_every_error_has_its_cause_on_the_page() -> None:
+    """A message without a text of its own passes on one that another place has."""
+    unexplained = {
+        where: said
+        for where, parts in raised()
+        if (said := [text for text in parts if re.search("[a-z] [a-z]", text)])
+        and not any(message in text for message in MESSAGES for text in said)
+    }
+    assert not unexplained
 
 
 def test_flags_that_are_refused_are_all_named() -> None:
