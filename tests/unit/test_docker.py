@@ -168,7 +168,7 @@ def _apply(target: Any, operation: dict[str, Any]) -> None:
         target[last] = operation["value"]
 
 
-def named(found: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+def named(found: list[dict[str, Any]], kind: str, name: str) -> Any:
     """Return the one resource of a kind and name."""
     [resource] = [each for each in found if each["kind"] == kind and each["metadata"]["name"] == name]
     return resource
@@ -196,7 +196,8 @@ def test_selectors_meet_the_labels_of_pods(overlay: str) -> None:
     found = resources(overlay)
     pods = {each["metadata"]["name"]: each["spec"]["template"] for each in found if each["kind"] == "Deployment"}
     for each in found:
-        name, spec = each["metadata"]["name"], each.get("spec")
+        name: str = each["metadata"]["name"]
+        spec: Any = each.get("spec")
         if each["kind"] in ("Deployment", "PodMonitor"):
             assert spec["selector"]["matchLabels"] == pods[name]["metadata"]["labels"]
         elif each["kind"] == "Service":
