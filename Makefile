@@ -21,10 +21,10 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
-# Kernels in Triton's interpreter, SGLang in processes of its own, training: left out of test-quick.
+# Kernels in Triton's interpreter, SGLang in processes of its own, installation, training: left out of test-quick.
 SLOW := $(wildcard tests/unit/test_block_a*.py tests/unit/test_*_reference.py tests/unit/sglang/test_*block*.py) \
 	tests/unit/test_sample_token.py tests/unit/test_sdlm_logits.py tests/unit/test_ledger.py \
-	tests/unit/test_defaults.py tests/unit/training
+	tests/unit/test_defaults.py tests/unit/test_package.py tests/unit/training
 
 # Each process would compile what it imports, which takes longer than to import it.
 unexport PYTHONDONTWRITEBYTECODE

@@ -230,6 +230,8 @@ def test_the_router_finds_the_servers_alone() -> None:
     selector = container["args"][container["args"].index("--selector") + 1 :]
     assert {f"{name}={value}" for name, value in labels.items()} == set(selector[: len(labels)])
     assert f"--service-discovery-port={PORT}" in container["args"]
+    [patience] = [each for each in container["args"] if each.startswith("--health-check-timeout-secs=")]
+    assert int(patience.partition("=")[2]) > LONGEST_HEALTH_CHECK
     assert router["serviceAccountName"] == named(found, "ServiceAccount", "router")["metadata"]["name"]
     [rule] = named(found, "Role", "router")["rules"]
     assert rule == {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
