@@ -25,6 +25,7 @@ SHARED_SERVERS = {
     "tests/server/test_answers.py": "trained",
     "tests/server/test_fuzz.py": "trained",
     "tests/server/test_golden.py": "trained",
+    "tests/server/test_metrics.py": "trained",
     "tests/server/test_profile.py": "trained",
     "tests/server/test_refusals.py": "trained",
     "tests/server/test_sampling_modes.py": "trained",

@@ -32,6 +32,11 @@ class Phase(IntEnum):
     COMMIT = 4
 
     @property
+    def label(self) -> str:
+        """Return its name as metrics have it."""
+        return self.name.lower()
+
+    @property
     def after_denoising(self) -> Phase:
         """Return the phase that follows once the block of this phase has no masks left."""
         return {Phase.DENOISE: Phase.COMMIT, Phase.DRAFT: Phase.VERIFY}.get(self, self)

@@ -53,6 +53,10 @@ class RequestState:
     """Tokens that the last decode step emitted."""
     num_switches: int = 0
     """Times that it went on in another mode or block length."""
+    num_tokens: int = 0
+    """Tokens of its answer so far."""
+    tokens: dict[Choice, int] = field(default_factory=dict)
+    """The same by the mode and block length that decided them."""
     evidence: list[Evidence] = field(default_factory=list)
     """Finished blocks that the router has not read yet; kept of free requests alone."""
     num_extend_forwards: int = 0
@@ -81,6 +85,8 @@ class RequestState:
     """Settings of later steps, each with the first of them."""
     _forwards: int = 0
     """Steps since the last that emitted."""
+    _switches: list[tuple[Mode, Mode]] = field(default_factory=list)
+    """Switches that nobody has counted yet."""
 
     def __post_init__(self) -> None:
         self.current = self._counted = self.plan.permitted[0]
@@ -179,13 +185,24 @@ class RequestState:
         return wanted
 
     def _take(self, settings: ModeSettings, number: int, block_start: int) -> None:
+        self._switches.append((self.current.mode, settings.mode))
         self.current, self._block_start = settings, block_start
         self._wanted = self._wanted_then if self._wanted_then != settings else None
         self._wanted_then = self._first_offer = None
         self._later.append((number, settings))
         self.num_switches += 1
 
+    def take_switches(self) -> list[tuple[Mode, Mode]]:
+        """Return the modes before and after each switch since the last call."""
+        taken, self._switches = self._switches, []
+        return taken
+
     # Results.
+
+    @property
+    def last_settings(self) -> ModeSettings:
+        """Return the settings of the last step or EXTEND call whose result is known."""
+        return self._counted
 
     def end_step(self, num_emitted: int) -> None:
         """Count a decode step that emitted `num_emitted` tokens."""
@@ -209,6 +226,15 @@ class RequestState:
         is_block = self._counted.mode is not Mode.AUTOREGRESSIVE and self._last_emitting == self.num_steps - 1
         if is_block and self.evidence:
             self.evidence[-1] = self.evidence[-1]._replace(num_emitted=num_used, is_cut=True)
+
+    def note_answer(self, length: int) -> int:
+        """Note that the answer has `length` tokens by now; return how many are new."""
+        number = length - self.num_tokens
+        if number:
+            choice = self._counted.choice
+            self.tokens[choice] = self.tokens.get(choice, 0) + number
+            self.num_tokens = length
+        return number
 
     def end_extend(self, rest: list[int], num_left: int) -> None:
         """Note that an EXTEND call left the tokens `rest` to emit, where at most `num_left` more are wanted."""

@@ -74,7 +74,7 @@ def statistics_of(req: ReqLike) -> dict[str, Any]:
         "acceptance_length": None if state.acceptance_length is None else round(state.acceptance_length, 4),
         "block_length": state.current.block_length,
         "mode_switches": state.num_switches,
-        "tokens": {_named(choice): tally.num_emitted for choice, tally in state.tallies.items()},
+        "tokens": {_named(choice): number for choice, number in state.tokens.items()},
     }
 
 

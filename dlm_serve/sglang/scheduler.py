@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from http import HTTPStatus
@@ -17,12 +21,19 @@ from sglang.utils import TypeBasedDispatcher
 from dlm_serve.decoding import Mode, StopRule
 from dlm_serve.decoding.stop_rules import ended_length
 from dlm_serve.errors import ConfigError
+from dlm_serve.metrics.registry import KV_SLOTS, ROWS, WIDTH
 from dlm_serve.routing.router import Decision
+from dlm_serve.sglang.counting import COUNTS, count_abort, count_result, may_shrink
+from dlm_serve.sglang.export import Exporter
+from dlm_serve.sglang.metrics_reporter import DlmMetricsReporter
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
 from dlm_serve.sglang.requests import STATISTICS_KEY, shareable_len, state_of, statistics_of
 from dlm_serve.sglang.serving import current
 from dlm_serve.sglang.weight_updates import DlmWeightUpdater
 from dlm_serve.sglang.worker import DlmWorker
+
+EXPORT_SECONDS = 1.0
+"""Between exports of metrics while requests run; Prometheus asks less often."""
 
 
 class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
@@ -36,6 +47,9 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     running_batch: BatchLike
     last_batch: BatchLike | None
     chunked_req: ReqLike | None
+    metrics_collector_context: Any
+    metrics_collector: Any
+    pool_stats_observer: Any
 
     def init_model_worker(self) -> None:
         """Set how long requests may be: alone in the pool, one of the greatest length can take every step.
@@ -56,6 +70,49 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
         """Return the class that reports statistics."""
         return DlmOutputStreamer
+
+    def init_metrics_collector(self) -> None:
+        """Register our metrics beside SGLang's, where it has any."""
+        super().init_metrics_collector()
+        context = self.metrics_collector_context
+        is_measured = context.current_scheduler_metrics_enabled
+        self._exporter = Exporter(context.collector.labels) if is_measured else None
+        self._next_export = -math.inf
+
+    def init_metrics_reporter(self) -> None:
+        """Report what SGLang does, where that is right for us."""
+        self.metrics_reporter = DlmMetricsReporter(
+            scheduler=self,
+            metrics_collector_context=self.metrics_collector_context,
+            metrics_collector=self.metrics_collector,
+        )
+
+    def process_batch_result(self, batch: BatchLike, result: Any) -> None:
+        """Export what was counted: once a second, and whenever a batch has ended."""
+        super().process_batch_result(batch, result)
+        if self._exporter is None:
+            return
+        now = time.monotonic()
+        if now >= self._next_export or all(req.finished() for req in batch.reqs):
+            self._next_export = now + EXPORT_SECONDS
+            self._export(self._exporter)
+
+    def _export(self, exporter: Exporter) -> None:
+        exporter.export(COUNTS)
+        settings = [state_of(req).current for req in self._decoding_reqs()]
+        rows = Counter(one.mode for one in settings)
+        for mode in current().checkpoint.family.modes:
+            exporter.set(ROWS, rows[mode], mode)
+        exporter.set(WIDTH, max((one.block_length for one in settings), default=0))
+        pool = self.pool_stats_observer.get_pool_stats()
+        slots = {"free": pool.full_available_size, "cached": pool.full_evictable_size, "held": pool.full_num_used}
+        for state, number in slots.items():
+            exporter.set(KV_SLOTS, number, state)
+
+    def send_abort_output(self, abort_req: Any, req: ReqLike) -> None:
+        """Count a request that ends while it waits."""
+        super().send_abort_output(abort_req, req)
+        count_abort(req)
 
     def init_request_dispatcher(self) -> None:
         """Let decisions of the router be dispatched as what clients send is."""
@@ -115,13 +172,18 @@ class DlmOutputStreamer(SchedulerOutputStreamer):  # type: ignore[misc]  # the b
 class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
     """A request that may be checked for its end after a step without new tokens."""
 
+    output_ids: array[int]
+    spec_verify_ct: int
+
     def update_finish_state(self, new_accepted_len: int | None = None) -> None:
         """Count the decode step that emitted so many tokens (None is an EXTEND call), and finish if there is a reason.
 
         None is new without new tokens, of which SGLang would take `output_ids[-0:]`, all of them, for the new ones.
         `StopRule.UPSTREAM` has reasons of its own.
         """
-        if new_accepted_len is not None and not self.finished():
+        if self.finished():
+            return
+        if new_accepted_len is not None:
             state_of(self).end_step(new_accepted_len)
         if (
             self.grammar is not None
@@ -135,6 +197,15 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
             if self.finished() and new_accepted_len:
                 num_behind = len(self.output_ids) - len(self.output_ids_through_stop)
                 state_of(self).end_answer(max(num_new - num_behind, 0))
+        count_result(self, is_step=new_accepted_len is not None)
+        # SGLang takes every step for a verification: `meta_info` shall say nothing of that.
+        self.spec_verify_ct = 0
+
+    def log_time_stats(self) -> None:
+        """Log what SGLang does, of the answer without the tokens behind its end."""
+        tokens, self.output_ids = self.output_ids, self.output_ids_through_stop
+        super().log_time_stats()
+        self.output_ids = tokens
 
     def owned_kv_len(self) -> int:
         """Return how many tokens have KV that may go to the prefix cache; the slots of the others are freed."""
@@ -162,8 +233,7 @@ def longest_request(max_req_len: int, beyond_prompt: int, num_slots: int, reserv
 
 def _has_news(req: ReqLike) -> bool:
     """Return whether there is something to send: an end, or new tokens that are not taken back again."""
-    may_shrink = state_of(req).plan.stop_rule is StopRule.UPSTREAM
-    return req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink)
+    return req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink(req))
 
 
 def _end_by_upstream_rule(req: ReqLike) -> bool:

@@ -20,6 +20,7 @@ from dlm_serve.routing.prefills import PrefillShape
 from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.attention import DlmAttentionBackend
 from dlm_serve.sglang.block_step import BlockStep, Step
+from dlm_serve.sglang.counting import count_step_time
 from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.decode_step import DecodeStep
 from dlm_serve.sglang.draft_windows import DraftWindows
@@ -133,6 +134,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
                 self.router.observe_prefill(shape, ms)
             else:
                 self.router.observe(shape, ms)
+                count_step_time(shape, self._planner.costs.width_of(shape), ms)
         return self.router.is_due(self._planner.num_steps, num_reqs)
 
     def decide(self, reqs: Sequence[ReqLike]) -> Decision | None:

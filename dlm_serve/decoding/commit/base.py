@@ -17,7 +17,7 @@ import torch
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.decode_plan import ModeSettings
 from dlm_serve.decoding.first_block import FirstBlock
-from dlm_serve.decoding.modes import FIRST_PHASE, Mode
+from dlm_serve.decoding.modes import FIRST_PHASE, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import RequestState
 from dlm_serve.decoding.rows import RowOptions, Rows
@@ -96,6 +96,13 @@ class Commit(ABC):
         if state.is_decided:
             return Forward.FLUSH
         return Forward.DECODE if state.current.mode is Mode.AUTOREGRESSIVE else Forward.BLOCK
+
+    @abstractmethod
+    def phase_of(self, settings: ModeSettings, is_settled: bool, num_emitted: int) -> Phase:
+        """Return what a row did in a step with these settings that emitted `num_emitted` tokens.
+
+        `is_settled` says that an EXTEND call had denoised its block, or that the step before had emitted it.
+        """
 
     def steps_per_block(self, settings: ModeSettings) -> int | None:
         """Return how many steps each block takes with these settings; None where that depends on the tokens."""

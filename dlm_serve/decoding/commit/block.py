@@ -77,6 +77,10 @@ class BlockCommit(Commit):
         options = super().row_options(settings, seed, stop_ids if self.stops_in_blocks else (), vocab_size)
         return replace(options, is_shuffled=settings.algorithm == BlockAlgorithm.FIRST_HITTING)
 
+    def phase_of(self, settings: ModeSettings, is_settled: bool, num_emitted: int) -> Phase:
+        """See `Commit`: a settled block is committed by the next forward."""
+        return Phase.COMMIT if is_settled else Phase.DENOISE
+
     def usable_widths(self, block_size: int, widths: Sequence[int]) -> list[int]:
         """See `Commit`: blocks on a grid are all of `block_size`."""
         return [min(width for width in widths if width >= block_size)] if self.on_grid else sorted(widths)
