@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import configuration
+import metrics
 import pictures
 
 from dlm_serve.sglang.compat import SUPPORTED_VERSIONS
@@ -77,6 +78,14 @@ REGISTERED = (
         "`DlmWeightUpdater`, which checks new weights before it replaces any, and replaces the draft adapter's too",
     ),
     (
+        "`Scheduler.init_metrics_collector`, `.process_batch_result` and `.send_abort_output`",
+        "our metrics, registered beside SGLang's and exported once a second",
+    ),
+    (
+        "`Scheduler.init_metrics_reporter`",
+        "`DlmMetricsReporter`, which reports tokens of answers and no acceptance of drafts",
+    ),
+    (
         "`Scheduler.get_output_streamer_class`",
         "`DlmOutputStreamer`, which reports `meta_info.dlm` and sends no empty chunk",
     ),
@@ -129,7 +138,7 @@ def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, **configuration.PAGES, **pictures.PAGES}
+PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, **configuration.PAGES, **metrics.PAGES, **pictures.PAGES}
 """Files in this folder, and the functions that return their text."""
 
 
