@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from string import Template
 
-from dlm_serve.decoding import Mode, Phase
-from dlm_serve.metrics.registry import METRICS, Kind, Metric, Outcome, StepKind
+from dlm_serve.decoding import Mode
+from dlm_serve.metrics.registry import METRICS, PHASE_LABELS, Kind, Metric, Outcome, StepKind
 
 TEXT = Template("""# Metrics
 
@@ -71,7 +71,7 @@ _CORRECTED = (
 
 _VALUES: dict[str, Sequence[str]] = {
     "mode, from, to": [mode for mode in Mode if mode is not Mode.AUTO],
-    "phase": [phase.label for phase in Phase],
+    "phase": list(PHASE_LABELS.values()),
     "outcome": list(Outcome),
     "kind": list(StepKind),
     "width": ["the server file's `routing.widths`; 1 without a block forward"],

@@ -14,6 +14,8 @@ class Mode(StrEnum):
     DIFFUSION = "diffusion"
     SELF_SPECULATION = "self_speculation"
 
+    __hash__ = str.__hash__  # keys of counters: an enumeration's own is Python
+
 
 ConcreteMode = Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION]
 
@@ -31,10 +33,7 @@ class Phase(IntEnum):
     VERIFY = 3
     COMMIT = 4
 
-    @property
-    def label(self) -> str:
-        """Return its name as metrics have it."""
-        return self.name.lower()
+    __hash__ = int.__hash__  # keys of counters: an enumeration's own is Python
 
     @property
     def after_denoising(self) -> Phase:

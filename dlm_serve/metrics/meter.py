@@ -5,42 +5,54 @@ from __future__ import annotations
 from dlm_serve.decoding import Commit, Mode, Phase, RequestState
 from dlm_serve.metrics import registry
 from dlm_serve.metrics.counts import Counts
-from dlm_serve.metrics.registry import Outcome
+from dlm_serve.metrics.registry import PHASE_LABELS, Outcome
 
 
 class Meter:
-    """Counts a request; what it has counted already, it remembers."""
+    """Counts a request, a block at a time; what it has counted already, it remembers."""
 
     def __init__(self) -> None:
-        self._num_forwards = 0
-        self._num_denoised = 0
-        """Denoising forwards over the block that is not emitted yet."""
+        self._num_extended = 0
+        """Forwards of EXTEND calls that are counted."""
+        self._num_steps = 0
+        """Forwards of decode steps that are counted."""
         self._is_settled = False
-        """Whether its block is denoised: by an EXTEND call, or by the last step, which emitted it."""
+        """Whether its block was denoised before the forwards that are not counted yet."""
 
-    def count_extend(self, counts: Counts, state: RequestState) -> None:
-        """Count an EXTEND call, whose forwards over blocks all denoise."""
-        number = self._new_forwards(state)
-        self._is_settled, self._num_denoised = True, 0
+    def count_extend(self, counts: Counts, state: RequestState, commit: Commit) -> None:
+        """Count an EXTEND call, whose forwards over blocks all denoise, and steps that led to nothing before it."""
+        number = state.num_extend_forwards - self._num_extended
+        self._num_extended = state.num_extend_forwards
+        self._count_steps(counts, state, commit, emits=False)
         if number:
             mode = state.last_settings.mode
-            counts.add(registry.FORWARD_PASSES, mode, Phase.DENOISE.label, by=number)
+            counts.add(registry.FORWARD_PASSES, mode, PHASE_LABELS[Phase.DENOISE], by=number)
             counts.observe(registry.DENOISE_STEPS, number, mode)
+        self._is_settled = True
 
-    def count_step(self, counts: Counts, state: RequestState, commit: Commit) -> None:
-        """Count a decode step that `state` has just been told of."""
-        num_emitted, settings = state.last_emitted, state.last_settings
-        if self._new_forwards(state):  # none where it only flushes
-            phase = commit.phase_of(settings, self._is_settled, num_emitted)
-            counts.add(registry.FORWARD_PASSES, settings.mode, phase.label)
-            self._num_denoised += phase in (Phase.DENOISE, Phase.DRAFT)
-            self._is_settled = phase is Phase.DENOISE and num_emitted > 0
-        if num_emitted:
-            if settings.mode is Mode.SELF_SPECULATION:
-                counts.observe(registry.ACCEPTANCE_LENGTH, num_emitted)
-            if self._num_denoised:
-                counts.observe(registry.DENOISE_STEPS, self._num_denoised, settings.mode)
-            self._num_denoised = 0
+    def count_block(self, counts: Counts, state: RequestState, commit: Commit) -> None:
+        """Count the steps up to the last one known, which has emitted or was the request's last."""
+        num_emitted, mode = state.last_emitted, state.last_settings.mode
+        phases = self._count_steps(counts, state, commit, emits=num_emitted > 0)
+        if not phases or not num_emitted or mode is Mode.AUTOREGRESSIVE:
+            return
+        if mode is Mode.SELF_SPECULATION:
+            counts.observe(registry.ACCEPTANCE_LENGTH, num_emitted)
+        num_denoised = phases.get(Phase.DENOISE, 0) + phases.get(Phase.DRAFT, 0)
+        if num_denoised:
+            counts.observe(registry.DENOISE_STEPS, num_denoised, mode)
+        self._is_settled = num_denoised > 0
+
+    def _count_steps(self, counts: Counts, state: RequestState, commit: Commit, emits: bool) -> dict[Phase, int]:
+        """Count the forwards of steps since the last call, of which the last `emits`; return their phases."""
+        settings = state.last_settings
+        num_steps = state.nfe - state.num_extend_forwards
+        number, self._num_steps = num_steps - self._num_steps, num_steps
+        phases = commit.phases_of(settings, number, self._is_settled, emits) if number else {}
+        for phase, times in phases.items():
+            if times:
+                counts.add(registry.FORWARD_PASSES, settings.mode, PHASE_LABELS[phase], by=times)
+        return phases
 
     def count_answer(self, counts: Counts, state: RequestState, length: int) -> int:
         """Count what is new of an answer of `length` tokens, and switches; return the number of new tokens."""
@@ -57,8 +69,3 @@ class Meter:
         counts.add(registry.REQUESTS, mode, outcome)
         if state.nfe:
             counts.observe(registry.TOKENS_PER_FORWARD, state.num_tokens / state.nfe, mode)
-
-    def _new_forwards(self, state: RequestState) -> int:
-        number = state.nfe - self._num_forwards
-        self._num_forwards = state.nfe
-        return number

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dlm_serve.decoding import Phase
+
+PHASE_LABELS = {phase: phase.name.lower() for phase in Phase}
+
 
 class Kind(StrEnum):
     """What a metric is to Prometheus."""

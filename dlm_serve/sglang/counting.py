@@ -27,16 +27,20 @@ _METER = "dlm_meter"
 
 
 def count_result(req: ReqLike, is_step: bool) -> None:
-    """Count what a decode step, or an EXTEND call, did for SGLang's `req`, whose state knows of it."""
-    state = state_of(req)
+    """Count what a decode step, or an EXTEND call, did for SGLang's `req`, whose state knows of it.
+
+    Steps that emit nothing are counted with the next that does, or with the end of the request.
+    """
+    state, is_finished = state_of(req), req.finished()
+    if is_step and not (state.last_emitted or is_finished):
+        return
     meter: Meter | None = vars(req).get(_METER)
     if meter is None:
         meter = vars(req)[_METER] = Meter()
     if is_step:
-        meter.count_step(COUNTS, state, current().commit)
+        meter.count_block(COUNTS, state, current().commit)
     else:
-        meter.count_extend(COUNTS, state)
-    is_finished = req.finished()
+        meter.count_extend(COUNTS, state, current().commit)
     if is_finished or not may_shrink(req):
         num_new = meter.count_answer(COUNTS, state, len(req.output_ids_through_stop))
         COUNTS.num_decoded += num_new if is_step else 0

@@ -98,10 +98,10 @@ class Commit(ABC):
         return Forward.DECODE if state.current.mode is Mode.AUTOREGRESSIVE else Forward.BLOCK
 
     @abstractmethod
-    def phase_of(self, settings: ModeSettings, is_settled: bool, num_emitted: int) -> Phase:
-        """Return what a row did in a step with these settings that emitted `num_emitted` tokens.
+    def phases_of(self, settings: ModeSettings, number: int, is_settled: bool, emits: bool) -> dict[Phase, int]:
+        """Return what a row did in its last `number` forwards, of which none but the last may have emitted.
 
-        `is_settled` says that an EXTEND call had denoised its block, or that the step before had emitted it.
+        `is_settled` says that its block was denoised before them; `emits` that the last of them emitted.
         """
 
     def steps_per_block(self, settings: ModeSettings) -> int | None:

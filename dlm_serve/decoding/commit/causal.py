@@ -81,10 +81,12 @@ class CausalCommit(Commit):
             replace(options, first_phase=options.first_phase.after_denoising) if settings.block_length == 1 else options
         )
 
-    def phase_of(self, settings: ModeSettings, is_settled: bool, num_emitted: int) -> Phase:
+    def phases_of(self, settings: ModeSettings, number: int, is_settled: bool, emits: bool) -> dict[Phase, int]:
         """See `Commit`: what emits is a commit or a verification."""
         first = FIRST_PHASE[settings.mode]
-        return first.after_denoising if num_emitted else first
+        if first is Phase.DECODE or not emits:
+            return {first: number}
+        return {first: number - 1, first.after_denoising: 1}
 
     def steps_per_block(self, settings: ModeSettings) -> int | None:
         """See `Commit`. Drafts that need no confidence are all there after one forward; another verifies them."""

@@ -112,9 +112,9 @@ class WindowCommit(Commit):
         found = super().forward_of(state)
         return Forward.DRAFT_WINDOWS if found is Forward.BLOCK and verifies_drafts(state.current) else found
 
-    def phase_of(self, settings: ModeSettings, is_settled: bool, num_emitted: int) -> Phase:
+    def phases_of(self, settings: ModeSettings, number: int, is_settled: bool, emits: bool) -> dict[Phase, int]:
         """See `Commit`: each forward fills masks, or verifies a draft."""
-        return Phase.VERIFY if verifies_drafts(settings) else FIRST_PHASE[settings.mode]
+        return {Phase.VERIFY if verifies_drafts(settings) else FIRST_PHASE[settings.mode]: number}
 
     def row_width(self, block_length: int) -> int:
         """See `Commit`: the decided tokens of a block, and the next window."""

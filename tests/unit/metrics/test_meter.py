@@ -33,12 +33,14 @@ def counted(commit: Commit, settings: ModeSettings, num_extend_forwards: int, em
     counts, meter, state = Counts(), Meter(), RequestState(DecodePlan((settings,)))
     state.begin(0)
     state.num_extend_forwards = num_extend_forwards
-    meter.count_extend(counts, state)
+    meter.count_extend(counts, state, commit)
     meter.count_answer(counts, state, 1)
     for num_emitted in emitted:
         state.end_step(num_emitted)
-        meter.count_step(counts, state, commit)
-        meter.count_answer(counts, state, state.num_tokens + num_emitted)
+        if num_emitted:
+            meter.count_block(counts, state, commit)
+            meter.count_answer(counts, state, state.num_tokens + num_emitted)
+    meter.count_block(counts, state, commit)
     meter.count_end(counts, state, Outcome.LENGTH)
     assert counts.total(registry.FORWARD_PASSES) == state.nfe
     assert counts.total(registry.TOKENS) == 1 + sum(emitted)
@@ -60,6 +62,8 @@ def values(counts: Counts, metric: registry.Metric, *labels: str) -> dict[float,
             CAUSAL, DRAFTS, 0, [0, 3, 0, 1, 0, 3], {"draft": 3, "verify": 3}, {1: 3}, {1: 1, 3: 2}, id="drafts"
         ),
         pytest.param(CAUSAL, DIFFUSION, 0, [0, 0, 4, 0, 4], {"denoise": 3, "commit": 2}, {1: 1, 2: 1}, {}, id="causal"),
+        pytest.param(CAUSAL, DRAFTS, 0, [0, 3, 0], {"draft": 2, "verify": 1}, {1: 1}, {3: 1}, id="aborted draft"),
+        pytest.param(BLOCK, DIFFUSION, 1, [3, 0], {"denoise": 2, "commit": 1}, {1: 1}, {}, id="aborted block"),
         pytest.param(CAUSAL, DIFFUSION, 2, [3, 0, 4], {"denoise": 3, "commit": 2}, {1: 1, 2: 1}, {}, id="resumed"),
         pytest.param(
             BLOCK, DIFFUSION, 3, [3, 0, 4, 0, 4], {"denoise": 6, "commit": 2}, {1: 1, 2: 1, 3: 1}, {}, id="block"
@@ -88,9 +92,9 @@ def test_steps_that_only_flush_are_no_forwards() -> None:
     counts, meter, state = Counts(), Meter(), RequestState(DecodePlan((DIFFUSION,)))
     state.num_extend_forwards = 2
     state.end_extend([5, 6], 2)
-    meter.count_extend(counts, state)
+    meter.count_extend(counts, state, BLOCK)
     state.end_step(2)
-    meter.count_step(counts, state, BLOCK)
+    meter.count_block(counts, state, BLOCK)
     assert counts.totals == {(registry.FORWARD_PASSES, ("diffusion", "denoise")): 2}
 
 
@@ -116,3 +120,17 @@ def test_values_fall_into_the_first_bucket_that_holds_them() -> None:
         (None, 1),
     ]
     assert found.total == 95
+
+
+def test_a_draft_that_a_retraction_lost_stays_a_draft() -> None:
+    counts, meter, state = Counts(), Meter(), RequestState(DecodePlan((DRAFTS,)))
+    for emitted in ([0, 4, 0], [0, 2]):
+        state.begin(state.num_steps)
+        meter.count_extend(counts, state, CAUSAL)
+        for num_emitted in emitted:
+            state.end_step(num_emitted)
+            if num_emitted:
+                meter.count_block(counts, state, CAUSAL)
+    found = {labels[1]: number for (_, labels), number in counts.totals.items()}
+    assert found == {"draft": 3, "verify": 2}
+    assert values(counts, registry.DENOISE_STEPS, Mode.SELF_SPECULATION) == {1: 2}
