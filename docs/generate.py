@@ -67,7 +67,11 @@ REGISTERED = (
     ),
     ("`AutoConfig.register`", "the configuration classes"),
     ("`TokenizerManager.init_model_config`", "the sampling defaults of chats"),
-    ("`Scheduler.get_internal_state`", "what the router does, in `/server_info`"),
+    (
+        "`Scheduler.get_internal_state` and `.set_internal_state`",
+        "what the router does, in `/server_info` and `/dlm/status`; what `/dlm/routing` pins it to, on all ranks",
+    ),
+    ("SGLang's FastAPI application", "the routes `/dlm/status` and `/dlm/routing`"),
     (
         "`Scheduler.init_request_dispatcher`",
         "decisions of the router are handled as SGLang's own messages are; the first rank adds them where it adds "

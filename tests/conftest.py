@@ -29,6 +29,7 @@ SHARED_SERVERS = {
     "tests/server/test_profile.py": "trained",
     "tests/server/test_refusals.py": "trained",
     "tests/server/test_sampling_modes.py": "trained",
+    "tests/server/test_status.py": "trained",
     "tests/server/test_weights.py": "trained",
     "tests/server/test_commands.py": "nano",
     "tests/server/test_readme.py": "nano",

@@ -7,7 +7,7 @@ from dlm_kernels.sample_token import Nucleus, Sampling
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
-from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
+from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings, name_of
 from dlm_serve.decoding.denoise import BlockAlgorithm
 from dlm_serve.decoding.first_block import FirstBlock
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
@@ -46,4 +46,5 @@ __all__ = [
     "TokenChoice",
     "WindowAlgorithm",
     "WindowCommit",
+    "name_of",
 ]

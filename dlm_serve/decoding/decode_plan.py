@@ -12,6 +12,12 @@ Choice = tuple[Mode, int]
 """A mode and a block length: what tells the settings that a request permits apart."""
 
 
+def name_of(choice: Choice) -> str:
+    """Return a mode and a block length as answers and reports name them, such as `self_speculation/8`."""
+    mode, block_length = choice
+    return str(mode) if mode is Mode.AUTOREGRESSIVE else f"{mode}/{block_length}"
+
+
 @dataclass(frozen=True)
 class ModeSettings:
     """How a request decodes in one mode, with nothing left open."""

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from dlm_serve.metrics.registry import Metric
+from dlm_serve.metrics.registry import METRICS, Kind, Metric
 
 Key = tuple[Metric, tuple[str, ...]]
 """A metric and the values of its labels."""
@@ -42,6 +42,13 @@ class Counts:
             found = self.distributions[metric, labels] = Distribution([0] * (len(metric.buckets) + 1))
         found.buckets[bisect_left(metric.buckets, value)] += 1
         found.total += value
+
+    def report(self) -> dict[str, dict[str, int]]:
+        """Return all counters, by name and by the values of their labels, such as `diffusion/denoise`."""
+        found: dict[str, dict[str, int]] = {metric.name: {} for metric in METRICS if metric.kind is Kind.COUNTER}
+        for (metric, labels), number in self.totals.items():
+            found[metric.name]["/".join(labels)] = number
+        return found
 
     def total(self, metric: Metric) -> int:
         """Return a counter summed over all labels."""

@@ -202,6 +202,12 @@ SEAMS = (
     Seam(f"{_SRT}.managers.scheduler.Scheduler._poll_timeout_aborts"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_request_dispatcher"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.get_internal_state", ("recv_req",)),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.set_internal_state", ("recv_req",)),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.get_internal_state"),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.set_internal_state", ("obj",)),
+    Seam(f"{_SRT}.managers.io_struct.SetInternalStateReq", ("server_args",)),
+    Seam(f"{_SRT}.managers.io_struct.SetInternalStateReqOutput", ("updated",)),
+    Seam(f"{_SRT}.utils.auth.auth_level", ("level",)),
     Seam("sglang.utils.TypeBasedDispatcher"),
     Seam(f"{_SRT}.utils.broadcast_pyobj", ("data", "rank", "dist_group", "src")),
     Seam(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from dlm_serve.decoding import Choice, Commit, DecodePlan, FirstBlock, Mode, ModeSettings, RequestState, RowOptions
+from dlm_serve.decoding import Commit, DecodePlan, FirstBlock, Mode, ModeSettings, RequestState, RowOptions, name_of
 from dlm_serve.options.request_rules import PLAN, PLAN_KEY
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
@@ -74,14 +74,8 @@ def statistics_of(req: ReqLike) -> dict[str, Any]:
         "acceptance_length": None if state.acceptance_length is None else round(state.acceptance_length, 4),
         "block_length": state.current.block_length,
         "mode_switches": state.num_switches,
-        "tokens": {_named(choice): number for choice, number in state.tokens.items()},
+        "tokens": {name_of(choice): number for choice, number in state.tokens.items()},
     }
-
-
-def _named(choice: Choice) -> str:
-    """Return a mode and a block length as statistics name them, such as `self_speculation/8`."""
-    mode, block_length = choice
-    return str(mode) if mode is Mode.AUTOREGRESSIVE else f"{mode}/{block_length}"
 
 
 @lru_cache(256)

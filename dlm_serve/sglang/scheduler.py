@@ -11,6 +11,7 @@ from dataclasses import fields
 from http import HTTPStatus
 from typing import Any
 
+from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN, Req
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
@@ -28,7 +29,7 @@ from dlm_serve.sglang.export import Exporter
 from dlm_serve.sglang.metrics_reporter import DlmMetricsReporter
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
 from dlm_serve.sglang.requests import STATISTICS_KEY, shareable_len, state_of, statistics_of
-from dlm_serve.sglang.serving import current
+from dlm_serve.sglang.serving import PIN, current
 from dlm_serve.sglang.weight_updates import DlmWeightUpdater
 from dlm_serve.sglang.worker import DlmWorker
 
@@ -120,11 +121,26 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         self._request_dispatcher += TypeBasedDispatcher([(Decision, self._apply_decision)])
 
     def get_internal_state(self, recv_req: Any) -> Any:
-        """Report what the router does, and on which replica, beside SGLang's own state."""
+        """Report what the router does and what was counted, and on which replica, beside SGLang's own state."""
         output = super().get_internal_state(recv_req)
-        report = {"dp_rank": get_parallel().dp_rank, **self.draft_worker.router.report()}
-        output.internal_state[STATISTICS_KEY] = report
+        worker = self.draft_worker
+        output.internal_state[STATISTICS_KEY] = {
+            "dp_rank": get_parallel().dp_rank,
+            **worker.router.report(),
+            "captured": worker.captured(),
+            "counters": COUNTS.report(),
+        }
         return output
+
+    def set_internal_state(self, recv_req: Any) -> Any:
+        """Pin the router, or release it, where that is asked for; every rank is asked in the same iteration."""
+        number = recv_req.server_args.get(PIN)
+        if number is None:
+            return super().set_internal_state(recv_req)
+        pins = dict(enumerate(current().pins))
+        if number in pins:
+            self.draft_worker.pin(pins[number])
+        return SetInternalStateReqOutput(updated=number in pins)
 
     def _poll_timeout_aborts(self) -> list[Any]:
         """Return what the first rank adds to what clients send, so that all ranks see it in the same iteration."""

@@ -14,8 +14,9 @@ import torch
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Rows, WindowCommit
+from dlm_serve.decoding import Choice, Rows, WindowCommit
 from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
+from dlm_serve.routing.pinned import PinnedPolicy
 from dlm_serve.routing.prefills import PrefillShape
 from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.attention import DlmAttentionBackend
@@ -105,6 +106,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         start = windows if isinstance(commit, WindowCommit) else FirstBlocks(step, self.table, commit, choice)
         decode = DecodeForward(self._target_worker, self.table)
         self._extend_step = ExtendStep(self._target_worker, self.table, commit, choice.mask_token_id, block_size, start)
+        self._step = step
         self._decode_step = DecodeStep(step, decode, windows, self.table, commit, choice)
         costs = self._costs(step, decode, num_requests - 1)
         self._planner = StepPlanner(commit, costs.table, self.table.width, self.device)
@@ -142,6 +144,14 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         decision = self.router.decide(running(reqs), self._planner.num_steps)
         self._log.note(self.router)
         return decision
+
+    def pin(self, choice: Choice | None) -> None:
+        """Let requests with mode `auto` decode so from the next decision on; None leaves it to the router again."""
+        self.router.pin(None if choice is None else PinnedPolicy(self._serving.choices, choice))
+
+    def captured(self) -> dict[str, int]:
+        """Return up to how many rows of each width a CUDA graph runs; 0 where none does."""
+        return {str(width): self._step.captured_rows(width) for width in self._planner.costs.widths}
 
     def apply(self, decision: Decision, reqs: Sequence[ReqLike]) -> None:
         """Let SGLang's `reqs`, which run, go on as was decided, and those that come begin so. For every rank."""
