@@ -10,6 +10,7 @@ from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward
 from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings, name_of
 from dlm_serve.decoding.denoise import BlockAlgorithm
 from dlm_serve.decoding.first_block import FirstBlock
+from dlm_serve.decoding.history import BlockHistory, Snapshot
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import Evidence, RequestState, Tally
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionSpec",
     "BlockAlgorithm",
     "BlockCommit",
+    "BlockHistory",
     "CausalCommit",
     "Choice",
     "Commit",
@@ -40,6 +42,7 @@ __all__ = [
     "RowOptions",
     "Rows",
     "Sampling",
+    "Snapshot",
     "StepOutput",
     "StopRule",
     "Tally",

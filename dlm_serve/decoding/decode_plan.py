@@ -45,6 +45,8 @@ class DecodePlan:
     permitted: tuple[ModeSettings, ...]
     """At least one; a request starts with the first."""
     stop_rule: StopRule = StopRule.EOS
+    keeps_history: bool = False
+    """Whether its blocks are kept as they were after each forward."""
 
     def __post_init__(self) -> None:
         if not self.permitted:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
+from dlm_serve.decoding.history import BlockHistory
 from dlm_serve.decoding.modes import ConcreteMode, Mode
 
 
@@ -59,6 +60,8 @@ class RequestState:
     """The same by the mode and block length that decided them."""
     evidence: list[Evidence] = field(default_factory=list)
     """Finished blocks that the router has not read yet; kept of free requests alone."""
+    history: BlockHistory | None = field(init=False)
+    """Its blocks after each forward, where it asked for them."""
     num_extend_forwards: int = 0
     """Forwards over its blocks inside EXTEND calls."""
     first_run: range = range(0)
@@ -90,6 +93,7 @@ class RequestState:
 
     def __post_init__(self) -> None:
         self.current = self._counted = self.plan.permitted[0]
+        self.history = BlockHistory() if self.plan.keeps_history else None
 
     @property
     def is_free(self) -> bool:
@@ -133,6 +137,8 @@ class RequestState:
         self._block_start, self._last_emitting, self._forwards = self.num_steps, self.num_steps - 1, 0
         self._wanted = self._wanted_then = self._first_offer = None
         self._later.clear()
+        if self.history is not None:
+            self.history.restart()
         self._counted = self.current
 
     def start_as(self, choice: Choice | None) -> None:

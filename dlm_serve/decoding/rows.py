@@ -165,6 +165,11 @@ class Rows:
         """Return these rows at the start of a new block of masks alone."""
         return self.with_block(torch.full_like(self.tokens, mask_token_id), torch.zeros_like(self.num_emitted))
 
+    def tokens_of(self, index: int) -> list[int]:
+        """Return the tokens of one row without its padding, on the host."""
+        tokens: list[int] = self.tokens[index].tolist()
+        return tokens[: int(self.new_len[index])]
+
     def with_block(self, tokens: torch.Tensor, num_emitted: torch.Tensor) -> Rows:
         """Return these rows at the start of a block of `tokens` [B, W], `num_emitted` [B] int32 of them emitted."""
         return self.replace(

@@ -30,6 +30,9 @@ class RequestOptions(Frozen):
     shift_logits: Flag | None = None
     """As on Efficient-DLM's card; must be what the family does."""
 
+    history: Flag = False
+    """Whether `meta_info.dlm.history` shows the block after each forward."""
+
     @property
     def wants_diffusion(self) -> bool:
         """Return whether they ask for what only diffusion has: its fixed schedule, or stopping by convergence."""

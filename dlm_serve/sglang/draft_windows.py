@@ -13,7 +13,7 @@ from dlm_serve.sglang.agreement import agree_on
 from dlm_serve.sglang.block_step import BlockStep
 from dlm_serve.sglang.first_block import note_rest
 from dlm_serve.sglang.protocols import ModelRunnerLike, ReqLike
-from dlm_serve.sglang.requests import state_of
+from dlm_serve.sglang.requests import keep_block, state_of
 
 
 class DraftWindows:
@@ -32,7 +32,7 @@ class DraftWindows:
         The other tokens of the runs stay in the table.
         """
         states = [state_of(req) for req in reqs]
-        pending, runs = self._first_runs(states, indices, blocks)
+        pending, runs = self._first_runs(reqs, indices, blocks)
         note_rest(reqs, self._table.gather(indices), pending, self._commit)
         for state, block, run in zip(states, blocks, runs, strict=True):
             state.first_run = range(block.start, block.start + len(run))
@@ -48,11 +48,12 @@ class DraftWindows:
 
     def _first_runs(
         self,
-        states: Sequence[RequestState],
+        reqs: Sequence[ReqLike],
         indices: torch.Tensor,
         blocks: Sequence[FirstBlock],
     ) -> tuple[torch.Tensor, list[list[int]]]:
         """Return the next token of each request [N], and the tokens that its first run accepts."""
+        states = [state_of(req) for req in reqs]
         mask_token_id, device = self._choice.mask_token_id, indices.device
         anchors, starts, num_had = (
             torch.tensor(numbers, device=device)
@@ -73,12 +74,17 @@ class DraftWindows:
         if drafting:
             at = torch.tensor(drafting, device=device)
             self._table.scatter_(indices[at], start_draft(rows, prediction.ids).gather(at))
+            for i in drafting:
+                if states[i].history is not None:  # the draft begins behind the anchor
+                    keep_block(reqs[i], blocks[i].start + 1, self._table.tokens_of(int(indices[i])))
             members = [states[i] for i in drafting]
             verified = self.verify(members, indices[at], starts[at], kept=False)
             self._table.num_emitted[indices[at]] = 1
             pending[at] = verified.tokens[:, 0]
             for i, run in zip(drafting, _tokens_of(verified), strict=True):
                 runs[i] = run
+        for req, block, run in zip(reqs, blocks, runs, strict=True):
+            keep_block(req, block.start, [block.emitted[0], *run])
         return pending, runs
 
     def verify(

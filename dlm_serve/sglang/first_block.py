@@ -10,7 +10,7 @@ from dlm_serve.decoding import Commit, FirstBlock, Phase, Rows, TokenChoice
 from dlm_serve.sglang.agreement import agree_on
 from dlm_serve.sglang.block_step import Step
 from dlm_serve.sglang.protocols import ReqLike
-from dlm_serve.sglang.requests import end_extend, state_of
+from dlm_serve.sglang.requests import end_extend, keep_block, state_of
 
 
 class FirstBlocks:
@@ -36,7 +36,7 @@ class FirstBlocks:
         num_given = torch.tensor([len(block.given) for block in blocks], dtype=torch.int32, device=device)
         self._table.scatter_(indices, rows.with_block(tokens.to(device), num_given))
         committed_lens = torch.tensor([block.start + len(block.given) - 1 for block in blocks], device=device)
-        self._denoise(reqs, indices, committed_lens)
+        self._denoise(reqs, indices, blocks, committed_lens)
         denoised = self._table.gather(indices)
         num_emitted = torch.tensor([len(block.emitted) for block in blocks], device=device)
         rows, pending = self._commit.skip_emitted(denoised, num_emitted, mask_token_id)
@@ -50,7 +50,13 @@ class FirstBlocks:
             pending[at] = self.start(again, indices[at], as_emitted)
         return pending
 
-    def _denoise(self, reqs: Sequence[ReqLike], indices: torch.Tensor, committed_lens: torch.Tensor) -> None:
+    def _denoise(
+        self,
+        reqs: Sequence[ReqLike],
+        indices: torch.Tensor,
+        blocks: Sequence[FirstBlock],
+        committed_lens: torch.Tensor,
+    ) -> None:
         """Run forwards over the blocks that are not settled yet, until all are."""
         states = [state_of(req) for req in reqs]
         live = list(range(len(states)))
@@ -62,6 +68,9 @@ class FirstBlocks:
             forward.advance()
             for state in running:
                 state.num_extend_forwards += 1
+            for i in live:
+                if states[i].history is not None:
+                    keep_block(reqs[i], blocks[i].start, self._table.tokens_of(int(indices[i])))
             phases = self._table.phase[indices].tolist()
             live = [i for i in live if phases[i] == Phase.DENOISE]
 

@@ -48,6 +48,8 @@ class PlannedStep:
     block: RowGroup | None
     windows: RowGroup | None
     flush: RowGroup | None
+    history: RowGroup | None
+    """The rows that take a forward and whose blocks are kept after it."""
 
     @classmethod
     def of(
@@ -63,7 +65,9 @@ class PlannedStep:
             rows = None if len(numbers) == len(states) else to_device(numbers, device)
             return RowGroup(numbers, rows, [states[i] for i in numbers])
 
-        groups = (group(rows) for rows in (plan.decode_rows, plan.block_rows, plan.window_rows, plan.flush_rows))
+        kept = tuple(i for i, state in enumerate(states) if state.history is not None and not state.is_decided)
+        parts = (plan.decode_rows, plan.block_rows, plan.window_rows, plan.flush_rows, kept)
+        groups = (group(rows) for rows in parts)
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
         return cls(plan, shape, offer, *groups)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -64,9 +65,25 @@ def end_extend(req: ReqLike, rest: list[int]) -> None:
     state_of(req).end_extend(rest, req.sampling_params.max_new_tokens - len(req.output_ids))
 
 
+def end_step(req: ReqLike, num_emitted: int) -> None:
+    """Note that a decode step of SGLang's `req` has emitted the last `num_emitted` of its tokens."""
+    state = state_of(req)
+    state.end_step(num_emitted)
+    if state.history is not None and not state.is_decided:
+        state.history.settle(len(req.output_ids))
+
+
+def keep_block(req: ReqLike, start: int, tokens: Sequence[int]) -> None:
+    """Note, where SGLang's `req` keeps its history, a forward inside an EXTEND call, over the block at `start`."""
+    history = state_of(req).history
+    if history is not None:
+        history.add(start - len(req.origin_input_ids), tokens)
+
+
 def statistics_of(req: ReqLike) -> dict[str, Any]:
     """Return the `meta_info.dlm` of SGLang's `req` so far."""
     state = state_of(req)
+    kept = state.history if req.finished() else None
     return {
         "mode": str(state.current.mode),
         "nfe": state.nfe,
@@ -75,6 +92,7 @@ def statistics_of(req: ReqLike) -> dict[str, Any]:
         "block_length": state.current.block_length,
         "mode_switches": state.num_switches,
         "tokens": {name_of(choice): number for choice, number in state.tokens.items()},
+        **({} if kept is None else {"history": [{"start": start, "tokens": ids} for start, ids in kept.forwards]}),
     }
 
 

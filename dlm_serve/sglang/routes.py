@@ -60,6 +60,8 @@ class Status(_Answer):
     """Those of the family; the first is what `auto` begins with."""
     block_size: int
     """Tokens of a block that the checkpoint was trained with."""
+    mask_token_id: int
+    """The mask in `meta_info.dlm.history`."""
     choices: list[str]
     """What the router can be pinned to; none where requests are not moved."""
     options: ServerConfig
@@ -89,6 +91,7 @@ async def status() -> Status:
         family=serving.checkpoint.family.name,
         modes=list(serving.checkpoint.family.modes),
         block_size=serving.checkpoint.block_size,
+        mask_token_id=serving.checkpoint.mask_token_id,
         choices=[name_of(choice) for choice in serving.pins if choice] if serving.choices else [],
         options=serving.config,
         replicas=[Replica(**state[STATISTICS_KEY]) for state in states],

@@ -28,7 +28,7 @@ from dlm_serve.sglang.counting import COUNTS, count_abort, count_result, may_shr
 from dlm_serve.sglang.export import Exporter
 from dlm_serve.sglang.metrics_reporter import DlmMetricsReporter
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
-from dlm_serve.sglang.requests import STATISTICS_KEY, shareable_len, state_of, statistics_of
+from dlm_serve.sglang.requests import STATISTICS_KEY, end_step, shareable_len, state_of, statistics_of
 from dlm_serve.sglang.serving import PIN, current
 from dlm_serve.sglang.weight_updates import DlmWeightUpdater
 from dlm_serve.sglang.worker import DlmWorker
@@ -200,7 +200,7 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         if self.finished():
             return
         if new_accepted_len is not None:
-            state_of(self).end_step(new_accepted_len)
+            end_step(self, new_accepted_len)
         if (
             self.grammar is not None
             and getattr(self.to_finish, "status_code", None) == HTTPStatus.INTERNAL_SERVER_ERROR

@@ -14,7 +14,7 @@ import torch
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Choice, Rows, WindowCommit
+from dlm_serve.decoding import Choice, Rows, Snapshot, WindowCommit
 from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
 from dlm_serve.routing.pinned import PinnedPolicy
 from dlm_serve.routing.prefills import PrefillShape
@@ -27,7 +27,7 @@ from dlm_serve.sglang.decode_step import DecodeStep
 from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.extend_step import ExtendStep
 from dlm_serve.sglang.first_block import FirstBlocks
-from dlm_serve.sglang.planned_step import StepPlanner
+from dlm_serve.sglang.planned_step import RowGroup, StepPlanner
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, ServerArgsLike, WorkerLike
 from dlm_serve.sglang.requests import state_of
 from dlm_serve.sglang.routing import RoutingLog, make_router, running
@@ -183,5 +183,14 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         planned = self._planner.plan(batch.reqs)
         self._timer.begin_step()
         result = self._decode_step.run(batch, planned)
+        if planned.history is not None:
+            self._keep(planned.history, batch)
         self._timer.end_step(planned.shape)
         return result
+
+    def _keep(self, group: RowGroup, batch: BatchLike) -> None:
+        """Take down what a step has left of the blocks of some requests."""
+        snapshot = Snapshot.of(self.table, group.of(batch.req_pool_indices.long()))
+        for row, state in enumerate(group.states):
+            assert state.history is not None
+            state.history.launch(snapshot, row)
