@@ -74,18 +74,25 @@ class DraftWindows:
         if drafting:
             at = torch.tensor(drafting, device=device)
             self._table.scatter_(indices[at], start_draft(rows, prediction.ids).gather(at))
-            for i in drafting:
-                if states[i].history is not None:  # the draft begins behind the anchor
-                    keep_block(reqs[i], blocks[i].start + 1, self._table.tokens_of(int(indices[i])))
+            self._keep_drafts(reqs, indices, blocks, drafting)
             members = [states[i] for i in drafting]
             verified = self.verify(members, indices[at], starts[at], kept=False)
             self._table.num_emitted[indices[at]] = 1
             pending[at] = verified.tokens[:, 0]
             for i, run in zip(drafting, _tokens_of(verified), strict=True):
                 runs[i] = run
-        for req, block, run in zip(reqs, blocks, runs, strict=True):
-            keep_block(req, block.start, [block.emitted[0], *run])
+            self._keep_drafts(reqs, indices, blocks, drafting)
+        for i in set(range(len(reqs))) - set(drafting):
+            keep_block(reqs[i], blocks[i].start, [blocks[i].emitted[0], *runs[i]])
         return pending, runs
+
+    def _keep_drafts(
+        self, reqs: Sequence[ReqLike], indices: torch.Tensor, blocks: Sequence[FirstBlock], drafting: Sequence[int]
+    ) -> None:
+        """Note, where requests keep their history, their rows: tokens behind the anchor that are decided or drafted."""
+        for i in drafting:
+            if state_of(reqs[i]).history is not None:
+                keep_block(reqs[i], blocks[i].start + 1, self._table.tokens_of(int(indices[i])))
 
     def verify(
         self,
