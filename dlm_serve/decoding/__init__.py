@@ -7,8 +7,9 @@ from dlm_kernels.sample_token import Nucleus, Sampling
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
-from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
+from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings, name_of
 from dlm_serve.decoding.denoise import BlockAlgorithm
+from dlm_serve.decoding.history import BlockHistory, Snapshot
 from dlm_serve.decoding.logit_rules import LogitRules, RuledRows
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionSpec",
     "BlockAlgorithm",
     "BlockCommit",
+    "BlockHistory",
     "CausalCommit",
     "Choice",
     "Commit",
@@ -41,10 +43,12 @@ __all__ = [
     "Rows",
     "RuledRows",
     "Sampling",
+    "Snapshot",
     "StepOutput",
     "StopRule",
     "Tally",
     "TokenChoice",
     "WindowAlgorithm",
     "WindowCommit",
+    "name_of",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
+from dlm_serve.decoding.history import BlockHistory
 from dlm_serve.decoding.modes import ConcreteMode, Mode
 
 
@@ -53,8 +54,14 @@ class RequestState:
     """Tokens that the last decode step emitted."""
     num_switches: int = 0
     """Times that it went on in another mode or block length."""
+    num_tokens: int = 0
+    """Tokens of its answer so far."""
+    tokens: dict[Choice, int] = field(default_factory=dict)
+    """The same by the mode and block length that decided them."""
     evidence: list[Evidence] = field(default_factory=list)
     """Finished blocks that the router has not read yet; kept of free requests alone."""
+    history: BlockHistory | None = field(init=False)
+    """Its blocks after each forward, where it asked for them."""
     _wanted: ModeSettings | None = None
     """The settings to go on with at the next block."""
     _wanted_then: ModeSettings | None = None
@@ -73,9 +80,12 @@ class RequestState:
     """Settings of later steps, each with the first of them."""
     _forwards: int = 0
     """Steps since the last that emitted."""
+    _switches: list[tuple[Mode, Mode]] = field(default_factory=list)
+    """Switches that nobody has counted yet."""
 
     def __post_init__(self) -> None:
         self.current = self._counted = self.plan.permitted[0]
+        self.history = BlockHistory() if self.plan.keeps_history else None
 
     @property
     def is_free(self) -> bool:
@@ -107,6 +117,8 @@ class RequestState:
         self._block_start, self._last_emitting, self._forwards = self.num_steps, self.num_steps - 1, 0
         self._wanted = self._wanted_then = self._first_offer = None
         self._later.clear()
+        if self.history is not None:
+            self.history.restart()
         self._counted = self.current
 
     def start_as(self, choice: Choice | None) -> None:
@@ -159,6 +171,7 @@ class RequestState:
         return wanted
 
     def _take(self, settings: ModeSettings, number: int, block_start: int) -> None:
+        self._switches.append((self.current.mode, settings.mode))
         self.current, self._block_start = settings, block_start
         self._wanted = self._wanted_then if self._wanted_then != settings else None
         self._wanted_then = self._first_offer = None
@@ -172,7 +185,17 @@ class RequestState:
         """
         return steps_per_block is None or (step - self._offset - self._block_start + 1) % steps_per_block == 0
 
+    def take_switches(self) -> list[tuple[Mode, Mode]]:
+        """Return the modes before and after each switch since the last call."""
+        taken, self._switches = self._switches, []
+        return taken
+
     # Results.
+
+    @property
+    def last_settings(self) -> ModeSettings:
+        """Return the settings of the last step or EXTEND call whose result is known."""
+        return self._counted
 
     def end_step(self, num_emitted: int) -> None:
         """Count a decode step that emitted `num_emitted` tokens."""
@@ -196,3 +219,12 @@ class RequestState:
         is_block = self._counted.mode is not Mode.AUTOREGRESSIVE and self._last_emitting == self.num_steps - 1
         if is_block and self.evidence:
             self.evidence[-1] = self.evidence[-1]._replace(num_emitted=num_used, is_cut=True)
+
+    def note_answer(self, length: int) -> int:
+        """Note that the answer has `length` tokens by now; return how many are new."""
+        number = length - self.num_tokens
+        if number:
+            choice = self._counted.choice
+            self.tokens[choice] = self.tokens.get(choice, 0) + number
+            self.num_tokens = length
+        return number

@@ -49,7 +49,7 @@ def resolve(
         settings = settings[:1]  # the router knows no costs of such blocks
     elif len(settings) > 1 and config.routing.policy is RoutingPolicy.MEASURED:
         settings = [narrow for one in settings for narrow in _narrowed(one, options, config)]
-    return DecodePlan(tuple(settings), stop_rule)
+    return DecodePlan(tuple(settings), stop_rule, keeps_history=options.history)
 
 
 def _permitted(start: ConcreteMode, asked: Mode, config: ServerConfig, family: Family) -> tuple[ConcreteMode, ...]:
@@ -184,7 +184,7 @@ def _resolve_stop_rule(options: RequestOptions, family: Family) -> StopRule:
 
 def _refuse_block_options(options: RequestOptions, needs: Sequence[Need]) -> None:
     """Raise OptionError where a request that decodes without blocks says how its blocks should be."""
-    for name in sorted(options.model_fields_set - {"mode", "shift_logits", "stop_rule"}):
+    for name in sorted(options.model_fields_set - {"mode", "shift_logits", "stop_rule", "history"}):
         because = f", which {', '.join(need.written for need in needs)} needs," if needs else ""
         raise OptionError(
             f"{OPTIONS_FIELD}.{name}",

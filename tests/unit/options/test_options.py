@@ -122,8 +122,8 @@ def test_options_must_be_a_mapping_of_names(raw: object) -> None:
         ("modus", "did you mean 'mode'"),
         (
             "xyz",
-            "known options are algorithm, block_length, convergence_threshold, mode, shift_logits, steps, stop_rule, "
-            "threshold",
+            "known options are algorithm, block_length, convergence_threshold, history, mode, shift_logits, steps, "
+            "stop_rule, threshold",
         ),
         ("draft_threshold", "threshold"),
         ("refinement_steps", "steps"),
