@@ -13,7 +13,7 @@ from dlm_serve.decoding.history import BlockHistory, Snapshot
 from dlm_serve.decoding.logit_rules import LogitRules, RuledRows
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
-from dlm_serve.decoding.request_state import Evidence, RequestState, Tally
+from dlm_serve.decoding.request_state import BlockRecord, Evidence, RequestState, Tally
 from dlm_serve.decoding.rows import RowOptions, Rows
 from dlm_serve.decoding.step_output import StepOutput
 from dlm_serve.decoding.stop_rules import StopRule
@@ -24,6 +24,7 @@ __all__ = [
     "BlockAlgorithm",
     "BlockCommit",
     "BlockHistory",
+    "BlockRecord",
     "CausalCommit",
     "Choice",
     "Commit",

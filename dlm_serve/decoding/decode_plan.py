@@ -59,6 +59,11 @@ class DecodePlan:
         """Return whether it permits decoding both autoregressively and by blocks."""
         return len({settings.mode is Mode.AUTOREGRESSIVE for settings in self.permitted}) == 2
 
+    @property
+    def may_shrink(self) -> bool:
+        """Return whether tokens of an answer that has not ended may be taken back."""
+        return self.stop_rule is StopRule.UPSTREAM
+
     def settings_of(self, choice: Choice) -> ModeSettings | None:
         """Return the permitted settings of this mode and block length; None if there are none."""
         return self._by_choice.get(choice)

@@ -14,8 +14,6 @@ class Mode(StrEnum):
     DIFFUSION = "diffusion"
     SELF_SPECULATION = "self_speculation"
 
-    __hash__ = str.__hash__  # keys of counters: an enumeration's own is Python
-
 
 ConcreteMode = Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION]
 
@@ -32,8 +30,6 @@ class Phase(IntEnum):
     DRAFT = 2
     VERIFY = 3
     COMMIT = 4
-
-    __hash__ = int.__hash__  # keys of counters: an enumeration's own is Python
 
     @property
     def after_denoising(self) -> Phase:

@@ -60,7 +60,7 @@ class Exporter:
         for i, number in enumerate(now.buckets):
             if number > before.buckets[i]:
                 series._buckets[i].inc(number - before.buckets[i])
-        self._distributions[key] = Distribution(list(now.buckets), now.total)
+        self._distributions[key] = now
 
     def _of(self, key: Key) -> Any:
         """Return the series of a metric with these labels."""

@@ -14,7 +14,7 @@ from typing import Any
 from sglang.srt.managers.scheduler_components.metrics_reporter import SchedulerMetricsReporter
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.sglang.counting import COUNTS
+from dlm_serve.sglang.counting import METER
 
 
 class DlmMetricsReporter(SchedulerMetricsReporter):  # type: ignore[misc]  # the base is untyped
@@ -30,9 +30,12 @@ class DlmMetricsReporter(SchedulerMetricsReporter):  # type: ignore[misc]  # the
     def report_decode_stats(
         self, can_run_cuda_graph: bool, running_batch: Any = None, num_generated_tokens: int = 0
     ) -> None:
-        """Report a step by what it added to answers, in place of the `num_generated_tokens` that SGLang counted."""
-        num_decoded = COUNTS.num_decoded - self._num_reported
-        self._num_reported = COUNTS.num_decoded
+        """Report a step by what it added to answers, in place of the `num_generated_tokens` that SGLang counted.
+
+        What an answer's end took back of earlier steps is taken off later ones: SGLang's counters only grow.
+        """
+        num_decoded = max(METER.num_decoded - self._num_reported, 0)
+        self._num_reported += num_decoded
         self.num_generated_tokens += num_decoded - num_generated_tokens
         with _without_drafts(self.scheduler):
             super().report_decode_stats(can_run_cuda_graph, running_batch, num_decoded)

@@ -82,7 +82,7 @@ def statistics_of(req: ReqLike) -> dict[str, Any]:
         "acceptance_length": None if state.acceptance_length is None else round(state.acceptance_length, 4),
         "block_length": state.current.block_length,
         "mode_switches": state.num_switches,
-        "tokens": {name_of(choice): number for choice, number in state.tokens.items()},
+        "tokens": {name_of(choice): tally.num_tokens for choice, tally in state.tallies.items()},
         **({} if kept is None else {"history": [{"start": start, "tokens": ids} for start, ids in kept.forwards]}),
     }
 

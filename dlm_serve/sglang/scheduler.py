@@ -24,7 +24,7 @@ from dlm_serve.decoding.stop_rules import ended_length
 from dlm_serve.errors import ConfigError
 from dlm_serve.metrics.registry import KV_SLOTS, ROWS, WIDTH
 from dlm_serve.routing.router import Decision
-from dlm_serve.sglang.counting import COUNTS, count_abort, count_result, may_shrink
+from dlm_serve.sglang.counting import METER, count_abort, count_end, count_extend
 from dlm_serve.sglang.export import Exporter
 from dlm_serve.sglang.metrics_reporter import DlmMetricsReporter
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
@@ -99,7 +99,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
             self._export(self._exporter)
 
     def _export(self, exporter: Exporter) -> None:
-        exporter.export(COUNTS)
+        exporter.export(METER.counts(current().commit))
         settings = [state_of(req).current for req in self._decoding_reqs()]
         rows = Counter(one.mode for one in settings)
         for mode in current().checkpoint.family.modes:
@@ -128,7 +128,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
             "dp_rank": get_parallel().dp_rank,
             **worker.router.report(),
             "captured": worker.captured(),
-            "counters": COUNTS.report(),
+            "counters": METER.counts(current().commit).report(),
         }
         return output
 
@@ -215,6 +215,7 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
             return
         if new_accepted_len is not None:
             end_step(self, new_accepted_len)
+            METER.num_decoded += new_accepted_len
         if (
             self.grammar is not None
             and getattr(self.to_finish, "status_code", None) == HTTPStatus.INTERNAL_SERVER_ERROR
@@ -230,7 +231,10 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
             if self.finished() and new_accepted_len:
                 num_behind = len(self.output_ids) - len(self.output_ids_through_stop)
                 state_of(self).end_answer(max(num_new - num_behind, 0))
-        count_result(self, is_step=new_accepted_len is not None)
+        if new_accepted_len is None:
+            count_extend(self)
+        if self.finished():
+            count_end(self)
         # SGLang takes every step for a verification: `meta_info` shall say nothing of that.
         self.spec_verify_ct = 0
 
@@ -295,7 +299,8 @@ def longest_request(max_req_len: int, beyond_prompt: int, num_slots: int, reserv
 
 def _has_news(req: ReqLike) -> bool:
     """Return whether there is something to send: an end, or new tokens that are not taken back again."""
-    return req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink(req))
+    may_shrink = state_of(req).plan.may_shrink
+    return req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink)
 
 
 def _end_by_upstream_rule(req: ReqLike) -> bool:
