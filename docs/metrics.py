@@ -29,6 +29,7 @@ Each series has SGLang's own labels, too: `model_name`, `engine_type`, `tp_rank`
 replicas, `dp_rank`. The first rank of each replica counts, unless `--enable-metrics-for-all-schedulers` is given.
 
 Counters are exact: they grow with what requests say in `meta_info`, requests that were aborted or retracted included.
+A forward pass is counted with the block that it led to, or else at the end of its request.
 What the engine computed and no request got, such as a step that overlaps an answer's end, is not counted. `/metrics`
 follows once a second while requests run, and at once when the last of them has ended. Requests that were refused with
 HTTP 400 are not counted.
@@ -54,7 +55,7 @@ _CORRECTED = (
     (
         "decoded tokens",
         '`sglang:realtime_tokens_total` with `mode="decode"`, `sglang:gen_throughput`, `/v1/loads`, the log',
-        "tokens of answers; a request's first comes from its prefill and is not among them",
+        "tokens of answers, but for those that prefills gave",
     ),
     ("`output_len`", "the log, with `--enable-request-time-stats-logging`", "tokens of the answer"),
     (

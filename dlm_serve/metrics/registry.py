@@ -105,7 +105,7 @@ STEP_SECONDS = Metric(
     Kind.HISTOGRAM,
     ("kind", "width"),
     "Seconds from the end of one decode step to the end of the next, by the forwards of the step: decode, block (rows "
-    "of up to `width` tokens), mixed (both) or other (windows of drafts, and steps without a forward).",
+    "of up to `width` tokens), mixed (both) or other (windows of drafts).",
     (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5),
 )
 ROWS = Metric("dlm_rows", Kind.GAUGE, ("mode",), "Requests that decode, by mode.")
