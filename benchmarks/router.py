@@ -19,7 +19,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,10 @@ class Cell:
         }
 
 
-def task_prompts() -> list[list[int]]:
-    """Return prompts of the tasks that the bundled model was trained for."""
+def task_prompts(names: Iterable[str] = TASKS) -> list[list[int]]:
+    """Return prompts of the named tasks, of those that the bundled model was trained for."""
     tokenizer = load_tokenizer(Path(FOLDER))
-    examples = [example for task in TASKS.values() for example in task.examples("heldout", 40, seed=11)]
+    examples = [example for name in names for example in TASKS[name].examples("heldout", 40, seed=11)]
     random.Random(3).shuffle(examples)
     rendered = [render_prompt([example.prompt]) for example in examples]
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in rendered]
@@ -92,15 +92,28 @@ def mixed_prompts() -> list[list[int]]:
     return [prompt for ids in easy for prompt in (ids, random_tokens.choices(ordinary, k=len(ids)))]
 
 
-PROMPTS: dict[str, Callable[[], list[list[int]]]] = {"tasks": task_prompts, "mixed": mixed_prompts}
+def long_prompts() -> list[list[int]]:
+    """Return prompts of the tasks with the longest answers, some 110 tokens."""
+    return task_prompts(("sorting", "units"))
+
+
+PROMPTS: dict[str, Callable[[], list[list[int]]]] = {
+    "tasks": task_prompts,
+    "long": long_prompts,
+    "mixed": mixed_prompts,
+}
 
 
 class Clients:
     """Clients that ask one request after another, as many at once as they are told."""
 
-    def __init__(self, url: str, prompts: Sequence[list[int]]) -> None:
+    def __init__(self, url: str, prompts: Sequence[list[int]], request: dict[str, Any] | None = None) -> None:
+        """Let them ask the server at `url` the `prompts`, greedily unless the `sampling_params` of `request` differ."""
+        request = request or {}
         self._address = urlsplit(url)
         self._prompts = prompts
+        self._sampling = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, **request.get("sampling_params", {})}
+        self._request = {name: value for name, value in request.items() if name != "sampling_params"}
 
     def measure(self, cell: Cell, options: dict[str, Any], concurrency: int, seconds: float, warm_up: float) -> None:
         """Add to `cell` what `concurrency` clients get in so many seconds, once `warm_up` seconds are over.
@@ -142,9 +155,10 @@ class Clients:
             raise RuntimeError(answer["message"])
 
     def _ask(self, connection: http.client.HTTPConnection, prompt: list[int], options: dict[str, Any]) -> Any:
-        """Return the `meta_info` of a greedy answer."""
-        sampling = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "custom_params": {"dlm": options}}
-        return self._post(connection, "/generate", {"input_ids": prompt, "sampling_params": sampling})["meta_info"]
+        """Return the `meta_info` of an answer."""
+        sampling = {**self._sampling, "custom_params": {"dlm": options}}
+        body = {"input_ids": prompt, "sampling_params": sampling, **self._request}
+        return self._post(connection, "/generate", body)["meta_info"]
 
     @staticmethod
     def _post(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> Any:

@@ -1,21 +1,20 @@
-"""Measure what sampling adds to a step on a GPU, at the shape of Nemotron-Labs-Diffusion-8B.
+"""Measure what sampling adds to a step on a server that runs, of a model with autoregression and diffusion.
 
-    python benchmarks/sampling_speed.py     # prints a table, writes benchmarks/results/sampling_speed.json
+    python benchmarks/sampling_speed.py URL [--plain URL]     # writes benchmarks/results/sampling_speed.json
 
 Blocks are compared with greedy ones; autoregressive steps with those of SGLang without dlm-serve, which samples the
-same way, on a server beside it. Weights are random: the distributions are flat, which is the worst case for filters.
+same way. Prompts are random tokens, so that distributions are what the model makes of noise.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
 import statistics
-import tempfile
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import report
-from decode_speed import AUTOREGRESSIVE, PLAIN, fixed_schedule, step_ms, write_model
+from decode_speed import AUTOREGRESSIVE, fixed_schedule, step_ms
 from serving import Server
 
 NUCLEUS = {"temperature": 0.7, "top_p": 0.9}
@@ -25,17 +24,20 @@ WAYS: dict[str, dict[str, float]] = {
     "T 0.7, top-p 0.9": NUCLEUS,
     "T 0.7, top-p 0.9, top-k 50": {**NUCLEUS, "top_k": 50},
 }
-FLAGS = (
-    *("--load-format", "dummy", "--skip-server-warmup", "--max-total-tokens", "60000", "--mem-fraction-static", "0.4"),
-    *("--max-running-requests", "128", "--cuda-graph-bs-decode", "1", "8", "32", "128"),
-)
 BLOCKS = ((1, 32), (8, 8), (8, 32), (32, 8))
 AUTOREGRESSIVE_BATCHES = (1, 32, 127)
 REPEATS = 3
 CONTEXT = 128
 
 
-def blocks(server: Server) -> dict[str, dict[str, float]]:
+class RunningServer(Server):
+    """A server that somebody else has started."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+def blocks(server: RunningServer) -> dict[str, dict[str, float]]:
     """Return the milliseconds of a block step in each way, with its ratio to a greedy one."""
     found = {}
     for batch, width in BLOCKS:
@@ -51,7 +53,7 @@ def blocks(server: Server) -> dict[str, dict[str, float]]:
     return found
 
 
-def autoregressive(plain: Server, ours: Server) -> dict[str, dict[str, float]]:
+def autoregressive(plain: RunningServer, ours: RunningServer) -> dict[str, dict[str, float]]:
     """Return the milliseconds of a step of both servers, sampled by top-p, and the speed of ours over the other."""
     found = {}
     for batch in AUTOREGRESSIVE_BATCHES:
@@ -70,17 +72,14 @@ def autoregressive(plain: Server, ours: Server) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Print a line for each shape, and write the figures."""
-    with tempfile.TemporaryDirectory() as temporary:
-        logs = Path(os.environ.get("OUT", temporary))
-        folder = Path(temporary)
-        models = write_model(folder / "plain", PLAIN), write_model(folder / "ours", {})
-        # Both start at the same time: launched here, waited for below.
-        servers = (
-            Server.launch(models[0], *FLAGS, log=logs / "plain.log", env={"SGLANG_PLUGINS": "none"}),
-            Server.launch(models[1], *FLAGS, log=logs / "ours.log"),
-        )
-        with servers[0] as plain, servers[1] as ours:
-            figures = {"blocks": blocks(ours), "autoregressive": autoregressive(plain, ours)}
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("url", metavar="URL", help="of a server that runs")
+    parser.add_argument("--plain", metavar="URL", help="of one without dlm-serve")
+    options = parser.parse_args()
+    ours = RunningServer(options.url)
+    figures: dict[str, Any] = {"blocks": blocks(ours)}
+    if options.plain:
+        figures["autoregressive"] = autoregressive(RunningServer(options.plain), ours)
     report.write("sampling_speed", figures, "sglang", "torch", "triton")
 
 
