@@ -58,8 +58,8 @@ class RequestState:
     """What it did, by mode and block length."""
     last_emitted: int = 0
     """Tokens that the last decode step emitted."""
-    switches: list[tuple[Mode, Mode]] = field(default_factory=list)
-    """The modes before and after, each time that it went on in another mode or block length."""
+    switches: defaultdict[tuple[Mode, Mode], int] = field(default_factory=lambda: defaultdict(int))
+    """How often it went on in another mode or block length, by the modes before and after."""
     evidence: list[Evidence] = field(default_factory=list)
     """Finished blocks that the router has not read yet; kept of free requests alone."""
     history: BlockHistory | None = field(init=False)
@@ -123,7 +123,7 @@ class RequestState:
     @property
     def num_switches(self) -> int:
         """Return how many times it went on in another mode or block length."""
-        return len(self.switches)
+        return sum(self.switches.values())
 
     def settings_of(self, choice: Choice) -> ModeSettings | None:
         """Return the permitted settings of this mode and block length; None if there are none."""
@@ -193,7 +193,7 @@ class RequestState:
         return wanted
 
     def _take(self, settings: ModeSettings, number: int, block_start: int) -> None:
-        self.switches.append((self.current.mode, settings.mode))
+        self.switches[self.current.mode, settings.mode] += 1
         self.current, self._block_start = settings, block_start
         self._wanted = self._wanted_then if self._wanted_then != settings else None
         self._wanted_then = self._first_offer = None
@@ -232,7 +232,7 @@ class RequestState:
 
     @property
     def _is_first(self) -> bool:
-        """Whether no block was emitted since the last EXTEND call."""
+        """Return whether no block was emitted since the last EXTEND call."""
         return self._last_emitting < self._run_start
 
     def _lose_block(self) -> None:

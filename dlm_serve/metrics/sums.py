@@ -62,8 +62,8 @@ class Sums:
     def add(self, state: RequestState, with_tokens: bool = True) -> None:
         """Add a request, with the tokens of its answer or without."""
         self.num_steps += state.num_steps - state.num_unfinished
-        for switch in state.switches:
-            self.switches[switch] += 1
+        for switch, times in state.switches.items():
+            self.switches[switch] += times
         for choice, tally in state.tallies.items():
             if with_tokens:
                 self.tokens[choice[0]] += tally.num_tokens
