@@ -52,7 +52,3 @@ class Counts:
         for (metric, labels), number in self.totals.items():
             found[metric.name]["/".join(labels)] = number
         return found
-
-    def total(self, metric: Metric) -> int:
-        """Return a counter summed over all labels."""
-        return sum(number for (counted, _), number in self.totals.items() if counted is metric)
