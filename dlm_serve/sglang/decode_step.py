@@ -14,7 +14,7 @@ from dlm_serve.sglang.block_step import BlockForward, Step
 from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.inputs import StepState
-from dlm_serve.sglang.logit_step import Barrier, LogitStep, StepContext
+from dlm_serve.sglang.logit_step import Barrier, GroupLogits, LogitStep, StepContext
 from dlm_serve.sglang.logprobs import StepLogprobs
 from dlm_serve.sglang.planned_step import PlannedStep, RowGroup
 from dlm_serve.sglang.protocols import BatchLike
@@ -79,14 +79,15 @@ class DecodeStep:
         forward = self._step.forward(indices, committed_lens, width)
         asked.of_block(forward.logits, forward.prediction)
         if planned.plan.padded_decode and inputs.batch.sampling_info.has_custom_logit_processor:
-            self._sample_padded(inputs, forward)
+            self._sample_padded(inputs, forward, asked)
         output = forward.advance()
         asked.count(output)
         return _Part(output, forward.is_captured)
 
-    def _sample_padded(self, inputs: _Inputs, forward: BlockForward) -> None:
+    def _sample_padded(self, inputs: _Inputs, forward: BlockForward, asked: GroupLogits) -> None:
         """Let SGLang's sampler choose the tokens of autoregressive rows in a block forward over all rows."""
         logits = forward.logits[:, 0].float()
+        asked.of_tokens(logits)
         token_ids = self._decode.sample(inputs.batch, logits, inputs.committed_lens)
         is_decode = self._table.phase[inputs.indices] == Phase.DECODE
         first = forward.prediction.ids[:, 0]

@@ -31,11 +31,11 @@ class GrammarMasks:
         Waits for the tokens. Behind a drafted token that is not allowed itself, and from W on, logits keep any value.
         """
         grammar: Any = self._reqs[0].grammar
-        width = self._shape[1]
-        masks = grammar.allocate_vocab_mask(self._vocab_size, self._shape.numel(), "cpu")
+        width = min(self._shape[1], logits.shape[1])
+        masks = grammar.allocate_vocab_mask(self._vocab_size, len(self._reqs) * width, "cpu")
         *_, drafts = self._chains.resolve()
         for row, req in enumerate(self._reqs):
-            fill_along(req.grammar, drafts[row].tolist(), masks[row * width : (row + 1) * width])
+            fill_along(req.grammar, drafts[row, :width].tolist(), masks[row * width : (row + 1) * width])
         masks = grammar.move_vocab_mask(masks, logits.device)
         chosen = logits[:, :width].flatten(0, 1)
         grammar.apply_vocab_mask(logits=chosen, vocab_mask=masks)

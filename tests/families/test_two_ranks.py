@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from serving import RETRACTIONS, Server
 
 FLAGS = ("--tp", "2", "--max-total-tokens", "1600", "--schedule-conservativeness", "0.05")
 IN_CHUNKS = ("--chunked-prefill-size", "24")
-NUM_CASES = 24
+NUM_CASES = 16
 MOST_FORWARDS = 64
 
 
@@ -40,6 +40,8 @@ class Example:
     golden: Golden
     model: Path
     flags: tuple[str, ...] = IN_CHUNKS
+    asked: dict[str, Any] = field(default_factory=dict)
+    """What requests may ask of their logits, where all modes but diffusion honour it."""
 
     def cases(self) -> list[Case]:
         """Some of those that last for a few blocks, of all modes."""
@@ -49,7 +51,9 @@ class Example:
 
 
 EXAMPLES = {
-    "nemotron-labs-diffusion": Example(NEMOTRON_LABS_DIFFUSION, WITH_ADAPTER),
+    "nemotron-labs-diffusion": Example(
+        NEMOTRON_LABS_DIFFUSION, WITH_ADAPTER, asked={"regex": "[a-z ]{20,40}", "frequency_penalty": 0.7}
+    ),
     "efficient-dlm": Example(EFFICIENT_DLM, DATA / "efficient_dlm" / "edlm-b32", flags=()),
     "sdlm": Example(SDLM, DATA / "sdlm" / "sdlm-d8-untied"),
     "bd3lm": Example(BD3LM, DATA / "bd3lm" / "bd3lm-b8"),
@@ -81,6 +85,8 @@ def test_reference_cases(server: Server, example: Example) -> None:
 def test_samples(server: Server, example: Example) -> None:
     """In a crowd as alone."""
     bodies = [sampled(example.golden.body_of(case), seed) for seed, case in enumerate(example.cases()[::3])]
+    for body in bodies[1::2]:
+        body["sampling_params"] |= example.asked
     crowd = server.generate_all(bodies, len(bodies))
     alone = server.generate_all(bodies, 1)
     assert [answer["output_ids"] for answer in crowd] == [answer["output_ids"] for answer in alone]

@@ -136,3 +136,46 @@ def test_diffusion_scores_its_own_tokens(trained: Server) -> None:
     scored = trained.post("/generate", as_prompt).json()["meta_info"]["input_token_logprobs"]
     ours = [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]]
     assert ours == pytest.approx([entry[0] for entry in scored[1:]], abs=2e-4)
+
+
+CONSTRAINED_CHATS: dict[str, dict[str, Any]] = {
+    "json_object": {"response_format": {"type": "json_object"}},
+    "json_schema": {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "list", "schema": {"type": "array", "items": {"enum": ["a", "bc"]}, "minItems": 2}},
+        }
+    },
+    "structural_tag": {
+        "response_format": {
+            "type": "structural_tag",
+            "structures": [{"begin": "<f>", "schema": {"enum": ["x", "yz"]}, "end": "</f>"}],
+            "triggers": ["<f>"],
+        }
+    },
+    "regex": {"regex": "[a-f]{8,20}"},
+    "logprobs": {"logprobs": True, "top_logprobs": 2},
+    "min_tokens and a stop inside a block": {"min_tokens": 20, "stop": ["e", "12"], "logprobs": True},
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINED_CHATS)
+def test_chats(trained: Server, name: str) -> None:
+    """Whole and streamed, as autoregressively."""
+    chat = {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 40, "temperature": 0}
+    found = {}
+    for mode in ("autoregressive", "self_speculation"):
+        body = {**chat, **CONSTRAINED_CHATS[name], "custom_params": {"dlm": {"mode": mode}}}
+        whole = trained.post("/v1/chat/completions", body).json()["choices"][0]
+        pieces = [
+            json.loads(line.removeprefix("data: "))["choices"][0]
+            for line in trained.post("/v1/chat/completions", {**body, "stream": True}).text.splitlines()
+            if line.startswith("data: {")
+        ]
+        text = "".join(piece["delta"].get("content") or "" for piece in pieces)
+        assert text == whole["message"]["content"]
+        tokens = (whole.get("logprobs") or {}).get("content") or []
+        found[mode] = text, [round(entry["logprob"], 3) for entry in tokens], whole["finish_reason"]
+    assert found["self_speculation"][0] == found["autoregressive"][0]
+    assert found["self_speculation"][1] == pytest.approx(found["autoregressive"][1], abs=2e-3)
+    assert found["self_speculation"][2] == found["autoregressive"][2]

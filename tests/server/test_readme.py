@@ -15,6 +15,8 @@ from preloaded import Program
 from processes import users_environment
 from serving import ANSWER_SECONDS, ROOT, START_SECONDS, Server
 
+from dlm_serve.training.tasks import TASKS
+
 URL = "http://127.0.0.1:30000"
 README, API = ((ROOT / name).read_text() for name in ("README.md", "docs/api.md"))
 
@@ -83,3 +85,21 @@ def test_offline_example(tmp_path: Path) -> None:
     output, errors = tmp_path / "output", tmp_path / "errors"
     assert Program(arguments, users_environment(), output, errors).wait(START_SECONDS) == 0, errors.read_text()
     assert "'mode': 'diffusion'" in output.read_text().splitlines()[-1]
+
+
+def test_json_by_a_schema_at_the_speed_of_drafts(nano: Server) -> None:
+    """The task that nano was trained for: the autoregressive answer in a third of the forward passes, or less."""
+    fields = ("name", "age", "city", "job")
+    schema = {"type": "object", "properties": {field: {} for field in fields}, "required": list(fields)}
+    asked = {"response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}}
+    for example in TASKS["json"].examples("heldout", 3, seed=5):
+        answers, forwards = [], []
+        for mode in ("autoregressive", "self_speculation"):
+            chat = {"model": "nano", "messages": [{"role": "user", "content": example.prompt}], "max_tokens": 96}
+            options = {"custom_params": {"dlm": {"mode": mode}}, "return_meta_info": True}
+            [choice] = nano.post("/v1/chat/completions", {**chat, **asked, **options}).json()["choices"]
+            answers.append(choice["message"]["content"])
+            forwards.append(choice["meta_info"]["dlm"]["nfe"])
+        assert answers[0] == answers[1]
+        assert json.loads(answers[0]) == json.loads(example.answer)
+        assert 3 * forwards[1] <= forwards[0]
