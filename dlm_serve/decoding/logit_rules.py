@@ -1,4 +1,4 @@
-"""What requests change about their logits: penalties, biases, a least length.
+"""What requests change about their logits: penalties, biases, a least length, an end of thinking.
 
 Semantics: SGLang's penalizers (`sampling/penaltylib`) and `SamplingBatchInfo.apply_logits_bias`, as they are where each
 token is known before the next is chosen. Along a draft each position counts the drafted tokens before it, so that a
@@ -29,9 +29,15 @@ class LogitRules:
     """Length of the answer before which nothing ends it."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Token ids, and what is added to their logits."""
+    max_thinking_tokens: int | None = None
+    """Length of the answer at which thinking ends that has not ended by itself; None lets it go on."""
+    end_think_token_id: int = 0
+    """The token that ends it."""
 
 
 NO_RULES = LogitRules()
+
+_FOR_EVER = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class RuledRows:
     repetition_penalty: torch.Tensor  # [N] float32
     min_new_tokens: torch.Tensor  # [N] int64
     num_prompt: torch.Tensor  # [N] int64, tokens in front of the answer
+    max_thinking_tokens: torch.Tensor  # [N] int64, more than any answer has where thinking may go on
+    end_think_token_id: torch.Tensor  # [N] int64
     biased_ids: torch.Tensor  # [N, K] int64, padded with 0
     biases: torch.Tensor  # [N, K] float32, 0 where padded
     stop_ids: torch.Tensor  # [N, S] int64, padded with 0
@@ -73,6 +81,10 @@ class RuledRows:
             "repetition_penalty": torch.tensor(rules.repetition_penalty),
             "min_new_tokens": torch.tensor(rules.min_new_tokens),
             "num_prompt": torch.tensor(prompt_len),
+            "max_thinking_tokens": torch.tensor(
+                _FOR_EVER if rules.max_thinking_tokens is None else rules.max_thinking_tokens
+            ),
+            "end_think_token_id": torch.tensor(rules.end_think_token_id),
             "biased_ids": torch.tensor(biased, dtype=torch.int64),
             "biases": torch.tensor([bias for _, bias in rules.logit_bias], dtype=torch.float32),
             "stop_ids": torch.tensor(stopping, dtype=torch.int64),
@@ -110,11 +122,25 @@ class RuledRows:
             (self.stop_ids, torch.where(is_too_short[..., None], self.stops[:, None], 0.0)),
         ):
             logits.scatter_add_(2, ids[:, None].expand(-1, width, -1), added)
+        self._end_thinking_(logits, tokens[:, 1:], num_output)
 
     def count_(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
         """Count the first `lens` [N] of the `tokens` [N, W] that each row emits."""
         is_emitted = torch.arange(tokens.shape[1], device=tokens.device) < lens[:, None]
         self.counts.scatter_add_(1, torch.where(is_emitted, tokens, 0), is_emitted.int())
+
+    def _end_thinking_(self, logits: torch.Tensor, drafted: torch.Tensor, num_output: torch.Tensor) -> None:
+        """Leave only the end of thinking where `num_output` [N, W] tokens are answered and it is not among them.
+
+        Semantics: `ar_generate` of Nemotron-Labs-Diffusion with `max_thinking_tokens`.
+        """
+        end = self.end_think_token_id[:, None]
+        along = pad((drafted == end).int().cumsum(1), (1, 0))
+        is_over = self.counts.gather(1, end) + along > 0
+        must_end = (num_output >= self.max_thinking_tokens[:, None]) & ~is_over
+        at = end[:, None].expand(-1, logits.shape[1], -1)
+        ends = torch.where(must_end[..., None], 0.0, logits.gather(2, at))
+        logits.masked_fill_(must_end[..., None], float("-inf")).scatter_(2, at, ends)
 
     def _penalise_(self, logits: torch.Tensor, drafted: torch.Tensor) -> None:
         """Penalise what stands in the answer and, at each position, among the `drafted` tokens [N, W - 1] before it."""

@@ -103,6 +103,13 @@ class Checkpoint(ModelShape):
         said = {name: content[name] for name in SAMPLING_DEFAULTS if content.get(name) is not None}
         return {"temperature": self.family.temperature, **said}
 
+    def token_id(self, text: str) -> int | None:
+        """Return the id of a token that its tokenizer has besides its vocabulary; None if there is none."""
+        path = self.folder / "tokenizer.json"
+        content = (_read_json(path) if path.is_file() else None) or {}
+        found = (token["id"] for token in content.get("added_tokens", ()) if token.get("content") == text)
+        return next(found, None)
+
     def tokenizer(self) -> Path | None:
         """Return the folder of the family's tokenizer if the checkpoint has none. Raises CheckpointError."""
         name = self.family.tokenizer

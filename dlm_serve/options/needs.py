@@ -27,6 +27,10 @@ _ONE_AT_A_TIME = ("custom_logit_processor", "watermark")
 """Code that is not ours and looks at the tokens so far, each of which it must know."""
 
 
+THINKING_BUDGET = "max_thinking_tokens"
+"""The option that is one, too: it says when a token must follow."""
+
+
 class Need(NamedTuple):
     """One of them."""
 

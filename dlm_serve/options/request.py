@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlm_serve.decoding import Mode, StopRule
 from dlm_serve.errors import OptionError
-from dlm_serve.options.fields import Flag, Frozen, Nats, Probability, Width, validate
+from dlm_serve.options.fields import Flag, Frozen, Length, Nats, Probability, Width, validate
 
 OPTIONS_FIELD = "custom_params.dlm"
 """Where the options stand in a request, as refusals name it."""
@@ -27,6 +27,10 @@ class RequestOptions(Frozen):
     """Change of the mean entropy, in nats, below which denoising stops early; null never does."""
     stop_rule: StopRule | None = None
     """One of the family's stop rules; null is its default."""
+    max_thinking_tokens: Length | None = None
+    """Length of the answer at which thinking ends that has not ended by itself; null lets it go on."""
+    end_think_token_id: Length | None = None
+    """The token that ends it; the tokenizer's `</think>` by default."""
     shift_logits: Flag | None = None
     """As on Efficient-DLM's card; must be what the family does."""
 

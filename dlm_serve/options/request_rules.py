@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from dlm_serve.decoding import Commit, DecodePlan, StopRule
+from dlm_serve.decoding import Commit, DecodePlan, LogitRules, StopRule
 from dlm_serve.errors import OptionError
 from dlm_serve.families import Family
 from dlm_serve.options.misplaced import OPTIONS_KEY, refuse_misplaced
 from dlm_serve.options.needs import SEQUENTIAL, Need
-from dlm_serve.options.request import RequestOptions
+from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
 from dlm_serve.options.resolve import resolve
 from dlm_serve.options.server_file import ServerConfig
 from dlm_serve.options.written import as_written
@@ -30,7 +30,6 @@ PLAN = TypeAdapter(DecodePlan)
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "beam_width": (None, 1),
     "input_embeds": (None,),
-    "max_thinking_tokens": (None,),
     "positional_embed_overrides": (None,),
     "return_hidden_states": (None, False),
     "return_sampling_mask": (None, False),
@@ -81,6 +80,7 @@ class RequestRules:
     block_size: int
     vocab_size: int
     mask_token_id: int
+    end_think_token_id: int | None
 
     def __post_init__(self) -> None:
         # A streaming request asks twice: before its stream begins, and when it is tokenized.
@@ -116,7 +116,17 @@ class RequestRules:
 
     def _resolve(self, options: RequestOptions, given: frozenset[str], needs: tuple[Need, ...]) -> DecodePlan:
         """Resolve options; `given` tells apart those that are null from those that are absent, which compare equal."""
-        return resolve(options, self.config, self.family, self.block_size, needs)
+        plan = resolve(options, self.config, self.family, self.block_size, needs)
+        if options.max_thinking_tokens is None:
+            return plan
+        end = self.end_think_token_id if options.end_think_token_id is None else options.end_think_token_id
+        if end is None:
+            limit = "needs the token that ends thinking, and the tokenizer has no </think>"
+            remedy = "say which it is by end_think_token_id"
+            raise OptionError(f"{OPTIONS_FIELD}.max_thinking_tokens", options.max_thinking_tokens, limit, remedy)
+        self.check_token_ids(f"{OPTIONS_FIELD}.end_think_token_id", [end])
+        rules = LogitRules(max_thinking_tokens=options.max_thinking_tokens, end_think_token_id=end)
+        return replace(plan, logit_rules=rules)
 
     def check_token_ids(self, field: str, token_ids: Iterable[int | str]) -> None:
         """Refuse what is not the id of a token: SGLang's scheduler indexes logits with what `field` lists."""

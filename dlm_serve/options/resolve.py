@@ -14,12 +14,15 @@ from dlm_serve.errors import OptionError
 from dlm_serve.families import Family
 from dlm_serve.options.block_rules import rules_of
 from dlm_serve.options.limits import listed, on_grid, use_one_of
-from dlm_serve.options.needs import Need, honours
+from dlm_serve.options.needs import THINKING_BUDGET, Need, honours
 from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
 from dlm_serve.options.server_file import RoutingPolicy, ServerConfig
 
 _FASTEST_FIRST: tuple[ConcreteMode, ...] = (Mode.SELF_SPECULATION, Mode.AUTOREGRESSIVE)
 """The modes that honour what depends on one token following another."""
+
+_FOR_EVERY_MODE = {"mode", "shift_logits", "stop_rule", "history", "max_thinking_tokens", "end_think_token_id"}
+"""Options that requests without blocks may have, too."""
 
 _LOSSLESS = {Mode.SELF_SPECULATION: Mode.AUTOREGRESSIVE}
 """Modes whose answers are those of another mode."""
@@ -38,6 +41,8 @@ def resolve(
     server's widths, or are not the family's.
     """
     _check_shift(options, family)
+    if options.max_thinking_tokens is not None:
+        needs = (*needs, Need(THINKING_BUDGET, f"{OPTIONS_FIELD}.{THINKING_BUDGET}"))
     start = _start_mode(options, config.generation.mode, family, needs)
     stop_rule = _resolve_stop_rule(options, family)
     if start is Mode.AUTOREGRESSIVE:
@@ -184,7 +189,7 @@ def _resolve_stop_rule(options: RequestOptions, family: Family) -> StopRule:
 
 def _refuse_block_options(options: RequestOptions, needs: Sequence[Need]) -> None:
     """Raise OptionError where a request that decodes without blocks says how its blocks should be."""
-    for name in sorted(options.model_fields_set - {"mode", "shift_logits", "stop_rule", "history"}):
+    for name in sorted(options.model_fields_set - _FOR_EVERY_MODE):
         because = f", which {', '.join(need.written for need in needs)} needs," if needs else ""
         raise OptionError(
             f"{OPTIONS_FIELD}.{name}",

@@ -208,21 +208,25 @@ def _admit(tokenized: TokenizedRequestLike, manager: DlmTokenizerManager, reques
         field=as_written("max_new_tokens", said().fields),
     )
     params.top_k = min(params.top_k, _TOP_K_ALL)
-    plan = replace(plan, logit_rules=_take_rules(params))
+    plan = replace(plan, logit_rules=_take_rules(params, plan.logit_rules))
     params.custom_params = {**(params.custom_params or {}), PLAN_KEY: PLAN.dump_json(plan).decode()}
     params.ignore_eos = params.ignore_eos or plan.stop_rule is StopRule.UPSTREAM
     if params.sampling_seed is None:
         params.sampling_seed = secrets.randbits(63)
 
 
-def _take_rules(params: SamplingParamsLike) -> LogitRules:
-    """Return what a request changes about its logits, and leave nothing of it to SGLang, whose penalties lag a step."""
-    rules = LogitRules(
-        params.frequency_penalty,
-        params.presence_penalty,
-        params.repetition_penalty,
-        params.min_new_tokens,
-        tuple((int(token_id), bias) for token_id, bias in (params.logit_bias or {}).items()),
+def _take_rules(params: SamplingParamsLike, rules: LogitRules) -> LogitRules:
+    """Return `rules` with what else a request changes about its logits, and leave nothing of that to SGLang.
+
+    Its penalties lag a step.
+    """
+    rules = replace(
+        rules,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=params.repetition_penalty,
+        min_new_tokens=params.min_new_tokens,
+        logit_bias=tuple((int(token_id), bias) for token_id, bias in (params.logit_bias or {}).items()),
     )
     params.frequency_penalty = params.presence_penalty = 0.0
     params.repetition_penalty, params.min_new_tokens, params.logit_bias = 1.0, 0, None

@@ -20,7 +20,6 @@ _UNREAD: Mapping[str, tuple[object, ...]] = {
     "beam_width": (None, 1),
     "use_beam_search": (None, False),
     "session_params": (None,),
-    "max_thinking_tokens": (None,),
     "thinking_budget": (None,),
 }
 _OLLAMA: Mapping[str, tuple[object, ...]] = {

@@ -55,6 +55,7 @@ class Serving:
             block_size=self.checkpoint.block_size,
             vocab_size=self.checkpoint.vocab_size,
             mask_token_id=self.checkpoint.mask_token_id,
+            end_think_token_id=self.checkpoint.token_id("</think>"),
         )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import NEMOTRON_LABS_DIFFUSION, TRAINED
+from golden import DATA, NEMOTRON_LABS_DIFFUSION, RANDOM, TRAINED, WITH_ADAPTER
 from serving import Server, generate_body
 
 PROMPTS = ([145, 20, 30], [33, 44, 55, 66, 77])
 LENGTH = 60
+THINKING = DATA / "nld_thinking_cases.json"
 
 FAVOURED = {"logit_bias": {"65": 9.0, "20": 8.0, "70": 8.5}, "ignore_eos": True}
 """Answers that repeat themselves, so that penalties have something to count."""
@@ -77,6 +79,21 @@ def test_retracted_and_resumed(crowded: Server, expected: list[list[int]]) -> No
     for mode in ("autoregressive", "self_speculation"):
         answers = crowded.generate_all(bodies(mode), 12)
         assert [answer["output_ids"] for answer in answers] == expected
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "self_speculation", "auto"])
+@pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("paged", RANDOM), ("with_adapter", WITH_ADAPTER)])
+def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path, mode: str) -> None:
+    """The reference's, whose autoregressive answers are cut off from thinking behind ten tokens."""
+    server: Server = request.getfixturevalue(name)
+    reference = [case for case in json.loads(THINKING.read_text()) if case["variant"] == model.name]
+    assert len(reference) == 3
+    for case in reference:
+        length, budget = case["params"]["max_new_tokens"], case["params"]["max_thinking_tokens"]
+        answer = server.generate(case["prompt_ids"], length, mode=mode, dlm={"max_thinking_tokens": budget})
+        assert answer["output_ids"] == case["output_ids"]
+    body = generate_body(reference[0]["prompt_ids"], 8, mode="diffusion", dlm={"max_thinking_tokens": 4})
+    assert "does not support custom_params.dlm.max_thinking_tokens" in server.post("/generate", body).text
 
 
 def test_rules_do_what_they_say(trained: Server, expected: list[list[int]]) -> None:

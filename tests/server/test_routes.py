@@ -111,8 +111,6 @@ def test_options_twice(trained: Server) -> None:
         ("/v1/completions", {"best_of": 2}),
         ("/v1/chat/completions", {"beam_width": 2}),
         ("/v1/responses", {"session_params": {"id": "a"}}),
-        ("/v1/chat/completions", {"max_thinking_tokens": 8}),
-        ("/generate", {"max_thinking_tokens": 8}),
         ("/api/chat", {"format": "json"}),
         ("/api/chat", {"think": True}),
         ("/api/generate", {"suffix": "x"}),

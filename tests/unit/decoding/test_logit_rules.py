@@ -19,7 +19,11 @@ RULES: dict[str, dict[str, Any]] = {
     "repetition": {"repetition_penalty": 1.8},
     "length": {"min_new_tokens": len(ANSWER) + 3},
     "bias": {"logit_bias": ((0, 5.0), (9, -100.0))},
+    "end of thinking": {"max_thinking_tokens": len(ANSWER) + 2, "end_think_token_id": 11},
+    "end of thinking that is there": {"max_thinking_tokens": 2, "end_think_token_id": 9},
     "all": {
+        "max_thinking_tokens": len(ANSWER) + 3,
+        "end_think_token_id": 12,
         "frequency_penalty": 0.3,
         "presence_penalty": 0.9,
         "repetition_penalty": 0.8,
@@ -44,6 +48,9 @@ def by_definition(rules: LogitRules, logits: torch.Tensor, answer: list[int]) ->
         changed[token] = value + dict(rules.logit_bias).get(token, 0.0)
         if token in STOPS and len(answer) < rules.min_new_tokens:
             changed[token] = float("-inf")
+    budget, end = rules.max_thinking_tokens, rules.end_think_token_id
+    if budget is not None and len(answer) >= budget and end not in answer:
+        changed = [0.0 if token == end else float("-inf") for token in range(VOCAB)]
     return torch.tensor(changed)
 
 

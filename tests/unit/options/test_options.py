@@ -122,8 +122,7 @@ def test_options_must_be_a_mapping_of_names(raw: object) -> None:
         ("modus", "did you mean 'mode'"),
         (
             "xyz",
-            "known options are algorithm, block_length, convergence_threshold, history, mode, shift_logits, steps, "
-            "stop_rule, threshold",
+            f"known options are {', '.join(sorted(RequestOptions.model_fields))}",
         ),
         ("draft_threshold", "threshold"),
         ("refinement_steps", "steps"),

@@ -19,6 +19,7 @@ from dlm_serve.options.server_file import ServerConfig
 @pytest.fixture
 def rules() -> RequestRules:
     return RequestRules(
+        end_think_token_id=None,
         config=ServerConfig(),
         family=NEMOTRON_LABS_DIFFUSION,
         commit=NEMOTRON_LABS_DIFFUSION.commit,
