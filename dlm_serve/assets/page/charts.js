@@ -6,6 +6,8 @@ const POLL_MS = 2000;
 const KEPT = 90; // samples: three minutes
 const SVG = "http://www.w3.org/2000/svg";
 
+const numeral = (value) => (Number.isInteger(value) ? value : value.toFixed(1));
+
 function svgLine(points, index) {
   const line = document.createElementNS(SVG, "polyline");
   line.setAttribute("points", points);
@@ -29,7 +31,7 @@ class Chart {
     this.names = [];
     this.figure = document.createElement("figure");
     this.caption = document.createElement("figcaption");
-    this.caption.textContent = name;
+    this.name = name;
     where.append(this.figure);
     this.draw();
   }
@@ -43,6 +45,7 @@ class Chart {
 
   draw() {
     const most = Math.max(1, ...this.samples.flatMap(Object.values));
+    this.caption.textContent = `${this.name} (at most ${numeral(most)})`;
     const left = KEPT - this.samples.length;
     const lines = this.names.map((name, n) =>
       svgLine(this.samples.map((sample, i) => `${left + i},${100 - (95 * (sample[name] ?? 0)) / most}`).join(" "), n));
@@ -51,7 +54,7 @@ class Chart {
       const item = document.createElement("li");
       const value = document.createElement("b");
       const now = this.samples.at(-1)[name] ?? 0;
-      value.textContent = Number.isInteger(now) ? now : now.toFixed(1);
+      value.textContent = numeral(now);
       item.append(svgOf(40, 10, svgLine("0,5 40,5", n)), name, value);
       return item;
     }));

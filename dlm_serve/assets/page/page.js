@@ -22,17 +22,13 @@ function show(error, where) {
 
 const valueOf = (input) => (input.value === "" ? undefined : Number(input.value));
 
-/** A span per token, neighbours of the same pass under one number; `isReplaced` says which will not stay. */
-function draw(where, cells, textOf, isReplaced = () => false) {
-  const spans = cells.map((cell, i) => {
-    if (cell === null) return element("span", "token mask", "\u00a0");
-    const span = element("span", isReplaced(i) ? "token replaced" : "token", textOf(cell).replaceAll("\n", "↵\n"));
-    span.style.setProperty("--hue", (cell.pass * 137.5) % 360);
-    span.dataset.pass = cell.pass;
-    if (cells[i - 1]?.pass !== cell.pass) span.prepend(element("sup", "", cell.pass));
-    return span;
-  });
-  where.replaceChildren(...spans);
+/** A token in the colour of its pass, and under its number unless the token before has the same. */
+function tokenOf(text, pass, passBefore, className = "token") {
+  const token = element("span", className, text.replaceAll("\n", "↵\n"));
+  token.style.setProperty("--hue", (pass * 137.5) % 360);
+  token.dataset.pass = pass;
+  if (pass !== passBefore) token.prepend(element("sup", "", pass));
+  return token;
 }
 
 /** One way to decode: its settings, its answer, and the passes of that. */
@@ -64,30 +60,33 @@ class Panel {
     }
     const body = { input_ids: ids, sampling_params: { ...sampling, custom_params: { dlm } } };
     const start = performance.now();
-    const parts = []; // of the text, each with the pass it came with
-    let [text, output, prefilled, about] = ["", [], 0, null];
+    let [text, output, prefilled, about, pass] = ["", [], 0, null, null];
     try {
       for await (const chunk of stream(body, signal)) {
         about = chunk.meta_info;
         // With --incremental-streaming-output, chunks have only what is new.
         const isWhole = chunk.output_ids.length === about.completion_tokens;
-        parts.push({ text: isWhole ? chunk.text.slice(text.length) : chunk.text, pass: about.dlm.nfe });
-        text = isWhole ? chunk.text : text + chunk.text;
+        const { nfe } = about.dlm;
+        const added = isWhole ? chunk.text.slice(text.length) : chunk.text;
+        if (added) {
+          this.answer.append(tokenOf(added, nfe, pass));
+          [text, pass] = [text + added, nfe];
+        }
         output = isWhole ? chunk.output_ids : [...output, ...chunk.output_ids];
-        if (about.dlm.nfe === 0) prefilled = output.length;
-        draw(this.answer, parts, (part) => part.text);
+        if (nfe === 0) prefilled = output.length;
         this.tell(about, (performance.now() - start) / 1000);
       }
-      const { history } = about.dlm;
+      const { history, nfe } = about.dlm;
+      const drafted = history.flatMap(({ tokens }) => tokens);
+      this.texts = await textsOf([...output, ...drafted], signal);
       this.views = replay(history, output, mask, prefilled);
-      this.texts = await textsOf(output, signal);
-      this.total = about.dlm.nfe;
+      this.names = this.views.map((_, i) => (i === 0 ? "After the prefill" : `After forward pass ${i} of ${nfe}`));
+      if (this.views.length > history.length + 1) this.names[this.views.length - 1] = "After the last forward pass";
       this.pass.max = this.views.length - 1;
       this.pass.value = this.pass.max;
       this.scrubber.hidden = false;
       this.showPass();
     } catch (error) {
-      if (signal.aborted) this.output.textContent = "";
       show(signal.aborted ? new Refused("Stopped.") : error, this.error);
     }
   }
@@ -104,12 +103,15 @@ class Panel {
   showPass() {
     const pass = Number(this.pass.value);
     const [view, last] = [this.views[pass], this.views.at(-1)];
-    const shown = [...view, ...Array(last.length - view.length).fill(null)];
-    draw(this.answer, shown, (cell) => this.texts.get(cell.id), (i) => view[i].pass !== last[i].pass);
+    this.answer.replaceChildren(...last.map(({ pass: fixed }, i) => {
+      const cell = view[i];
+      if (!cell) return element("span", "token mask", "\u00a0");
+      const className = cell.pass === fixed ? "token" : "token replaced";
+      return tokenOf(this.texts.get(cell.id), cell.pass, view[i - 1]?.pass, className);
+    }));
     const filled = view.filter(Boolean).length;
     const added = view.filter((cell) => cell?.pass === pass).length;
-    const name = pass === 0 ? "After the prefill" : `After forward pass ${pass} of ${this.total}`;
-    const words = `${name}: ${filled} of ${last.length} tokens, ${added} of them new`;
+    const words = `${this.names[pass]}: ${filled} of ${last.length} tokens, ${added} of them new`;
     this.output.textContent = words;
     this.pass.setAttribute("aria-valuetext", words);
   }
@@ -134,7 +136,7 @@ class Panel {
       "Tokens per forward": perForward?.toFixed(2) ?? "–",
       "Acceptance length": accepted?.toFixed(2) ?? "–",
       Seconds: seconds.toFixed(2),
-      "Decoded as": Object.entries(tokens).map(([way, number]) => `${way}: ${number}`).join(", "),
+      "Decoded as": Object.entries(tokens).map(([way, number]) => `${way}: ${number}`).join("\n"),
     };
     this.facts.replaceChildren(...Object.entries(facts).map(([name, value]) => {
       const fact = element("div", "");
