@@ -39,6 +39,28 @@ CONTRASTS = """(() => {
 })()"""
 
 
+MASK = 9
+VIEWS: dict[str, tuple[list[tuple[int, list[int]]], list[int], int, list[list[tuple[int, int] | None]]]] = {
+    "masks are filled": (
+        [(0, [1, MASK, 3]), (0, [1, 2, 3])],
+        [1, 2, 3],
+        1,
+        [[(1, 0)], [(1, 0), None, (3, 1)], [(1, 0), (2, 2), (3, 1)]],
+    ),
+    "a draft is replaced": (
+        [(0, [1, 5, 6]), (1, [2, MASK, MASK]), (1, [2, 3])],
+        [1, 2, 3],
+        1,
+        [[(1, 0)], [(1, 0), (5, 1), (6, 1)], [(1, 0), (2, 2), None], [(1, 0), (2, 2), (3, 3)]],
+    ),
+    "a block begins in the prompt": ([(-2, [7, 8, 1, 2])], [1, 2], 0, [[], [(1, 1), (2, 1)]]),
+    "a block ends behind the answer": ([(0, [1, 2, 8])], [1, 2], 0, [[], [(1, 1), (2, 1)]]),
+    "a history is cut": ([(0, [1])], [1, 2], 0, [[], [(1, 1)], [(1, 1), (2, 2)]]),
+    "no forward pass": ([], [1], 1, [[(1, 0)]]),
+}
+"""History, the answer's tokens, how many of them the prefill gave, and by pass the token and its pass, or a mask."""
+
+
 @pytest.fixture(scope="module")
 def browser(nano: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """The page of `nano`, once it knows what is served."""
@@ -95,6 +117,16 @@ def passes_of(answer: dict[str, Any]) -> list[int]:
                 since = number
         passes.append(0 if at == 0 else since + 1)  # nano's prefill gives the first token
     return passes
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_follow_from_the_history(browser: Browser, name: str) -> None:
+    forwards, answer, prefilled, expected = VIEWS[name]
+    history = [{"start": start, "tokens": tokens} for start, tokens in forwards]
+    arguments = ", ".join(json.dumps(argument) for argument in (history, answer, MASK, prefilled))
+    views = browser.evaluate(f"""import("/dlm/passes.js").then((passes) => passes.replay({arguments}))""")
+    found = [[cell and (cell["id"], cell["pass"]) for cell in view] for view in views]
+    assert found == expected
 
 
 @pytest.mark.parametrize("panel", [0, 1], ids=WAYS)
