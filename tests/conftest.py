@@ -33,6 +33,7 @@ SHARED_SERVERS = {
     "tests/server/test_status.py": "trained",
     "tests/server/test_weights.py": "trained",
     "tests/server/test_commands.py": "nano",
+    "tests/server/test_page_in_browser.py": "nano",
     "tests/server/test_readme.py": "nano",
 }
 """Files whose tests use the same servers: they run in one worker, which starts each server once."""

@@ -15,6 +15,7 @@ from dlm_serve.decoding import Mode, name_of
 from dlm_serve.errors import ServerError
 from dlm_serve.options.pin import Pin
 from dlm_serve.options.server_file import ServerConfig
+from dlm_serve.sglang.page import add_page
 from dlm_serve.sglang.refusals import HTTP_SERVER
 from dlm_serve.sglang.requests import STATISTICS_KEY
 from dlm_serve.sglang.serving import PIN
@@ -119,6 +120,7 @@ def add_routes() -> None:
         # Not as a router: SGLang finds no level of access in one that is included.
         http_server.app.add_api_route(STATUS, status, methods=["GET"])
         http_server.app.add_api_route(ROUTING, routing, methods=["POST"])
+        add_page(http_server.app)
 
 
 def _manager() -> Any:
