@@ -4,6 +4,7 @@
 # make test-quick  the unit tests but the slowest, and those of the reference on one server
 # make fuzz    thousands of random requests to a small server of each family (FLAGS="--seed 1 --count 20000")
 # make check   formatter, linter, type checker, generated pages of the documentation
+# make site    write the documentation as a site to site/
 # make lock    pin the dependencies anew
 
 # Checkpoints that know nothing about language, for trying a family's decoding.
@@ -20,15 +21,15 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
-# Kernels in Triton's interpreter, SGLang in processes of its own, training: left out of test-quick.
+# Kernels in Triton's interpreter, SGLang in processes of its own, installation, training: left out of test-quick.
 SLOW := $(wildcard tests/unit/test_block_a*.py tests/unit/test_*_reference.py tests/unit/sglang/test_*block*.py) \
 	tests/unit/test_sample_token.py tests/unit/test_sdlm_logits.py tests/unit/test_ledger.py \
-	tests/unit/test_defaults.py tests/unit/training
+	tests/unit/test_defaults.py tests/unit/test_package.py tests/unit/training
 
 # Each process would compile what it imports, which takes longer than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-quick fuzz check lock clean
+.PHONY: serve test test-quick fuzz check site lock clean
 
 serve: .venv/ready
 	$(PYTHON) -m sglang.launch_server --model-path $(MODEL) $(FLAGS)
@@ -47,6 +48,9 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	$(PYTHON) docs/generate.py --check
+
+site: .venv/ready
+	$(PYTHON) -m mkdocs build --strict --site-dir site
 
 lock: $(UV)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url \

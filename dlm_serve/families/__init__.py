@@ -17,6 +17,11 @@ def family_of(config: Config) -> Family | None:
     return next((family for family in FAMILIES if family.matches(config)), None)
 
 
+def image_family_of(config: Config) -> Family | None:
+    """Return the family of ours behind the image encoder of a model with this `config.json`, if there is one."""
+    return next((family for family in FAMILIES if family.sees_images(config)), None)
+
+
 __all__ = [
     "BD3LM",
     "EFFICIENT_DLM",
@@ -27,4 +32,5 @@ __all__ = [
     "Config",
     "Family",
     "family_of",
+    "image_family_of",
 ]

@@ -142,3 +142,13 @@ class Family:
         """Return whether a checkpoint with this `config.json` is of this family."""
         architecture = self.released_as or self.architecture
         return architecture in (config.get("architectures") or ()) and all(mark in config for mark in self.marks)
+
+    def sees_images(self, config: Config) -> bool:
+        """Return whether `config` is that of a model with an image encoder in front of one of this family."""
+        if "vision_config" not in config:
+            return False
+        if self.matches(config) or self.matches({**config, **(config.get("text_config") or {})}):
+            return True
+        stem = (self.released_as or self.architecture).removesuffix("Model").removesuffix("ForCausalLM")
+        architectures = config.get("architectures") or ()
+        return not self.marks and any(stem.lower() in str(name).lower() for name in architectures)

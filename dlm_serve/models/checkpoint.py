@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from dlm_serve.decoding import Mode
 from dlm_serve.errors import CheckpointError
-from dlm_serve.families import Config, Family, family_of
+from dlm_serve.families import Config, Family, family_of, image_family_of
 from dlm_serve.models.shape import ModelShape
 
 DRAFT_ADAPTER_FOLDER = "linear_spec_lora"
@@ -64,11 +64,15 @@ class Checkpoint(ModelShape):
     def find(cls, model_path: str, revision: str | None = None) -> Checkpoint | None:
         """Return the checkpoint at `model_path`, a folder or a hub id, or None if it is of no family we serve.
 
-        Raises CheckpointError if it is of one, but its `config.json` cannot be served.
+        Raises CheckpointError if it is of one, but its `config.json` cannot be served, as that of a model that sees
+        images.
         """
         config = _read_config(model_path, revision)
-        family = None if config is None else family_of(config)
-        if config is None or family is None:
+        if config is None:
+            return None
+        _refuse_images(config)
+        family = family_of(config)
+        if family is None:
             return None
         return cls.read(family, config, _resolve_folder(model_path, revision))
 
@@ -219,6 +223,13 @@ class Checkpoint(ModelShape):
             raise CheckpointError(
                 "quantization_config", self.quantization, self.family.floats_only, "use the weights of the release"
             )
+
+
+def _refuse_images(config: Config) -> None:
+    """Raise CheckpointError if a model of one of our families sees images, which no mode decodes."""
+    if family := image_family_of(config):
+        limit = f"images are not supported, only text models of {family.name}"
+        raise CheckpointError("vision_config", "<an image encoder>", limit, "serve a text checkpoint of the family")
 
 
 def is_kv_scale(name: str) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from dlm_serve.errors import InvalidValueError, OptionError, nearest
+from dlm_serve.options.article_names import Renamed, renamed_options
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 Width = Annotated[int, Field(ge=1, le=64, strict=True)]
@@ -22,41 +24,55 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-# The names that an article on such a server uses, and ours in a file and in a request.
-_ARTICLE_NAMES = {
-    "refinement_steps": ("generation.steps", "steps"),
-    "early_stop_enabled": ("generation.convergence_threshold", "convergence_threshold"),
-    "auto_switch_token_threshold": ("routing.rules.short_answer, with routing.policy: rules", "mode: auto"),
-    "fallback_to_ar_on_timeout": ("routing.latency_slo_ms, which bounds steps", "mode: auto"),
-    "timeout_ms": ("routing.latency_slo_ms, which bounds steps", "none: requests are not timed out"),
-}
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], raw: object, error_type: type[InvalidValueError], source: str) -> Model:
-    """Return `raw` as a `model`. Raises the first thing wrong with it as an `error_type`."""
+    """Return `raw` as a `model`.
+
+    Raises an `error_type` that says the first thing wrong with it, or all options that an article names otherwise.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise _explain(error.errors()[0], model, error_type, source) from None
+        details = error.errors()
+    if renamed := [found for detail in details if _is_unknown(detail) for found in _renamed(detail)]:
+        raise _answer(renamed, error_type, source)
+    raise _explain(details[0], model, error_type, source)
+
+
+def _answer(renamed: list[Renamed], error_type: type[InvalidValueError], source: str) -> InvalidValueError:
+    """Return a refusal of the first of these options that has our names for all of them."""
+    names = [found.ours.in_request if error_type is OptionError else found.ours.in_file for found in renamed]
+    others = [f"for {'.'.join(found.location)} it is {name}" for found, name in zip(renamed, names, strict=True)]
+    field = ".".join((source, *renamed[0].location))
+    return error_type(field, renamed[0].value, "unknown option", "; ".join((f"ours is {names[0]}", *others[1:])))
 
 
 def _explain(
     detail: ErrorDetails, model: type[BaseModel], error_type: type[InvalidValueError], source: str
 ) -> InvalidValueError:
-    location = [part for part in detail["loc"] if isinstance(part, str)]
-    field = ".".join([source, *location])
-    if detail["type"] == "extra_forbidden":
-        ours = _ARTICLE_NAMES.get(name := location[-1])
-        in_request = error_type is OptionError
-        remedy = f"ours is {ours[in_request]}" if ours else nearest(name, _fields(model, location))
-        return error_type(field, detail["input"], "unknown option", remedy)
+    location = _location(detail)
+    field = ".".join((source, *location))
+    if _is_unknown(detail):
+        return error_type(field, detail["input"], "unknown option", nearest(location[-1], _fields(model, location)))
     message = "must be a mapping of options" if detail["type"] == "model_type" else detail["msg"]
     return error_type(field, detail["input"], message[0].lower() + message[1:], "correct it or leave it out")
 
 
-def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
+def _is_unknown(detail: ErrorDetails) -> bool:
+    return detail["type"] == "extra_forbidden"
+
+
+def _renamed(detail: ErrorDetails) -> Iterator[Renamed]:
+    return renamed_options(_location(detail), detail["input"])
+
+
+def _location(detail: ErrorDetails) -> tuple[str, ...]:
+    return tuple(part for part in detail["loc"] if isinstance(part, str))
+
+
+def _fields(model: type[BaseModel], location: tuple[str, ...]) -> list[str]:
     """Return the fields that could stand where the last part of `location` does."""
     for part in location[:-1]:
         annotation: Any = model.model_fields[part].annotation

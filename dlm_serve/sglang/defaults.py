@@ -34,7 +34,7 @@ _ALWAYS_THINK = ("deepseek-r1", "gigachat35", "qwen3-thinking", "minimax", "step
 # field, the value that is fine, why others are not
 _UNSUPPORTED = (
     ("speculative_algorithm", algorithm.NAME, "dlm-serve brings its own decoding"),
-    ("dllm_algorithm", None, "dlm-serve brings its own decoding"),
+    ("dllm_algorithm", None, "the mode is set by generation.mode in the server file, or by each request's `mode`"),
     ("sampling_backend", None, "dlm-serve brings its own sampler"),
     ("speculative_num_draft_tokens", None, "block widths are set by routing.widths in the server file"),
     ("speculative_num_steps", None, "denoising steps are set by each request's `steps`"),

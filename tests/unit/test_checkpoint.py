@@ -134,6 +134,32 @@ def test_another_architecture_is_none_of_ours(tmp_path: Path, architectures: Any
     assert Checkpoint.find(str(write_config(tmp_path, architectures=architectures, block_size=0))) is None
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"architectures": ["NemotronLabsDiffusionVLModel"]},
+        {"architectures": ["AnyVLModel"], "text_config": {"architectures": CONFIG["architectures"]}},
+        {"architectures": ["SDARVLForConditionalGeneration"]},
+    ],
+    ids=["ours", "named-alike", "text-model-is-ours", "released-otherwise"],
+)
+def test_a_model_that_sees_images_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        Checkpoint.find(str(write_config(tmp_path, vision_config={"model_type": "pixtral"}, **changes)))
+    assert refusal.value.field == "vision_config"
+    assert "images are not supported" in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "architectures", [["Qwen2VLForConditionalGeneration"], ["PixtralForConditionalGeneration"], []]
+)
+def test_another_model_that_sees_images_is_left_to_sglang(tmp_path: Path, architectures: list[str]) -> None:
+    folder = write_config(tmp_path, vision_config={}, architectures=architectures)
+    assert Checkpoint.find(str(folder)) is None
+
+
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"7", b"\xff\xfe"], ids=repr)
 def test_an_unreadable_config_is_none_of_ours(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:

@@ -8,17 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from dlm_serve.decoding import BlockAlgorithm, DecodePlan, Mode, ModeSettings, StopRule
 from dlm_serve.errors import CheckpointError, ConfigError, InvalidValueError, OptionError
 from dlm_serve.families import BD3LM, NEMOTRON_LABS_DIFFUSION, Family
 from dlm_serve.options import resolve as resolving
+from dlm_serve.options.article_names import ARTICLE_NAMES
 from dlm_serve.options.file_rules import check_file
 from dlm_serve.options.needs import Need
 from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
 from dlm_serve.options.request_rules import PLAN
-from dlm_serve.options.server_file import CONFIG_VARIABLE, ServerConfig
+from dlm_serve.options.server_file import (
+    CONFIG_VARIABLE,
+    GenerationConfig,
+    LoraConfig,
+    RoutingConfig,
+    RulesConfig,
+    ServerConfig,
+)
 
 AR, DIFFUSION, SPECULATION = Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION
 BLOCK_SIZE = 8
@@ -457,6 +466,33 @@ def test_a_wrong_entry_is_refused(tmp_path: Path, text: str, field: str, value: 
     assert refusal.value.value == value
     assert says in str(refusal.value)
     check_message(refusal.value)
+
+
+OF_AN_ARTICLE = """
+model: {block_size: 32}
+generation: {refinement_steps: 8, convergence_threshold: 0.1, cache_strategy: block, early_stop_enabled: true,
+  masking: {strategy: confidence}}
+routing: {auto_switch_token_threshold: 64, fallback_to_ar_on_timeout: true, timeout_ms: 500}
+quantization: {target_dtype: fp8}
+"""
+
+
+def test_the_file_of_an_article_is_answered_key_by_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load(tmp_path, OF_AN_ARTICLE)
+    check_message(refusal.value)
+    assert refusal.value.field.startswith(str(tmp_path / "server.yaml"))
+    message = str(refusal.value)
+    for section, keys in yaml.safe_load(OF_AN_ARTICLE).items():
+        for key in keys.keys() - GenerationConfig.model_fields.keys():
+            assert f"{section}.{key}" in message
+            assert ARTICLE_NAMES[key].in_file in message
+
+
+@pytest.mark.parametrize("name", ARTICLE_NAMES)
+def test_no_option_of_ours_has_the_name_of_an_articles(name: str) -> None:
+    ours = (RequestOptions, ServerConfig, GenerationConfig, RoutingConfig, RulesConfig, LoraConfig)
+    assert not any(name in model.model_fields for model in ours)
 
 
 @pytest.mark.parametrize("text", ["[1]", "[]", "words", "5", "0", "false"], ids=repr)
