@@ -66,6 +66,7 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     """
     from dlm_serve.sglang import install
     from dlm_serve.sglang.algorithm import NAME
+    from dlm_serve.sglang.dlm_routes import add_routes
     from dlm_serve.sglang.refusals import answer_refusals
 
     if server_args.speculative_algorithm != NAME:
@@ -74,6 +75,7 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     if role == "tokenizer":
         install.install(Role.MAIN)
         answer_refusals(server_args)
+        add_routes()
     elif role == "scheduler":
         for scheduler_role in _scheduler_roles():
             install.install(scheduler_role)

@@ -84,11 +84,18 @@ def _request_options() -> str:
         (
             f"`{name}`",
             _type(entry, schema),
-            f"`generation.{name}`" if name in GenerationConfig.model_fields else "the family's",
+            _default(name, entry),
             _meaning(name, entry),
         )
         for name, entry in schema["properties"].items()
     )
+
+
+def _default(name: str, entry: dict[str, Any]) -> str:
+    """Return the default of a request's option: its own, else where it comes from."""
+    if entry["default"] is not None:
+        return f"`{_yaml(entry['default'])}`"
+    return f"`generation.{name}`" if name in GenerationConfig.model_fields else "the family's"
 
 
 def _table(rows: Iterable[tuple[str, str, str, str]]) -> str:

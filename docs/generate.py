@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import configuration
+import metrics
 import pictures
 
 from dlm_serve.sglang.compat import SUPPORTED_VERSIONS
@@ -69,9 +70,13 @@ REGISTERED = (
     (
         "`http_server.app`",
         "`Bodies`, an ASGI middleware that reads our options on all routes and gives errors one shape; handlers of "
-        "errors over what a request says; `/v1/models` with a name for each mode",
+        "errors over what a request says; `/v1/models` with a name for each mode; the routes `/dlm/status` and "
+        "`/dlm/routing`",
     ),
-    ("`Scheduler.get_internal_state`", "what the router does, in `/server_info`"),
+    (
+        "`Scheduler.get_internal_state` and `.set_internal_state`",
+        "what the router does, in `/server_info` and `/dlm/status`; what `/dlm/routing` pins it to, on all ranks",
+    ),
     (
         "`Scheduler.init_request_dispatcher`",
         "decisions of the router are handled as SGLang's own messages are; the first rank adds them where it adds "
@@ -80,6 +85,14 @@ REGISTERED = (
     (
         "`Scheduler.init_weight_updater`",
         "`DlmWeightUpdater`, which checks new weights before it replaces any, and replaces the draft adapter's too",
+    ),
+    (
+        "`Scheduler.init_metrics_collector`, `.process_batch_result` and `.send_abort_output`",
+        "our metrics, registered beside SGLang's and exported once a second",
+    ),
+    (
+        "`Scheduler.init_metrics_reporter`",
+        "`DlmMetricsReporter`, which reports tokens of answers and no acceptance of drafts",
     ),
     (
         "`Scheduler.get_output_streamer_class`",
@@ -134,7 +147,7 @@ def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, **configuration.PAGES, **pictures.PAGES}
+PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, **configuration.PAGES, **metrics.PAGES, **pictures.PAGES}
 """Files in this folder, and the functions that return their text."""
 
 

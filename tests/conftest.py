@@ -26,11 +26,14 @@ SHARED_SERVERS = {
     "tests/server/test_fuzz.py": "trained",
     "tests/server/test_golden.py": "trained",
     "tests/server/test_logits.py": "trained",
+    "tests/server/test_metrics.py": "trained",
     "tests/server/test_profile.py": "trained",
     "tests/server/test_refusals.py": "trained",
     "tests/server/test_sampling_modes.py": "trained",
+    "tests/server/test_status.py": "trained",
     "tests/server/test_weights.py": "trained",
     "tests/server/test_commands.py": "nano",
+    "tests/server/test_page_in_browser.py": "nano",
     "tests/server/test_readme.py": "nano",
 }
 """Files whose tests use the same servers: they run in one worker, which starts each server once."""

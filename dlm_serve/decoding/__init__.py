@@ -7,12 +7,13 @@ from dlm_kernels.sample_token import Nucleus, Sampling
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit import BlockCommit, CausalCommit, Commit, Forward, WindowAlgorithm, WindowCommit
-from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
+from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings, name_of
 from dlm_serve.decoding.denoise import BlockAlgorithm
+from dlm_serve.decoding.history import BlockHistory, Snapshot
 from dlm_serve.decoding.logit_rules import LogitRules, RuledRows
 from dlm_serve.decoding.modes import ConcreteMode, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
-from dlm_serve.decoding.request_state import Evidence, RequestState, Tally
+from dlm_serve.decoding.request_state import BlockRecord, Evidence, RequestState, Tally
 from dlm_serve.decoding.rows import RowOptions, Rows
 from dlm_serve.decoding.step_output import StepOutput
 from dlm_serve.decoding.stop_rules import StopRule
@@ -22,6 +23,8 @@ __all__ = [
     "AttentionSpec",
     "BlockAlgorithm",
     "BlockCommit",
+    "BlockHistory",
+    "BlockRecord",
     "CausalCommit",
     "Choice",
     "Commit",
@@ -41,10 +44,12 @@ __all__ = [
     "Rows",
     "RuledRows",
     "Sampling",
+    "Snapshot",
     "StepOutput",
     "StopRule",
     "Tally",
     "TokenChoice",
     "WindowAlgorithm",
     "WindowCommit",
+    "name_of",
 ]

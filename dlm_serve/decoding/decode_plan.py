@@ -13,6 +13,12 @@ Choice = tuple[Mode, int]
 """A mode and a block length: what tells the settings that a request permits apart."""
 
 
+def name_of(choice: Choice) -> str:
+    """Return a mode and a block length as answers and reports name them, such as `self_speculation/8`."""
+    mode, block_length = choice
+    return str(mode) if mode is Mode.AUTOREGRESSIVE else f"{mode}/{block_length}"
+
+
 @dataclass(frozen=True)
 class ModeSettings:
     """How a request decodes in one mode, with nothing left open."""
@@ -41,6 +47,8 @@ class DecodePlan:
     """At least one; a request starts with the first."""
     stop_rule: StopRule = StopRule.EOS
     logit_rules: LogitRules = NO_RULES
+    keeps_history: bool = False
+    """Whether its blocks are kept as they were after each forward."""
 
     def __post_init__(self) -> None:
         if not self.permitted:
@@ -50,6 +58,11 @@ class DecodePlan:
     def is_free(self) -> bool:
         """Return whether it permits decoding both autoregressively and by blocks."""
         return len({settings.mode is Mode.AUTOREGRESSIVE for settings in self.permitted}) == 2
+
+    @property
+    def may_shrink(self) -> bool:
+        """Return whether tokens of an answer that has not ended may be taken back."""
+        return self.stop_rule is StopRule.UPSTREAM
 
     def settings_of(self, choice: Choice) -> ModeSettings | None:
         """Return the permitted settings of this mode and block length; None if there are none."""

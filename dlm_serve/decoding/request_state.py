@@ -6,11 +6,12 @@ launched; when one is launched, the results of the one before may not be known y
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
+from dlm_serve.decoding.history import BlockHistory
 from dlm_serve.decoding.modes import ConcreteMode, Mode
 
 
@@ -25,13 +26,19 @@ class Evidence(NamedTuple):
     """Whether the answer ended in it, so that it might have emitted more."""
 
 
+BlockRecord = tuple[int, int, bool]
+"""A block: the tokens that it emitted, 0 if it was lost; its forwards, the commit of the block before included; and
+whether no block was emitted since the last EXTEND call."""
+
+
 @dataclass
 class Tally:
-    """What a request's decode steps did in one mode."""
+    """What a request did in one mode and block length."""
 
-    num_steps: int = 0
-    num_emitting_steps: int = 0
-    num_emitted: int = 0
+    num_tokens: int = 0
+    """Tokens of the answer that were decided so."""
+    blocks: defaultdict[BlockRecord, int] = field(default_factory=lambda: defaultdict(int))
+    """How often it had such a block; tokens that were decoded one by one are none."""
 
 
 @dataclass
@@ -48,13 +55,15 @@ class RequestState:
     num_steps: int = 0
     """Decode steps whose results are known, each a forward over a block, windows or a single token of it."""
     tallies: dict[Choice, Tally] = field(default_factory=dict)
-    """What these steps did, by mode and block length."""
+    """What it did, by mode and block length."""
     last_emitted: int = 0
     """Tokens that the last decode step emitted."""
-    num_switches: int = 0
-    """Times that it went on in another mode or block length."""
+    switches: defaultdict[tuple[Mode, Mode], int] = field(default_factory=lambda: defaultdict(int))
+    """How often it went on in another mode or block length, by the modes before and after."""
     evidence: list[Evidence] = field(default_factory=list)
     """Finished blocks that the router has not read yet; kept of free requests alone."""
+    history: BlockHistory | None = field(init=False)
+    """Its blocks after each forward, where it asked for them."""
     _wanted: ModeSettings | None = None
     """The settings to go on with at the next block."""
     _wanted_then: ModeSettings | None = None
@@ -69,13 +78,18 @@ class RequestState:
     """A step at which a block began, where all blocks take the same number of steps."""
     _counted: ModeSettings = field(init=False)
     """The settings of the first step whose result is not known."""
+    _tally: Tally | None = None
+    """The tally of those settings; None until there is something to count."""
     _later: deque[tuple[int, ModeSettings]] = field(default_factory=deque)
     """Settings of later steps, each with the first of them."""
     _forwards: int = 0
     """Steps since the last that emitted."""
+    _run_start: int = 0
+    """The first step behind the last EXTEND call."""
 
     def __post_init__(self) -> None:
         self.current = self._counted = self.plan.permitted[0]
+        self.history = BlockHistory() if self.plan.keeps_history else None
 
     @property
     def is_free(self) -> bool:
@@ -91,9 +105,25 @@ class RequestState:
     @property
     def acceptance_length(self) -> float | None:
         """Return the mean number of tokens a verification emitted; None without any."""
-        drafted = [tally for (mode, _), tally in self.tallies.items() if mode is Mode.SELF_SPECULATION]
-        num_verified = sum(tally.num_emitting_steps for tally in drafted)
-        return sum(tally.num_emitted for tally in drafted) / num_verified if num_verified else None
+        drafted = [tally.blocks for (mode, _), tally in self.tallies.items() if mode is Mode.SELF_SPECULATION]
+        verified = [(record[0], times) for blocks in drafted for record, times in blocks.items() if record[0]]
+        num_verified = sum(times for _, times in verified)
+        return sum(number * times for number, times in verified) / num_verified if num_verified else None
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens its answer has, those of the last step behind its end included until it has ended."""
+        return sum(tally.num_tokens for tally in self.tallies.values())
+
+    @property
+    def num_unfinished(self) -> int:
+        """Return how many of its steps belong to a block that is neither emitted nor lost."""
+        return self._forwards
+
+    @property
+    def num_switches(self) -> int:
+        """Return how many times it went on in another mode or block length."""
+        return sum(self.switches.values())
 
     def settings_of(self, choice: Choice) -> ModeSettings | None:
         """Return the permitted settings of this mode and block length; None if there are none."""
@@ -103,11 +133,15 @@ class RequestState:
 
     def begin(self, step: int) -> None:
         """Note that its next decode step is the engine's `step`, and that a block begins there: an EXTEND call ran."""
+        self._lose_block()
         self._offset = step - self.num_steps
-        self._block_start, self._last_emitting, self._forwards = self.num_steps, self.num_steps - 1, 0
+        self._block_start = self._run_start = self.num_steps
+        self._last_emitting = self.num_steps - 1
         self._wanted = self._wanted_then = self._first_offer = None
         self._later.clear()
-        self._counted = self.current
+        if self.history is not None:
+            self.history.restart()
+        self._counted, self._tally = self.current, None
 
     def start_as(self, choice: Choice | None) -> None:
         """Begin, where the plan leaves it open, with this mode and block length, or autoregressively where None."""
@@ -159,11 +193,11 @@ class RequestState:
         return wanted
 
     def _take(self, settings: ModeSettings, number: int, block_start: int) -> None:
+        self.switches[self.current.mode, settings.mode] += 1
         self.current, self._block_start = settings, block_start
         self._wanted = self._wanted_then if self._wanted_then != settings else None
         self._wanted_then = self._first_offer = None
         self._later.append((number, settings))
-        self.num_switches += 1
 
     def may_emit(self, step: int, steps_per_block: int | None) -> bool:
         """Return whether the engine's `step` may emit tokens of it: not where it is known to draft a block then.
@@ -177,22 +211,49 @@ class RequestState:
     def end_step(self, num_emitted: int) -> None:
         """Count a decode step that emitted `num_emitted` tokens."""
         while self._later and self._later[0][0] <= self.num_steps:
-            self._counted = self._later.popleft()[1]
-        counted = self._counted
-        tally = self.tallies.setdefault(counted.choice, Tally())
-        tally.num_steps += 1
-        tally.num_emitting_steps += num_emitted > 0
-        tally.num_emitted += num_emitted
+            self._counted, self._tally = self._later.popleft()[1], None
         self._forwards += 1
         if num_emitted:
-            if self.plan.is_free and counted.mode is not Mode.AUTOREGRESSIVE:
-                self.evidence.append(Evidence(counted.mode, counted.block_length, num_emitted, self._forwards))
+            counted, tally = self._counted, self._current_tally()
+            tally.num_tokens += num_emitted
+            if counted.mode is not Mode.AUTOREGRESSIVE:
+                tally.blocks[num_emitted, self._forwards, self._is_first] += 1
+                if self.plan.is_free:
+                    self.evidence.append(Evidence(counted.mode, counted.block_length, num_emitted, self._forwards))
             self._last_emitting, self._forwards = self.num_steps, 0
         self.num_steps += 1
         self.last_emitted = num_emitted
+
+    def _current_tally(self) -> Tally:
+        tally = self._tally
+        if tally is None:
+            tally = self._tally = self.tallies.setdefault(self._counted.choice, Tally())
+        return tally
+
+    @property
+    def _is_first(self) -> bool:
+        """Return whether no block was emitted since the last EXTEND call."""
+        return self._last_emitting < self._run_start
+
+    def _lose_block(self) -> None:
+        """Count the steps since the last that emitted as a block that comes to nothing."""
+        if self._forwards:
+            self._current_tally().blocks[0, self._forwards, self._is_first] += 1
+            self._forwards = 0
 
     def end_answer(self, num_used: int) -> None:
         """Note that of what the last step emitted only the first `num_used` tokens belong to the answer."""
         is_block = self._counted.mode is not Mode.AUTOREGRESSIVE and self._last_emitting == self.num_steps - 1
         if is_block and self.evidence:
             self.evidence[-1] = self.evidence[-1]._replace(num_emitted=num_used, is_cut=True)
+
+    def note_answer(self, length: int) -> None:
+        """Note that the answer has `length` tokens: what steps did not emit is an EXTEND call's, or behind its end."""
+        behind = length - self.num_tokens
+        if behind:
+            self._current_tally().num_tokens += behind
+
+    def end(self, length: int) -> None:
+        """Note that it has ended, with an answer of `length` tokens."""
+        self._lose_block()
+        self.note_answer(length)

@@ -34,6 +34,9 @@ class RequestOptions(Frozen):
     shift_logits: Flag | None = None
     """As on Efficient-DLM's card; must be what the family does."""
 
+    history: Flag = False
+    """Whether `meta_info.dlm.history` shows the block after each forward."""
+
     @property
     def diffusion_only(self) -> str | None:
         """Return the option that only diffusion has: its fixed schedule, or stopping by convergence. None if absent."""

@@ -21,8 +21,8 @@ from dlm_serve.options.server_file import RoutingPolicy, ServerConfig
 _FASTEST_FIRST: tuple[ConcreteMode, ...] = (Mode.SELF_SPECULATION, Mode.AUTOREGRESSIVE)
 """The modes that honour what depends on one token following another."""
 
-_FOR_EVERY_MODE = {"mode", "shift_logits", "stop_rule", "max_thinking_tokens", "end_think_token_id"}
-"""Options that say nothing of blocks."""
+_FOR_EVERY_MODE = {"mode", "shift_logits", "stop_rule", "history", "max_thinking_tokens", "end_think_token_id"}
+"""Options that requests without blocks may have, too."""
 
 _LOSSLESS = {Mode.SELF_SPECULATION: Mode.AUTOREGRESSIVE}
 """Modes whose answers are those of another mode."""
@@ -54,7 +54,7 @@ def resolve(
         settings = settings[:1]  # the router knows no costs of such blocks
     elif len(settings) > 1 and config.routing.policy is RoutingPolicy.MEASURED:
         settings = [narrow for one in settings for narrow in _narrowed(one, options, config)]
-    return DecodePlan(tuple(settings), stop_rule)
+    return DecodePlan(tuple(settings), stop_rule, keeps_history=options.history)
 
 
 def _permitted(start: ConcreteMode, asked: Mode, config: ServerConfig, family: Family) -> tuple[ConcreteMode, ...]:

@@ -55,6 +55,10 @@ class CostTable:
         """Return which of the widths a block forward of `width` has: the next that is listed, or the largest."""
         return min(bisect_left(self.widths, width), len(self.widths) - 1)
 
+    def width_of(self, step: StepShape) -> int:
+        """Return the width that the block forward of a step has here; 1 if it has none."""
+        return self.widths[self.index_of(step.width)] if step.num_blocks else 1
+
     def ms(self, step: StepShape) -> float:
         """Return the milliseconds of a step."""
         k = self.index_of(step.width)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dlm_serve.decoding import Choice, Evidence, RequestState
+from dlm_serve.decoding import Choice, Evidence, Mode, RequestState, name_of
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, Roster, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
 from dlm_serve.routing.prefills import Interruptions, PrefillModel, PrefillShape
@@ -19,6 +19,9 @@ STEPS_BETWEEN = 8
 
 MANY_REQUESTS, STEPS_BETWEEN_MANY = 32, 16
 """From so many requests on, a decision takes the host longer, as their steps take the device longer."""
+
+
+AUTOREGRESSIVELY: Choice = (Mode.AUTOREGRESSIVE, 1)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Router:
         self.num_switches = 0
         """Times that a request was told to go on in another way."""
         self.num_trials = 0
+        self._pinned: Policy | None = None
+        """What chooses in place of the policy."""
+        self._is_changed = False
+        """Whether that has changed since the last decision."""
         self._roster = Roster(policy.choices, capacity)
         self._told: CostTable | None = None
         self._first: Choice | None = None
@@ -103,17 +110,21 @@ class Router:
         """Learn that a prefill took `ms` milliseconds."""
         self._prefills.observe(prefill, ms)
 
+    def pin(self, policy: Policy | None) -> None:
+        """Let `policy` choose from the next decision on; None leaves it to the router's own, which learns meanwhile."""
+        self._pinned, self._is_changed = policy, True
+
     def is_due(self, step: int, num_rows: int) -> bool:
         """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""
         since = step - self._last_step
         between = STEPS_BETWEEN if num_rows < MANY_REQUESTS else STEPS_BETWEEN_MANY
         by_much = abs(num_rows - self._num_rows) * 4 > self._num_rows
         soon = self.outcome is not None and self.outcome.is_trial and since >= 2
-        return since >= between or (since > 0 and (by_much or soon))
+        return self._is_changed or since >= between or (since > 0 and (by_much or soon))
 
     def decide(self, requests: Sequence[RunningRequest], step: int) -> Decision | None:
         """Return what to change before the engine's `step`; None if nothing."""
-        self._last_step, self._num_rows = step, len(requests)
+        self._last_step, self._num_rows, self._is_changed = step, len(requests), False
         told, self._told = self._told, self.costs.table
         first, policy = self._first, self.policy
         blocks = self._roster.evidence()
@@ -121,10 +132,11 @@ class Router:
         batch = self._roster.update(requests, policy.enter)
         self._mean_context = batch.mean_context
         changes: dict[str, Choice | None] = {}
-        if batch.free:
+        chooser = self._pinned or policy
+        if batch.free or self._pinned:
             tokens_per_step = self.outcome.tokens_per_step if self.outcome else 0.0
             interruptions = self._prefills.interruptions(self._num_steps, tokens_per_step)
-            outcome = self.outcome = policy.choose(batch, self._told, interruptions, self._elapsed_ms)
+            outcome = self.outcome = chooser.choose(batch, self._told, interruptions, self._elapsed_ms)
             self._elapsed_ms, self._num_steps, self._first = 0.0, 0, outcome.first
             for i in np.flatnonzero(outcome.kinds != batch.kinds).tolist():
                 kind = int(outcome.kinds[i])
@@ -140,10 +152,10 @@ class Router:
         """Return what was decided last and why, and how often requests were moved."""
         outcome = self.outcome
         if outcome is None:
-            return {"policy": self.policy.name}
+            return {"policy": (self._pinned or self.policy).name}
         kinds, counts = np.unique(outcome.kinds, return_counts=True)
         return {
-            "policy": self.policy.name,
+            "policy": (self._pinned or self.policy).name,
             "requests": {self._named(kind): int(n) for kind, n in zip(kinds.tolist(), counts, strict=True)},
             "expected_tokens_per_s": outcome.tokens_per_s and round(outcome.tokens_per_s, 1),
             "expected_autoregressive": outcome.autoregressive_per_s and round(outcome.autoregressive_per_s, 1),
@@ -152,4 +164,4 @@ class Router:
         }
 
     def _named(self, kind: int) -> str:
-        return "autoregressive" if kind == AUTOREGRESSIVE else "{}/{}".format(*self.policy.choices[kind])
+        return name_of(AUTOREGRESSIVELY if kind == AUTOREGRESSIVE else self.policy.choices[kind])

@@ -142,9 +142,9 @@ HOOKS = (
         role=Role.SCHEDULER,
         why="an EXTEND call may give no token; after a step that emits nothing, output_ids[-0:] rescans the whole "
         "output; BD3-LM has a stop rule of its own; the KV of an answer may be missing still, or not be that of the "
-        "same tokens in a prompt",
-        until="SGLang takes a prefill's tokens as it takes a speculative step's, slices by length and asks the "
-        "algorithm which KV may be shared",
+        "same tokens in a prompt; requests are counted as their results are known",
+        until="SGLang takes a prefill's tokens as it takes a speculative step's, slices by length, asks the "
+        "algorithm which KV may be shared and which step verified drafts, and a plugin hears of results",
     ),
     Hook(
         f"{_SRT}.mem_cache.allocation_sizing.get_req_to_token_extra_context_len",
@@ -211,6 +211,20 @@ SEAMS = (
     Seam(f"{_SRT}.parser.template_detection.ReasoningToggleConfig", ("toggle_param", "default_enabled")),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_model_worker"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_weight_updater"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.init_metrics_collector"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.init_metrics_reporter"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.process_batch_result", ("batch", "result")),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.send_abort_output", ("abort_req", "req")),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter",
+        ("scheduler", "metrics_collector_context", "metrics_collector"),
+    ),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter.report_decode_stats",
+        ("can_run_cuda_graph", "running_batch", "num_generated_tokens"),
+    ),
+    Seam(f"{_SRT}.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter.update_spec_metrics"),
+    Seam(f"{_SRT}.managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver.get_pool_stats"),
     Seam(f"{_SRT}.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager", ("tp_worker",)),
     Seam(f"{_SRT}.managers.io_struct.msgpack_encode", ("obj",)),
     Seam(f"{_SRT}.managers.io_struct.msgpack_decode", ("data",)),
@@ -221,6 +235,12 @@ SEAMS = (
     Seam(f"{_SRT}.managers.scheduler.Scheduler._poll_timeout_aborts"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_request_dispatcher"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.get_internal_state", ("recv_req",)),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.set_internal_state", ("recv_req",)),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.get_internal_state"),
+    Seam(f"{_SRT}.managers.tokenizer_manager.TokenizerManager.set_internal_state", ("obj",)),
+    Seam(f"{_SRT}.managers.io_struct.SetInternalStateReq", ("server_args",)),
+    Seam(f"{_SRT}.managers.io_struct.SetInternalStateReqOutput", ("updated",)),
+    Seam(f"{_SRT}.utils.auth.auth_level", ("level",)),
     Seam("sglang.utils.TypeBasedDispatcher"),
     Seam(f"{_SRT}.utils.broadcast_pyobj", ("data", "rank", "dist_group", "src")),
     Seam(
@@ -240,6 +260,7 @@ SEAMS = (
     Seam(f"{_SRT}.managers.schedule_batch.Req._stop_match_tail_len", ("new_accepted_len",)),
     Seam(f"{_SRT}.managers.schedule_batch.Req.owned_kv_len"),
     Seam(f"{_SRT}.managers.schedule_batch.FINISH_MATCHED_STR", ("matched",)),
+    Seam(f"{_SRT}.managers.schedule_batch.Req.log_time_stats"),
     Seam(f"{_SRT}.managers.schedule_batch.FINISH_MATCHED_TOKEN", ("matched",)),
     Seam(f"{_SRT}.speculative.base_spec_worker.BaseSpecWorker.init_attention_backends"),
     Seam(f"{_SRT}.mem_cache.kv_index_translator.KVIndexTranslator.bind_and_verify_backends", ("backends",)),

@@ -55,6 +55,8 @@ class PlannedStep:
     decode: RowGroup | None
     block: RowGroup | None
     windows: RowGroup | None
+    history: RowGroup | None
+    """The rows whose blocks are kept as the step leaves them."""
 
     @classmethod
     def of(
@@ -64,15 +66,17 @@ class PlannedStep:
         states = [state_of(req) for req in reqs]
         plan = StepPlan.of(states, commit, costs)
 
-        def group(numbers: tuple[int, ...], width: int) -> RowGroup | None:
+        def group(numbers: tuple[int, ...], width: int | None) -> RowGroup | None:
+            """Return the rows with these numbers, whose forward has `width` columns; None is no forward of theirs."""
             if not numbers:
                 return None
             rows = None if len(numbers) == len(states) else to_device(numbers, device)
-            logit_rows = LogitRows.of([reqs[i] for i in numbers], width, device)
+            logit_rows = [] if width is None else LogitRows.of([reqs[i] for i in numbers], width, device)
             return RowGroup(numbers, rows, [states[i] for i in numbers], logit_rows)
 
         decode, block, windows = plan.decode_rows, plan.block_rows, plan.window_rows
-        groups = (group(decode, 1), group(block, plan.width), group(windows, 1))
+        kept = tuple(i for i, state in enumerate(states) if state.history is not None)
+        groups = (group(decode, 1), group(block, plan.width), group(windows, 1), group(kept, None))
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
         return cls(plan, shape, offer, *groups)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from dlm_serve.decoding import Choice, Commit, DecodePlan, Mode, ModeSettings, RequestState, RowOptions
+from dlm_serve.decoding import Commit, DecodePlan, Mode, ModeSettings, RequestState, RowOptions, name_of
 from dlm_serve.options.request_rules import PLAN, PLAN_KEY
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
@@ -62,10 +62,19 @@ def shareable_len(req: ReqLike, commit: Commit) -> int:
     return commit.shareable_len(state_of(req), num_prompt, num_tokens, req.extend_end, block_size)
 
 
+def end_step(req: ReqLike, num_emitted: int) -> None:
+    """Note that a decode step of SGLang's `req` has emitted the last `num_emitted` of its tokens."""
+    state = state_of(req)
+    state.end_step(num_emitted)
+    if state.history is not None:
+        state.history.settle(len(req.output_ids))
+
+
 def statistics_of(req: ReqLike) -> dict[str, Any]:
     """Return the `meta_info.dlm` of SGLang's `req` so far."""
     state = state_of(req)
     nfe = state.num_steps
+    kept = state.history if req.finished() else None
     return {
         "mode": str(state.current.mode),
         "nfe": nfe,
@@ -73,14 +82,9 @@ def statistics_of(req: ReqLike) -> dict[str, Any]:
         "acceptance_length": None if state.acceptance_length is None else round(state.acceptance_length, 4),
         "block_length": state.current.block_length,
         "mode_switches": state.num_switches,
-        "tokens": {_named(choice): tally.num_emitted for choice, tally in state.tallies.items()},
+        "tokens": {name_of(choice): tally.num_tokens for choice, tally in state.tallies.items()},
+        **({} if kept is None else {"history": [{"start": start, "tokens": ids} for start, ids in kept.forwards]}),
     }
-
-
-def _named(choice: Choice) -> str:
-    """Return a mode and a block length as statistics name them, such as `self_speculation/8`."""
-    mode, block_length = choice
-    return str(mode) if mode is Mode.AUTOREGRESSIVE else f"{mode}/{block_length}"
 
 
 @lru_cache(256)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
+from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from http import HTTPStatus
 from typing import Any
 
+from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.managers.schedule_batch import FINISH_MATCHED_STR, FINISH_MATCHED_TOKEN, Req
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
@@ -17,12 +22,19 @@ from sglang.utils import TypeBasedDispatcher
 from dlm_serve.decoding import Mode, StopRule
 from dlm_serve.decoding.stop_rules import ended_length
 from dlm_serve.errors import ConfigError
+from dlm_serve.metrics.registry import KV_SLOTS, ROWS, WIDTH
 from dlm_serve.routing.router import Decision
+from dlm_serve.sglang.counting import METER, count_abort, count_end, count_extend
+from dlm_serve.sglang.export import Exporter
+from dlm_serve.sglang.metrics_reporter import DlmMetricsReporter
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
-from dlm_serve.sglang.requests import NO_TOKEN, STATISTICS_KEY, shareable_len, state_of, statistics_of
-from dlm_serve.sglang.serving import current
+from dlm_serve.sglang.requests import NO_TOKEN, STATISTICS_KEY, end_step, shareable_len, state_of, statistics_of
+from dlm_serve.sglang.serving import PIN, current
 from dlm_serve.sglang.weight_updates import DlmWeightUpdater
 from dlm_serve.sglang.worker import DlmWorker
+
+EXPORT_SECONDS = 1.0
+"""Between exports of metrics while requests run; Prometheus asks less often."""
 
 
 class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
@@ -36,6 +48,9 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     running_batch: BatchLike
     last_batch: BatchLike | None
     chunked_req: ReqLike | None
+    metrics_collector_context: Any
+    metrics_collector: Any
+    pool_stats_observer: Any
 
     def init_model_worker(self) -> None:
         """Set how long requests may be: alone in the pool, one of the greatest length can take every step.
@@ -57,17 +72,75 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         """Return the class that reports statistics."""
         return DlmOutputStreamer
 
+    def init_metrics_collector(self) -> None:
+        """Register our metrics beside SGLang's, where it has any."""
+        super().init_metrics_collector()
+        context = self.metrics_collector_context
+        is_measured = context.current_scheduler_metrics_enabled
+        self._exporter = Exporter(context.collector.labels) if is_measured else None
+        self._next_export = -math.inf
+
+    def init_metrics_reporter(self) -> None:
+        """Report what SGLang does, where that is right for us."""
+        self.metrics_reporter = DlmMetricsReporter(
+            scheduler=self,
+            metrics_collector_context=self.metrics_collector_context,
+            metrics_collector=self.metrics_collector,
+        )
+
+    def process_batch_result(self, batch: BatchLike, result: Any) -> None:
+        """Export what was counted: once a second, and whenever a batch has ended."""
+        super().process_batch_result(batch, result)
+        if self._exporter is None:
+            return
+        now = time.monotonic()
+        if now >= self._next_export or all(req.finished() for req in batch.reqs):
+            self._next_export = now + EXPORT_SECONDS
+            self._export(self._exporter)
+
+    def _export(self, exporter: Exporter) -> None:
+        exporter.export(METER.counts(current().commit))
+        settings = [state_of(req).current for req in self._decoding_reqs()]
+        rows = Counter(one.mode for one in settings)
+        for mode in current().checkpoint.family.modes:
+            exporter.set(ROWS, rows[mode], mode)
+        exporter.set(WIDTH, max((one.block_length for one in settings), default=0))
+        pool = self.pool_stats_observer.get_pool_stats()
+        slots = {"free": pool.full_available_size, "cached": pool.full_evictable_size, "held": pool.full_num_used}
+        for state, number in slots.items():
+            exporter.set(KV_SLOTS, number, state)
+
+    def send_abort_output(self, abort_req: Any, req: ReqLike) -> None:
+        """Count a request that ends while it waits."""
+        super().send_abort_output(abort_req, req)
+        count_abort(req)
+
     def init_request_dispatcher(self) -> None:
         """Let decisions of the router be dispatched as what clients send is."""
         super().init_request_dispatcher()
         self._request_dispatcher += TypeBasedDispatcher([(Decision, self._apply_decision)])
 
     def get_internal_state(self, recv_req: Any) -> Any:
-        """Report what the router does, and on which replica, beside SGLang's own state."""
+        """Report what the router does and what was counted, and on which replica, beside SGLang's own state."""
         output = super().get_internal_state(recv_req)
-        report = {"dp_rank": get_parallel().dp_rank, **self.draft_worker.router.report()}
-        output.internal_state[STATISTICS_KEY] = report
+        worker = self.draft_worker
+        output.internal_state[STATISTICS_KEY] = {
+            "dp_rank": get_parallel().dp_rank,
+            **worker.router.report(),
+            "captured": worker.captured(),
+            "counters": METER.counts(current().commit).report(),
+        }
         return output
+
+    def set_internal_state(self, recv_req: Any) -> Any:
+        """Pin the router, or release it, where that is asked for; every rank is asked in the same iteration."""
+        number = recv_req.server_args.get(PIN)
+        if number is None:
+            return super().set_internal_state(recv_req)
+        pins = dict(enumerate(current().pins))
+        if number in pins:
+            self.draft_worker.pin(pins[number])
+        return SetInternalStateReqOutput(updated=number in pins)
 
     def _poll_timeout_aborts(self) -> list[Any]:
         """Return what the first rank adds to what clients send, so that all ranks see it in the same iteration."""
@@ -115,6 +188,10 @@ class DlmOutputStreamer(SchedulerOutputStreamer):  # type: ignore[misc]  # the b
 class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
     """A request that may be checked for its end after a step, or an EXTEND call, without new tokens."""
 
+    output_ids: array[int]
+    reasoning_tokens: int
+    spec_verify_ct: int
+
     def update_reasoning_tokens(self, token_id: int | list[int], think_end_ids: Any) -> None:
         """Count tokens of a thought."""
         if token_id != NO_TOKEN:
@@ -127,8 +204,6 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         if token_id != NO_TOKEN:
             super().update_self_opened_reasoning_tokens(token_id, think_start_ids, think_end_ids)
 
-    reasoning_tokens: int
-
     def update_finish_state(self, new_accepted_len: int | None = None) -> None:
         """Count the decode step that emitted so many tokens (None is an EXTEND call), and finish if there is a reason.
 
@@ -136,8 +211,11 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         `output_ids[-0:]`, all of them, for the new ones.
         `StopRule.UPSTREAM` has reasons of its own.
         """
-        if new_accepted_len is not None and not self.finished():
-            state_of(self).end_step(new_accepted_len)
+        if self.finished():
+            return
+        if new_accepted_len is not None:
+            end_step(self, new_accepted_len)
+            METER.num_decoded += new_accepted_len
         if (
             self.grammar is not None
             and getattr(self.to_finish, "status_code", None) == HTTPStatus.INTERNAL_SERVER_ERROR
@@ -153,6 +231,18 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
             if self.finished() and new_accepted_len:
                 num_behind = len(self.output_ids) - len(self.output_ids_through_stop)
                 state_of(self).end_answer(max(num_new - num_behind, 0))
+        if new_accepted_len is None:
+            count_extend(self)
+        if self.finished():
+            count_end(self)
+        # SGLang takes every step for a verification: `meta_info` shall say nothing of that.
+        self.spec_verify_ct = 0
+
+    def log_time_stats(self) -> None:
+        """Log what SGLang does, of the answer without the tokens behind its end."""
+        tokens, self.output_ids = self.output_ids, self.output_ids_through_stop
+        super().log_time_stats()
+        self.output_ids = tokens
 
     def _finish_in_order(self, num_new: int) -> None:
         """Finish if one of the `num_new` last tokens is a reason to, as if they had come one by one.
@@ -209,7 +299,7 @@ def longest_request(max_req_len: int, beyond_prompt: int, num_slots: int, reserv
 
 def _has_news(req: ReqLike) -> bool:
     """Return whether there is something to send: an end, or new tokens that are not taken back again."""
-    may_shrink = state_of(req).plan.stop_rule is StopRule.UPSTREAM
+    may_shrink = state_of(req).plan.may_shrink
     return req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink)
 
 

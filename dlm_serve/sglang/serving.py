@@ -13,6 +13,9 @@ from dlm_serve.options.request_rules import RequestRules
 from dlm_serve.options.server_file import ServerConfig
 from dlm_serve.sglang.protocols import ServerArgsLike
 
+PIN = "dlm_pin"
+"""The name under which a control request carries a number of `Serving.pins`."""
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -36,6 +39,11 @@ class Serving:
         """Return the ways to decode blocks among which the router chooses; none if it has nothing to choose."""
         plan = self.request_rules.plan({})
         return tuple(s.choice for s in plan.permitted if s.mode is not Mode.AUTOREGRESSIVE) if plan.is_free else ()
+
+    @cached_property
+    def pins(self) -> tuple[Choice | None, ...]:
+        """Return what the router may be pinned to, for control requests that carry numbers; None releases it."""
+        return (None, (Mode.AUTOREGRESSIVE, 1), *self.choices)
 
     @cached_property
     def request_rules(self) -> RequestRules:

@@ -14,18 +14,20 @@ import torch
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.decoding import Rows
+from dlm_serve.decoding import Choice, Rows, Snapshot
 from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
+from dlm_serve.routing.pinned import PinnedPolicy
 from dlm_serve.routing.prefills import PrefillShape
 from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.attention import DlmAttentionBackend
 from dlm_serve.sglang.block_step import BlockStep, Step
+from dlm_serve.sglang.counting import count_step_time
 from dlm_serve.sglang.decode_forward import DecodeForward
 from dlm_serve.sglang.decode_step import DecodeStep
 from dlm_serve.sglang.draft_windows import DraftWindows
 from dlm_serve.sglang.extend_step import ExtendStep
 from dlm_serve.sglang.logit_step import Barrier, LogitStep
-from dlm_serve.sglang.planned_step import StepPlanner
+from dlm_serve.sglang.planned_step import RowGroup, StepPlanner
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, ServerArgsLike, WorkerLike
 from dlm_serve.sglang.requests import state_of
 from dlm_serve.sglang.routing import RoutingLog, make_router, running
@@ -104,6 +106,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         decode = DecodeForward(self._target_worker, self.table)
         self._extend_step = ExtendStep(self._target_worker, self.table, commit, mask, block_size)
         logits = LogitStep(self.table, commit, choice, serving.checkpoint.vocab_size)
+        self._step = step
         self._decode_step = DecodeStep(step, decode, windows, logits, mask)
         costs = self._costs(step, decode, num_requests - 1)
         self._planner = StepPlanner(commit, costs.table, self.table.width, self.device)
@@ -133,6 +136,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
                 self.router.observe_prefill(shape, ms)
             else:
                 self.router.observe(shape, ms)
+                count_step_time(shape, self._planner.costs.width_of(shape), ms)
         return self.router.is_due(self._planner.num_steps, num_reqs)
 
     def decide(self, reqs: Sequence[ReqLike]) -> Decision | None:
@@ -140,6 +144,14 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         decision = self.router.decide(running(reqs), self._planner.num_steps)
         self._log.note(self.router)
         return decision
+
+    def pin(self, choice: Choice | None) -> None:
+        """Let requests with mode `auto` decode so from the next decision on; None leaves it to the router again."""
+        self.router.pin(None if choice is None else PinnedPolicy(self._serving.choices, choice))
+
+    def captured(self) -> dict[str, int]:
+        """Return up to how many rows of each width a CUDA graph runs; 0 where none does."""
+        return {str(width): self._step.captured_rows(width) for width in self._planner.costs.widths}
 
     def apply(self, decision: Decision, reqs: Sequence[ReqLike]) -> None:
         """Let SGLang's `reqs`, which run, go on as was decided, and those that come begin so. For every rank."""
@@ -181,5 +193,14 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         planned = self._planner.plan(batch.reqs)
         self._timer.begin_step()
         result = self._decode_step.run(batch, planned, number, barrier)
+        if planned.history is not None:
+            self._keep(planned.history, batch)
         self._timer.end_step(planned.shape)
         return result
+
+    def _keep(self, group: RowGroup, batch: BatchLike) -> None:
+        """Take down what a step has left of the blocks of some requests."""
+        snapshot = Snapshot.of(self.table, group.of(batch.req_pool_indices.long()))
+        for row, state in enumerate(group.states):
+            assert state.history is not None
+            state.history.launch(snapshot, row)

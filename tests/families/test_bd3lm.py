@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from golden import BD3LM as GOLDEN
 from golden import DATA
+from history import assert_history_tells
 from serving import Server, generate_body
 
 from dlm_serve.decoding.stop_rules import WINDOW, ended_length
@@ -152,3 +153,10 @@ def test_pages_that_cannot_be(tmp_path: Path, flags: tuple[str, ...], says: str)
     with pytest.raises(RuntimeError) as ended, Server.launch(BLOCKS_OF_4, *flags, log=tmp_path / "log"):
         pass
     assert says in str(ended.value)
+
+
+def test_history(server: Server) -> None:
+    """The first block begins in the prompt."""
+    answer = server.generate([EOS, 11, 200], 31, ignore_eos=True, dlm={"history": True})
+    assert_history_tells(answer, MASK)
+    assert answer["meta_info"]["dlm"]["history"][0]["start"] == -3

@@ -12,6 +12,7 @@ import pytest
 import requests
 from golden import DATA
 from golden import EFFICIENT_DLM as GOLDEN
+from history import assert_history_tells
 from serving import ANSWER_SECONDS, AUDITS, RETRACTIONS, Server, generate_body
 
 BLOCKS_OF_8, BLOCKS_OF_32 = DATA / "efficient_dlm" / "edlm-b8", DATA / "efficient_dlm" / "edlm-b32"
@@ -234,3 +235,7 @@ def test_a_prompt_for_more_than_one_forward_is_refused(server: Server, block_cau
         assert response.status_code == 400
         assert all(word in response.text for word in words), response.text
     assert len(block_causal.generate([*longest, 5], 9, ignore_eos=True)["output_ids"]) == 9
+
+
+def test_history(server: Server) -> None:
+    assert_history_tells(server.generate(PROMPT, 40, dlm={"history": True}, ignore_eos=True), 275)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from golden import DATA
 from golden import SDLM as GOLDEN
+from history import assert_history_tells
 from serving import AUDITS, Server, generate_body
 
 WINDOWS_OF_4, WINDOWS_OF_8 = DATA / "sdlm" / "sdlm-d4-tied", DATA / "sdlm" / "sdlm-d8-untied"
@@ -242,3 +243,10 @@ def test_a_server_file_that_cannot_be_followed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as ended, Server.launch(WINDOWS_OF_4, *flags, log=tmp_path / "log"):
         pass
     assert "generation.steps = 2" in str(ended.value)
+
+
+@each_algorithm
+def test_history(server: Server, algorithm: str) -> None:
+    options = ALGORITHMS[algorithm]
+    asked = {**options, "dlm": {**options.get("dlm", {}), "history": True}}
+    assert_history_tells(server.generate(PROMPT, 40, **asked), 291)

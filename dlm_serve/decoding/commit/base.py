@@ -16,7 +16,7 @@ import torch
 
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.decode_plan import ModeSettings
-from dlm_serve.decoding.modes import FIRST_PHASE, Mode
+from dlm_serve.decoding.modes import FIRST_PHASE, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import RequestState
 from dlm_serve.decoding.rows import RowOptions, Rows
@@ -89,6 +89,13 @@ class Commit(ABC):
     def forward_of(self, state: RequestState) -> Forward:
         """Return the forward that a request takes in a step."""
         return Forward.DECODE if state.current.mode is Mode.AUTOREGRESSIVE else Forward.BLOCK
+
+    @abstractmethod
+    def phases_of(self, settings: ModeSettings, number: int, is_settled: bool, emits: bool) -> dict[Phase, int]:
+        """Return what a row did in its last `number` forwards, of which none but the last may have emitted.
+
+        `is_settled` says that its block was denoised before them; `emits` that the last of them emitted.
+        """
 
     def steps_per_block(self, settings: ModeSettings) -> int | None:
         """Return how many steps each block takes with these settings; None where that depends on the tokens."""

@@ -63,6 +63,10 @@ class BlockCommit(Commit):
         options = super().row_options(settings, seed, stop_ids if self.stops_in_blocks else (), vocab_size)
         return replace(options, is_shuffled=settings.algorithm == BlockAlgorithm.FIRST_HITTING)
 
+    def phases_of(self, settings: ModeSettings, number: int, is_settled: bool, emits: bool) -> dict[Phase, int]:
+        """See `Commit`: a settled block is committed by the next forward."""
+        return {Phase.COMMIT: int(is_settled), Phase.DENOISE: number - is_settled}
+
     def usable_widths(self, block_size: int, widths: Sequence[int]) -> list[int]:
         """See `Commit`: blocks on a grid are all of `block_size`."""
         return [min(width for width in widths if width >= block_size)] if self.on_grid else sorted(widths)

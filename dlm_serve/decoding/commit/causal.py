@@ -17,7 +17,7 @@ from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit.base import Commit
 from dlm_serve.decoding.decode_plan import ModeSettings
 from dlm_serve.decoding.denoise import denoise, first_stop, is_denoising
-from dlm_serve.decoding.modes import Mode, Phase
+from dlm_serve.decoding.modes import FIRST_PHASE, Mode, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import RequestState
 from dlm_serve.decoding.rows import RowOptions, Rows
@@ -76,6 +76,13 @@ class CausalCommit(Commit):
         return (
             replace(options, first_phase=options.first_phase.after_denoising) if settings.block_length == 1 else options
         )
+
+    def phases_of(self, settings: ModeSettings, number: int, is_settled: bool, emits: bool) -> dict[Phase, int]:
+        """See `Commit`: what emits is a commit or a verification."""
+        first = FIRST_PHASE[settings.mode]
+        if first is Phase.DECODE or not emits:
+            return {first: number}
+        return {first: number - 1, first.after_denoising: 1}
 
     def steps_per_block(self, settings: ModeSettings) -> int | None:
         """See `Commit`. Drafts that need no confidence are all there after one forward; another verifies them."""

@@ -20,7 +20,7 @@ import torch
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit.base import Commit, Forward
 from dlm_serve.decoding.decode_plan import ModeSettings
-from dlm_serve.decoding.modes import Phase
+from dlm_serve.decoding.modes import FIRST_PHASE, Phase
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import RequestState
 from dlm_serve.decoding.rows import RowOptions, Rows
@@ -95,6 +95,10 @@ class WindowCommit(Commit):
         """See `Commit`."""
         found = super().forward_of(state)
         return Forward.DRAFT_WINDOWS if found is Forward.BLOCK and verifies_drafts(state.current) else found
+
+    def phases_of(self, settings: ModeSettings, number: int, is_settled: bool, emits: bool) -> dict[Phase, int]:
+        """See `Commit`: each forward fills masks, or verifies a draft."""
+        return {Phase.VERIFY if verifies_drafts(settings) else FIRST_PHASE[settings.mode]: number}
 
     def row_width(self, block_length: int) -> int:
         """See `Commit`: the decided tokens of a block, and the next window."""

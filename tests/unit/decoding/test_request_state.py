@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 
 from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, RequestState, Tally
@@ -22,7 +24,8 @@ def test_steps_are_counted() -> None:
     for num_emitted in (0, 3, 0, 2):
         state.end_step(num_emitted)
     assert (state.num_steps, state.last_emitted) == (4, 2)
-    assert state.tallies == {(Mode.SELF_SPECULATION, 4): Tally(num_steps=4, num_emitting_steps=2, num_emitted=5)}
+    blocks = defaultdict(int, {(3, 2, True): 1, (2, 2, False): 1})
+    assert state.tallies == {(Mode.SELF_SPECULATION, 4): Tally(5, blocks)}
     assert state.acceptance_length == 2.5
 
 

@@ -86,8 +86,8 @@ def test_steps_in_flight_count_for_the_mode_they_were_launched_in() -> None:
     state.offer(2, 2)
     for num_emitted in (0, 3, 1, 1):
         state.end_step(num_emitted)
-    tallies = {choice: (tally.num_steps, tally.num_emitted) for choice, tally in state.tallies.items()}
-    assert tallies == {(Mode.SELF_SPECULATION, 4): (2, 3), (Mode.AUTOREGRESSIVE, 1): (2, 2)}
+    tallies = {choice: (tally.num_tokens, dict(tally.blocks)) for choice, tally in state.tallies.items()}
+    assert tallies == {(Mode.SELF_SPECULATION, 4): (3, {(3, 2, True): 1}), (Mode.AUTOREGRESSIVE, 1): (2, {})}
     assert (state.acceptance_length, len(state.evidence)) == (3.0, 1)
 
 

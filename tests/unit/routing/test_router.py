@@ -9,7 +9,7 @@ import pytest
 from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, card, drafts, requests_of
 from router_simulation import DRAFTS, ONE_BY_ONE, Simulation, Text, best_fixed, measured
 
-from dlm_serve.decoding import Choice, Mode, RequestState
+from dlm_serve.decoding import Choice, Mode, RequestState, Tally
 from dlm_serve.routing.batch import RunningRequest
 from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
@@ -67,8 +67,8 @@ def test_requests_of_two_kinds_are_split() -> None:
 
 def share_in_blocks(state: RequestState) -> float:
     """The proportion of a request's steps that were of blocks."""
-    steps = {mode: tally.num_steps for (mode, _), tally in state.tallies.items()}
-    return 1 - steps.get(Mode.AUTOREGRESSIVE, 0) / state.num_steps
+    one_by_one = state.tallies.get((Mode.AUTOREGRESSIVE, 1), Tally())
+    return 1 - one_by_one.num_tokens / state.num_steps
 
 
 def test_where_drafts_never_pay_trials_take_little_time() -> None:

@@ -1,0 +1,1 @@
+"""What a server counts, declared once, without SGLang and without Prometheus."""

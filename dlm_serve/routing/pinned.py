@@ -1,0 +1,37 @@
+"""Pin all free requests to one way to decode, in place of the policy, until they are released."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlm_serve.decoding import Choice, Mode
+from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, RunningBatch
+from dlm_serve.routing.costs import CostTable
+from dlm_serve.routing.prefills import Interruptions
+from dlm_serve.routing.router import Outcome, Policy
+
+
+class PinnedPolicy(Policy):
+    """Chooses the same for all."""
+
+    name = "pinned"
+
+    def __init__(self, choices: Sequence[Choice], pinned: Choice) -> None:
+        """Choose `pinned`, which is autoregressive or among `choices`, the ways to decode blocks."""
+        super().__init__(choices)
+        self._mode, self._block_length = pinned
+        self._first = None if self._mode is Mode.AUTOREGRESSIVE else pinned
+
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
+        """See `Policy`. A request without blocks of that length takes the nearest of the mode that it permits."""
+        return Outcome(self._kinds(batch), self._first)
+
+    def _kinds(self, batch: RunningBatch) -> Integers:
+        if self._first is None:
+            return np.full_like(batch.kinds, AUTOREGRESSIVE)
+        is_fit = batch.permitted & np.array([mode is self._mode for mode, _ in self.choices])[:, None]
+        distance = np.abs(np.array([length for _, length in self.choices]) - self._block_length)[:, None]
+        nearest = np.where(is_fit, distance, np.inf).argmin(axis=0)
+        return np.where(is_fit.any(axis=0), nearest, batch.kinds)

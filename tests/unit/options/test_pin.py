@@ -1,0 +1,49 @@
+"""What an operator may ask of the router, and why not else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dlm_serve.decoding import Choice, Mode
+from dlm_serve.errors import OptionError
+from dlm_serve.options.fields import validate
+from dlm_serve.options.pin import Pin
+
+CHOICES: tuple[Choice, ...] = ((Mode.SELF_SPECULATION, 8), (Mode.SELF_SPECULATION, 4))
+
+
+def pinned(body: dict[str, Any], choices: tuple[Choice, ...] = CHOICES) -> Choice | None:
+    return validate(Pin, body, OptionError, "body").choice(choices)
+
+
+@pytest.mark.parametrize(
+    ("body", "choice"),
+    [
+        ({"mode": "auto"}, None),
+        ({"mode": "autoregressive"}, (Mode.AUTOREGRESSIVE, 1)),
+        ({"mode": "self_speculation"}, (Mode.SELF_SPECULATION, 8)),
+        ({"mode": "self_speculation", "block_length": 4}, (Mode.SELF_SPECULATION, 4)),
+    ],
+)
+def test_what_is_pinned(body: dict[str, Any], choice: Choice | None) -> None:
+    assert pinned(body) == choice
+
+
+@pytest.mark.parametrize(
+    ("body", "choices", "words"),
+    [
+        ({}, CHOICES, "field required"),
+        ({"mode": "fast"}, CHOICES, "'autoregressive'"),
+        ({"mode": "auto", "block": 4}, CHOICES, "did you mean 'block_length'"),
+        ({"mode": "auto", "block_length": 4}, CHOICES, "mode auto has no blocks"),
+        ({"mode": "self_speculation", "block_length": 16}, CHOICES, "has blocks of 4, 8 tokens"),
+        ({"mode": "diffusion"}, CHOICES, "have auto, autoregressive, self_speculation; use one of these, or set"),
+        ({"mode": "auto"}, (), "requests are not moved"),
+    ],
+)
+def test_what_is_refused(body: dict[str, Any], choices: tuple[Choice, ...], words: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        pinned(body, choices)
+    assert words in str(refused.value)
