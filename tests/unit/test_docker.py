@@ -123,12 +123,23 @@ def test_compose_drains_and_names_its_volumes() -> None:
     assert named == COMPOSE["volumes"].keys()
 
 
+def test_prometheus_finds_the_server_under_the_job_of_its_alerts() -> None:
+    [config] = documents(DOCKER / "prometheus" / "prometheus.yml")
+    [job] = config["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"server:{PORT}"]}]
+    assert all((DOCKER / "prometheus" / name).is_file() for name in config["rule_files"])
+    [monitor] = documents(KUBERNETES / "base" / "pod_monitor.yaml")
+    label = monitor["spec"]["jobLabel"]
+    assert monitor["spec"]["selector"]["matchLabels"][label] == job["job_name"]
+
+
 def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     provisioning = DOCKER / "grafana" / "provisioning"
     [source] = documents(provisioning / "datasources" / "prometheus.yaml")[0]["datasources"]
     assert source["url"] == "http://prometheus:9090"
     [provider] = documents(provisioning / "dashboards" / "dlm-serve.yaml")[0]["providers"]
     dashboard = f"{provider['options']['path']}/dlm-serve.json"
+    assert (DOCKER / "grafana" / "dlm-serve.json").is_file()
     assert f"./grafana/dlm-serve.json:{dashboard}:ro" in COMPOSE["services"]["grafana"]["volumes"]
 
 
