@@ -56,7 +56,7 @@ class Trial:
     question: Question
     answer: Answer
     log_probabilities: tuple[float, ...]
-    """Of the answer's tokens under the autoregressive model, in nats."""
+    """Of the answer's tokens under the autoregressive model, in nats; none where the model cannot decode so."""
 
     @property
     def is_correct(self) -> bool:
@@ -75,13 +75,16 @@ def questions(client: Client, tasks: Iterable[Task], count: int, seed: int) -> l
 
 
 def ask(
-    client: Client, asked: Sequence[Question], setting: Setting, max_new_tokens: int, concurrency: int
+    client: Client, asked: Sequence[Question], setting: Setting, max_new_tokens: int, concurrency: int, *, scored: bool
 ) -> Iterator[Trial]:
-    """Yield the trials of all questions in order, running at most `concurrency` at a time."""
+    """Yield the trials of all questions in order, running at most `concurrency` at a time.
+
+    If they are `scored`, they have log-probabilities, for which the model must have mode autoregressive.
+    """
 
     def attempt(question: Question) -> Trial:
         answer = client.generate(question.prompt_ids, setting.options, max_new_tokens)
-        scores = client.log_probabilities(question.prompt_ids, answer.token_ids)
+        scores = client.log_probabilities(question.prompt_ids, answer.token_ids) if scored else ()
         return Trial(question, answer, tuple(scores))
 
     with ThreadPoolExecutor(concurrency) as pool:
