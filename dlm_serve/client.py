@@ -71,9 +71,10 @@ class Client:
         """Talk to the server at `url`, whose API key is `api_key` or in the environment, if it has one."""
         self.url = url.rstrip("/")
         key = api_key or os.environ.get(API_KEY_VARIABLE)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        """Of every request."""
         # As many connections as requests at once.
-        self._http = httpx.Client(timeout=_TIMEOUT, headers=headers, limits=httpx.Limits(max_connections=None))
+        self._http = httpx.Client(timeout=_TIMEOUT, headers=self.headers, limits=httpx.Limits(max_connections=None))
 
     def about(self) -> dict[str, Any]:
         """Return what the server reports about itself: its settings, and SGLang's `version`."""

@@ -85,10 +85,16 @@ class FakeServer(AbstractContextManager["FakeServer"]):
                 "tokens_per_forward": round(end / nfe, 4) if nfe else None,
                 "acceptance_length": 4.0 if mode == "self_speculation" and nfe else None,
                 "block_length": 1 if mode == "autoregressive" else BLOCK_LENGTH,
+                "mode_switches": 0,
+                "tokens": {mode: end - 1},
             }
             is_last = end == len(ids)
             reason = {"type": "length" if len(whole) > len(ids) else "stop"} if is_last else None
-            about: Body = {"finish_reason": reason, **({"dlm": statistics} if self.has_plugin else {})}
+            about: Body = {
+                "finish_reason": reason,
+                "completion_tokens": end,
+                **({"dlm": statistics} if self.has_plugin else {}),
+            }
             yield {"text": bytes(ids[:end]).decode(errors="replace"), "output_ids": ids[:end], "meta_info": about}
 
     def log_probabilities(self, body: Body) -> Body:

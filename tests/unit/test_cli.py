@@ -38,7 +38,7 @@ def test_help_names_every_command_and_what_it_does(capsys: pytest.CaptureFixture
         cli.main(["--help"])
     assert end.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert {"chat", "demo", "eval", "inflate"} <= set(cli.commands())
+    assert {"bench", "chat", "demo", "doctor", "eval", "inflate"} <= set(cli.commands())
     for name in cli.commands():
         module = importlib.import_module(f"dlm_serve.cli.{name}")
         assert module.__doc__ is not None
@@ -51,7 +51,7 @@ def test_help_imports_no_command() -> None:
     assert not loaded & {*HEAVY, "rich", "httpx", "pydantic"}
 
 
-@pytest.mark.parametrize("name", ["demo", "chat", "eval"])
+@pytest.mark.parametrize("name", ["demo", "chat", "eval", "bench"])
 def test_what_only_asks_a_server_loads_nothing_heavy(name: str) -> None:
     code = f"from dlm_serve import cli\nassert cli.main(['{name}', '--url', 'http://127.0.0.1:9']) == 1"
     loaded = packages_loaded_by(code)
@@ -63,7 +63,7 @@ def test_the_modes_are_those_of_the_server() -> None:
     assert set(MODES) == set(Mode) - {Mode.AUTO}
 
 
-@pytest.mark.parametrize("name", ["demo", "chat", "eval"])
+@pytest.mark.parametrize("name", ["demo", "chat", "eval", "bench"])
 def test_no_server_is_running(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The message says where none is and how to start one."""
     assert cli.main([name, "--url", "http://127.0.0.1:9"]) == 1
@@ -108,9 +108,7 @@ def test_api_key(
 
 
 @pytest.mark.parametrize("modes", [("diffusion",), ("diffusion", "autoregressive")])
-def test_models_without_some_modes(
-    modes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_without_some_modes(modes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What there is is asked; what is asked for and is not there is an invalid value."""
     out = tmp_path / "eval.json"
     with FakeServer(lambda question, options: "yes") as server:

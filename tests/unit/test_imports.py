@@ -116,6 +116,7 @@ ALLOWED = {
     "dlm_serve.evaluation": (
         "matplotlib",
         "dlm_serve.client",
+        "dlm_serve.errors",
         "dlm_serve.evaluation",
         "dlm_serve.training.tasks",
     ),
@@ -134,6 +135,7 @@ ALLOWED = {
         "dlm_serve.bundled",
         "dlm_serve.cli",
         "dlm_serve.client",
+        "dlm_serve.doctor",
         "dlm_serve.options",
         "dlm_serve.errors",
         "dlm_serve.evaluation",
