@@ -188,7 +188,7 @@ def _content_of(response: httpx.Response) -> dict[str, Any]:
     )
     if response.status_code == httpx.codes.UNAUTHORIZED:
         raise ServerError(
-            f"HTTP 401 from {response.url}: the server asks for its API key; give it with --api-key or {API_KEY_VARIABLE}."
+            f"HTTP 401 from {response.url}: it asks for an API key; give one with --api-key or {API_KEY_VARIABLE}."
         )
     if response.status_code != httpx.codes.OK:
         raise ServerError(f"HTTP {response.status_code} from {response.url}: {_message(content) or response.text}")

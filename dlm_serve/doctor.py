@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from dlm_serve import bundled
 from dlm_serve.errors import DlmServeError, UnsupportedSGLangError
+from dlm_serve.ports import why_taken
 
 LEAST_FREE_GB = 20.0
 """Below which a disk is called nearly full: a checkpoint of 8 billion parameters in bfloat16 is 17 GB."""
@@ -163,12 +163,9 @@ def check_server_file(model_path: str, config: str | None) -> Finding:
 
 def check_port(host: str, port: int) -> Finding:
     """Check that a server could listen."""
-    try:
-        # As the server does: a port that was in use a moment ago is free.
-        with socket.create_server((host, port)):
-            pass
-    except OSError as error:
-        says = f"{host}:{port} cannot be listened on ({error.strerror})"
+    why = why_taken(host, port)
+    if why is not None:
+        says = f"{host}:{port} cannot be listened on ({why})"
         return Finding("port", Verdict.PROBLEM, says, "end what listens there, or start the server with another --port")
     return Finding("port", Verdict.FINE, f"{host}:{port} is free")
 

@@ -23,7 +23,7 @@ from dlm_serve.evaluation.load import MAX_NEW_TOKENS, Cell, Clients
 from dlm_serve.evaluation.report import commit
 from dlm_serve.training.tasks import TASKS
 
-_EPILOG = """sglang.bench_serving works with this server too, but do not read its ITL (inter-token latency): on the OpenAI
+_EPILOG = """sglang.bench_serving works with this server too, but do not read its ITL (inter-token latency): on OpenAI's
 routes it takes the time between two chunks of a stream for that between two tokens, and here a chunk holds all tokens
 of a step, often dozens; with --backend sglang it divides that time by the tokens, which is a mean and no latency. How
 many tokens a step decides depends on the text, so its random prompts say little. What it says of whole answers stands:

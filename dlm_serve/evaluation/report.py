@@ -51,7 +51,7 @@ class Result:
     """Answers with the same tokens as the autoregressive ones; None if those were not measured."""
     tasks: dict[str, Figures]
     loss_by_position: list[float | None]
-    """Nats, by position inside the block; see `measure.loss_by_position`. None everywhere without mode autoregressive."""
+    """Nats, by position inside the block; see `measure.loss_by_position`. All None without mode autoregressive."""
 
     @property
     def setting(self) -> Setting:

@@ -27,8 +27,9 @@ class DiffusionLM:
     """A model that decodes in this process; use as a context manager, or call `close`.
 
     All functions return `(out_ids, nfe)`: int64 (batch, length) on the device of the prompts, each row a prompt and
-    its answer, shorter ones padded on the right with an end-of-sequence token, or masks where there is none; and the forward passes as the family's
-    reference counts them, of a batch those of the row that took most. They raise OptionError.
+    its answer, shorter ones padded on the right with an end-of-sequence token, or masks where there is none; and the
+    forward passes as the family's reference counts them, of a batch those of the row that took most. They raise
+    OptionError.
     """
 
     def __init__(self, engine: Any, checkpoint: Checkpoint) -> None:

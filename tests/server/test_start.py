@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,18 @@ def test_incomplete_checkpoint(without_weights: Path, tmp_path: Path) -> None:
     message = log.read_text().splitlines()[-1]
     assert "CheckpointError: weights" in message
     assert "no *.safetensors file" in message
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    """Found before anything is loaded."""
+    log = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = str(listening.getsockname()[1])
+        command = ["-m", "sglang.launch_server", "--model-path", str(TRAINED), "--port", port]
+        assert Program(command, users_environment(), log).wait(START_SECONDS) != 0
+    shown = log.read_text()
+    assert f"ConfigError: --port = {port}: cannot be listened on at 127.0.0.1" in shown.splitlines()[-1]
+    assert "Load weight begin" not in shown
 
 
 def test_unsupported_sglang(tmp_path: Path) -> None:
