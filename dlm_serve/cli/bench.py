@@ -111,10 +111,10 @@ def _questions(file: Path | None) -> list[str]:
 def _table(cells: dict[str, Row]) -> Table:
     """Return a table of the figures, a row for each concurrency and mode."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("requests\nat once", justify="right")
+    table.add_column("at\nonce", justify="right")
     table.add_column("mode", no_wrap=True)
     columns = {
-        "tokens/s": "tokens_per_s",
+        "tokens\nper s": "tokens_per_s",
         "tokens/\nforward": "tokens_per_forward",
         "accept.\nlength": "acceptance_length",
         "seconds\nmedian": "seconds_median",
@@ -125,6 +125,6 @@ def _table(cells: dict[str, Row]) -> Table:
         table.add_column(name, justify="right")
     for concurrency, row in cells.items():
         for number, (mode, figures) in enumerate(row.items()):
-            values = ("-" if figures[name] is None else f"{figures[name]:g}" for name in columns.values())
+            values = ("-" if figures[name] is None else f"{figures[name]:.4g}" for name in columns.values())
             table.add_row("" if number else concurrency, mode, *values, end_section=number == len(row) - 1)
     return table

@@ -33,11 +33,13 @@ class Plan:
     max_new_tokens: int
     concurrency: int
     """Requests in flight at a time."""
+    algorithm: str | None = None
+    """Of diffusion; None is the family's default."""
 
     @property
     def settings(self) -> list[Setting]:
         """Return the settings that are compared."""
-        return measure.settings(self.modes, self.thresholds)
+        return measure.settings(self.modes, self.thresholds, self.algorithm)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -279,7 +279,7 @@ def sdlm_options(
 
 def _rows(prompt_ids: Prompts) -> list[list[int]]:
     """Return prompts as lists of token ids."""
-    rows = cast("list[Any]", prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids))
+    rows: list[Any] = prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids)
     if not rows:
         raise OptionError("prompt_ids", rows, "there must be a prompt", "give token ids")
     return [rows] if isinstance(rows[0], int) else [list(map(int, row)) for row in rows]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Callable
 
 from golden import NEMOTRON_LABS_DIFFUSION, TRAINED, Case
+from torch import Tensor
 
 from dlm_serve import DiffusionLM
 
@@ -20,7 +22,11 @@ def main() -> None:
     cases = sorted(NEMOTRON_LABS_DIFFUSION.cases(TRAINED), key=key_of)
     batches = []
     with DiffusionLM.from_pretrained(str(TRAINED)) as model:
-        functions = {"ar": model.ar_generate, "diffusion": model.generate, "linear_spec": model.linear_spec_generate}
+        functions: dict[str, Callable[..., tuple[Tensor, int]]] = {
+            "ar": model.ar_generate,
+            "diffusion": model.generate,
+            "linear_spec": model.linear_spec_generate,
+        }
         for _, group in itertools.groupby(cases, key_of):
             batch = list(group)
             decode = functions[batch[0]["mode"]]

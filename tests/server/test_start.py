@@ -61,6 +61,7 @@ def test_unsupported_sglang(tmp_path: Path) -> None:
 def test_random_weights(without_weights: Path, tmp_path: Path) -> None:
     """`--load-format dummy` needs no weights, and every mode runs on them."""
     with Server.launch(without_weights, "--load-format", "dummy", log=tmp_path / "log") as server:
+        assert "hook(s)" not in server.log.read_text(), "a line of log for each hook"
         for mode in ("autoregressive", "diffusion", "self_speculation"):
             assert len(server.generate([20, 30], 20, mode=mode, ignore_eos=True)["output_ids"]) == 20
         server.assert_nothing_leaked()

@@ -36,6 +36,7 @@ def test_what_it_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert out.with_suffix(".png").stat().st_size > 1000
     shown = capsys.readouterr().out
     assert all(shown.count(f" {mode} ") == 2 for mode in modes)
+    assert "…" not in shown
 
 
 def test_a_refusal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

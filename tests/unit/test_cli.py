@@ -114,7 +114,11 @@ def test_models_without_some_modes(modes: tuple[str, ...], tmp_path: Path, capsy
     with FakeServer(lambda question, options: "yes") as server:
         server.modes = modes
         assert cli.main(["demo", "--url", server.url]) == 0
-        assert cli.main(["eval", "--url", server.url, "--count", "1", "--thresholds", "0.9", "--out", str(out)]) == 0
+        flags = ["--count", "1", "--thresholds", "0.9", "--algorithm", "threshold", "--out", str(out)]
+        assert cli.main(["eval", "--url", server.url, *flags]) == 0
+        assert {"mode": "diffusion", "threshold": 0.9, "algorithm": "threshold"} in [
+            body["sampling_params"]["custom_params"]["dlm"] for body in server.requests
+        ]
         asked = {body["sampling_params"]["custom_params"]["dlm"]["mode"] for body in server.requests}
         capsys.readouterr()
         assert cli.main(["demo", "--url", server.url, "--modes", "self_speculation"]) == 2
