@@ -110,7 +110,7 @@ def _questions(file: Path | None) -> list[str]:
 
 def _table(cells: dict[str, Row]) -> Table:
     """Return a table of the figures, a row for each concurrency and mode."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
     table.add_column("at\nonce", justify="right")
     table.add_column("mode", no_wrap=True)
     columns = {
@@ -125,6 +125,13 @@ def _table(cells: dict[str, Row]) -> Table:
         table.add_column(name, justify="right")
     for concurrency, row in cells.items():
         for number, (mode, figures) in enumerate(row.items()):
-            values = ("-" if figures[name] is None else f"{figures[name]:.4g}" for name in columns.values())
+            values = (_figure(figures[name]) for name in columns.values())
             table.add_row("" if number else concurrency, mode, *values, end_section=number == len(row) - 1)
     return table
+
+
+def _figure(value: float | None) -> str:
+    """Return `value` with about three digits that count."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
