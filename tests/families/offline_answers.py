@@ -18,8 +18,8 @@ def key_of(case: Case) -> str:
     return json.dumps([case["mode"], case["params"]], sort_keys=True)
 
 
-def main() -> None:
-    cases = sorted(NEMOTRON_LABS_DIFFUSION.cases(TRAINED), key=key_of)
+def main(ids: list[str]) -> None:
+    cases = sorted((case for case in NEMOTRON_LABS_DIFFUSION.cases(TRAINED) if case["id"] in ids), key=key_of)
     batches = []
     with DiffusionLM.from_pretrained(str(TRAINED)) as model:
         functions: dict[str, Callable[..., tuple[Tensor, int]]] = {
@@ -36,4 +36,4 @@ def main() -> None:
         sys.stdout.write("\n" + json.dumps({"batches": batches, "shape": list(as_tensor.shape)}) + "\n")
 
 
-main()
+main(sys.argv[1:])
