@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
     if args.adapter_only:
         num_bytes = inflate_adapter(args.model, args.like, args.out, args.draft_noise)
     else:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("shards", total=None)
 
             def show(done: int, total: int) -> None:
