@@ -13,7 +13,9 @@ import threading
 from typing import Any
 
 import report
-from router import Cell, Clients, task_prompts
+from router import task_prompts
+
+from dlm_serve.evaluation.load import Cell, Clients
 
 SCHEMA = {
     "type": "object",

@@ -11,68 +11,29 @@ server one after another (`/update_weights_from_disk`): the same model with draf
 from __future__ import annotations
 
 import argparse
-import http.client
-import itertools
-import json
 import random
-import statistics
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import report
 
 from dlm_serve.bundled import FOLDER
+from dlm_serve.evaluation.load import Cell, Clients
+from dlm_serve.evaluation.load_plot import AUTO, draw
 from dlm_serve.training.tasks import TASKS
 from dlm_serve.training.tokenizer import load_tokenizer, render_prompt
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 WIDTHS = (4, 8, 16, 32)
-AUTO = "auto"
 WAYS: dict[str, dict[str, Any]] = {
     "autoregressive": {"mode": "autoregressive"},
     **{f"self_speculation/{width}": {"mode": "self_speculation", "block_length": width} for width in WIDTHS},
     AUTO: {},
 }
 FIXED = [name for name in WAYS if name != AUTO]
-MAX_NEW_TOKENS = 256
-
-
-@dataclass
-class Cell:
-    """What clients of one way to decode, at one concurrency, have seen."""
-
-    seconds: float = 0.0
-    tokens: float = 0.0
-    statistics: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Return output tokens per second, of all clients together."""
-        return self.tokens / self.seconds
-
-    def summary(self) -> dict[str, Any]:
-        """Return the figures of the cell."""
-        accepted = [s["acceptance_length"] for s in self.statistics if s["acceptance_length"]]
-        by_choice: dict[str, int] = {}
-        for of_request in self.statistics:
-            for name, number in of_request["tokens"].items():
-                by_choice[name] = by_choice.get(name, 0) + number
-        return {
-            "tokens_per_s": round(self.tokens_per_s, 1),
-            "requests": len(self.statistics),
-            "tokens_per_forward": round(
-                statistics.mean([s["tokens_per_forward"] or 0 for s in self.statistics] or [0]), 3
-            ),
-            "acceptance_length": round(statistics.mean(accepted), 2) if accepted else None,
-            "tokens": by_choice,
-            "mode_switches": sum(s["mode_switches"] for s in self.statistics),
-        }
 
 
 def task_prompts(names: Iterable[str] = TASKS) -> list[list[int]]:
@@ -104,73 +65,6 @@ PROMPTS: dict[str, Callable[[], list[list[int]]]] = {
 }
 
 
-class Clients:
-    """Clients that ask one request after another, as many at once as they are told."""
-
-    def __init__(self, url: str, prompts: Sequence[list[int]], request: dict[str, Any] | None = None) -> None:
-        """Let them ask the server at `url` the `prompts`, greedily unless the `sampling_params` of `request` differ."""
-        request = request or {}
-        self._address = urlsplit(url)
-        self._prompts = prompts
-        self._sampling = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, **request.get("sampling_params", {})}
-        self._request = {name: value for name, value in request.items() if name != "sampling_params"}
-
-    def measure(self, cell: Cell, options: dict[str, Any], concurrency: int, seconds: float, warm_up: float) -> None:
-        """Add to `cell` what `concurrency` clients get in so many seconds, once `warm_up` seconds are over.
-
-        An answer counts for the part of its time that lies within those seconds.
-        """
-        lock = threading.Lock()
-        # Few enough that every way decodes the same ones, and as many as clients.
-        first = random.Random(concurrency).randrange(len(self._prompts))
-        chosen = [self._prompts[(first + i) % len(self._prompts)] for i in range(max(16, concurrency))]
-        numbers = itertools.count()
-        start = time.perf_counter() + warm_up
-        end = start + seconds
-
-        def client() -> None:
-            connection = http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=300)
-            while (sent := time.perf_counter()) < end:
-                meta = self._ask(connection, chosen[next(numbers) % len(chosen)], options)
-                received = time.perf_counter()
-                share = (min(received, end) - max(sent, start)) / (received - sent)
-                if share > 0:
-                    with lock:
-                        cell.tokens += share * meta["completion_tokens"]
-                        cell.statistics.append(meta["dlm"])
-            connection.close()
-
-        clients = [threading.Thread(target=client) for _ in range(concurrency)]
-        for thread in clients:
-            thread.start()
-        for thread in clients:
-            thread.join()
-        cell.seconds += seconds
-
-    def load(self, checkpoint: str) -> None:
-        """Make the server load the weights of another checkpoint."""
-        connection = http.client.HTTPConnection(self._address.hostname or "", self._address.port, timeout=300)
-        answer = self._post(connection, "/update_weights_from_disk", {"model_path": checkpoint})
-        if not answer["success"]:
-            raise RuntimeError(answer["message"])
-
-    def _ask(self, connection: http.client.HTTPConnection, prompt: list[int], options: dict[str, Any]) -> Any:
-        """Return the `meta_info` of an answer."""
-        sampling = {**self._sampling, "custom_params": {"dlm": options}}
-        body = {"input_ids": prompt, "sampling_params": sampling, **self._request}
-        return self._post(connection, "/generate", body)["meta_info"]
-
-    @staticmethod
-    def _post(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> Any:
-        """Return the answer to a body. Raises RuntimeError, with the server's words, unless it is 200."""
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        text = response.read()
-        if response.status != http.client.OK:
-            raise RuntimeError(text.decode())
-        return json.loads(text)
-
-
 @dataclass(frozen=True)
 class Times:
     """How long cells are measured, in seconds: all fixed ways briefly, then the contenders in turns."""
@@ -200,26 +94,6 @@ def best_fixed(row: dict[str, dict[str, Any]]) -> str:
     """Return the fastest fixed way among those that were measured longest."""
     contenders = [name for name in FIXED if row[name]["contends"]]
     return max(contenders, key=lambda name: row[name]["tokens_per_s"])
-
-
-def draw(cells: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw tokens per second, and tokens per forward, against concurrency: a line for each way."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    cells = dict(sorted(cells.items(), key=lambda cell: int(cell[0])))
-    titles = {"tokens_per_s": "output tokens per second", "tokens_per_forward": "tokens per forward of a request"}
-    for axes, (figure_of, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for name in WAYS:
-            style = {"color": "black", "linewidth": 2.5} if name == AUTO else {"linewidth": 1}
-            axes.plot(
-                list(map(int, cells)), [row[name][figure_of] for row in cells.values()], "o-", label=name, **style
-            )
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
-        axes.set(xlabel="requests at once", title=title)
-    figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=130)
 
 
 def print_row(concurrency: int, row: dict[str, dict[str, Any]]) -> None:

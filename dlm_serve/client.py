@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from typing import Any
 import httpx
 from pydantic import BaseModel, ConfigDict
 
-from dlm_serve.errors import ServerError
+from dlm_serve.errors import ConfigError, ServerError
+
+API_KEY_VARIABLE = "DLM_SERVE_API_KEY"
+"""Names the server's API key in the environment, for commands that are not told it."""
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 
@@ -21,6 +25,11 @@ MODES = ("autoregressive", "diffusion", "self_speculation")
 
 _TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 """Seconds. An answer may have to wait for many others."""
+
+_NO_PLUGIN = (
+    "the server does not say how it decodes: it runs without dlm-serve, or serves another model. Start it with a model "
+    "of one of the families in README.md, where dlm-serve is installed."
+)
 
 Message = dict[str, str]
 """`role` and `content`, as in the OpenAI API."""
@@ -58,15 +67,36 @@ class Answer:
 class Client:
     """A client of the server at `url`, safe to share between threads. All methods raise ServerError."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        """Talk to the server at `url`, whose API key is `api_key` or in the environment, if it has one."""
         self.url = url.rstrip("/")
-        self._http = httpx.Client(timeout=_TIMEOUT)
+        key = api_key or os.environ.get(API_KEY_VARIABLE)
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        """Of every request."""
+        # As many connections as requests at once.
+        self._http = httpx.Client(timeout=_TIMEOUT, headers=self.headers, limits=httpx.Limits(max_connections=None))
 
     def about(self) -> dict[str, Any]:
         """Return what the server reports about itself: its settings, and SGLang's `version`."""
         with self._errors():
             response = self._http.get(f"{self.url}/server_info")
             return _content_of(response)
+
+    def modes(self, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return the modes that the server's model offers, or those of them that are `asked` for.
+
+        Raises ConfigError if one of these is missing.
+        """
+        with self._errors():
+            listed = _content_of(self._http.get(f"{self.url}/v1/models"))["data"]
+        names = {card["id"].rpartition(":")[2] for card in listed}
+        offered = tuple(mode for mode in MODES if mode in names)
+        if not offered:
+            raise ServerError(_NO_PLUGIN)
+        missing = [mode for mode in asked or () if mode not in offered]
+        if missing:
+            raise ConfigError("--modes", missing[0], f"this model offers {', '.join(offered)}", "leave it out")
+        return offered if asked is None else tuple(dict.fromkeys(asked))
 
     def tokenize(self, messages: Sequence[Message], **template_options: object) -> list[int]:
         """Return the token ids of a conversation, up to where the assistant's next message begins."""
@@ -141,7 +171,7 @@ def _answer(content: Mapping[str, Any], start: float) -> Answer:
         raise ServerError(_message(content))
     about = content["meta_info"]
     if "dlm" not in about:
-        raise ServerError("the server does not say how it decoded: it runs without dlm-serve, or serves another model.")
+        raise ServerError(_NO_PLUGIN)
     return Answer(
         text=content["text"],
         token_ids=tuple(content["output_ids"]),
@@ -156,6 +186,10 @@ def _content_of(response: httpx.Response) -> dict[str, Any]:
     content: dict[str, Any] = (
         response.json() if response.headers.get("content-type", "").startswith("application/json") else {}
     )
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        raise ServerError(
+            f"HTTP 401 from {response.url}: it asks for an API key; give one with --api-key or {API_KEY_VARIABLE}."
+        )
     if response.status_code != httpx.codes.OK:
         raise ServerError(f"HTTP {response.status_code} from {response.url}: {_message(content) or response.text}")
     return content

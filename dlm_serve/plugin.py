@@ -57,6 +57,7 @@ def before_resolve(server_args: Any) -> None:
 
         compat.require((*HOOKS, *SEAMS))
         install.require_in_place(Role.EVERY)
+        install.install(Role.LAUNCHER)
 
 
 def before_publish(server_args: Any, *, role: str, **_: Any) -> None:

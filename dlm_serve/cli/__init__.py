@@ -46,6 +46,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add to `parser` where the server is, and its key."""
+    from dlm_serve.client import API_KEY_VARIABLE, DEFAULT_URL
+
+    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
+    parser.add_argument("--api-key", metavar="KEY", help=f"of the server, if it has one (${API_KEY_VARIABLE})")
+
+
 def _parser(asked: str | None) -> argparse.ArgumentParser:
     """Return a parser that knows all subcommands by name and help, and the arguments of the one called `asked`."""
     parser = argparse.ArgumentParser("dlm-serve", description="Tools beside a server of diffusion language models.")

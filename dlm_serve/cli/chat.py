@@ -8,8 +8,8 @@ from contextlib import closing, suppress
 
 from rich.console import Console
 
-from dlm_serve.cli import positive
-from dlm_serve.client import DEFAULT_URL, MODES, Answer, Client, Message, printable
+from dlm_serve.cli import add_server_arguments, positive
+from dlm_serve.client import MODES, Answer, Client, Message, printable
 from dlm_serve.errors import ServerError, nearest
 
 _MODES = ("auto", *MODES)
@@ -17,7 +17,7 @@ _MODES = ("auto", *MODES)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this subcommand to `parser`."""
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
+    add_server_arguments(parser)
     parser.add_argument("--mode", choices=_MODES, default="auto", help="to begin with (%(default)s)")
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="per answer (as many as fit)")
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     """Chat until the input ends."""
     with suppress(ImportError):
         import readline  # noqa: F401  # lines can then be edited, where the platform has it
-    client = Client(args.url)
+    client = Client(args.url, args.api_key)
     client.about()
     Chat(client, Console(highlight=False), args.mode, args.max_new_tokens).loop()
 

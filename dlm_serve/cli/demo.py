@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dlm_serve.cli import positive
-from dlm_serve.client import DEFAULT_URL, MODES, Answer, Client, printable
+from dlm_serve.cli import add_server_arguments, positive
+from dlm_serve.client import MODES, Answer, Client, printable
 from dlm_serve.training.tasks import TASKS
 
 _TASKS = ("arithmetic", "sorting", "json", "python")
@@ -24,19 +24,18 @@ _STYLES = ("bold cyan", "yellow")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this subcommand to `parser`."""
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="to compare with the first (all)")
+    add_server_arguments(parser)
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="to compare with the first (all that the model has)")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a question of yours; may be repeated")
     parser.add_argument("--max-new-tokens", type=positive, default=160, metavar="N", help="per answer (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Ask every prompt in every mode and show the answers."""
-    console, client = Console(), Client(args.url)
-    client.about()
+    console, client = Console(), Client(args.url, args.api_key)
+    modes = client.modes(args.modes)
     console.print("Tokens of one colour came together. Modes run one after the other.\n")
     prompts = args.prompt or [next(TASKS[name].examples("heldout", 1, seed=0)).prompt for name in _TASKS]
-    modes = list(dict.fromkeys(args.modes))
     answers = [ask(console, client, prompt, modes, args.max_new_tokens) for prompt in prompts]
     if len(modes) > 1:
         console.print(verdict(answers), soft_wrap=True)

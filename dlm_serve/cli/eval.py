@@ -14,19 +14,20 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from dlm_serve.cli import positive
-from dlm_serve.client import DEFAULT_URL, MODES, Client
+from dlm_serve.cli import add_server_arguments, positive
+from dlm_serve.client import MODES, Client
 from dlm_serve.evaluation.report import Plan, Report, Result, evaluate
 from dlm_serve.training.tasks import TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this subcommand to `parser`."""
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="(all)")
+    add_server_arguments(parser)
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="(all that the model has)")
     parser.add_argument(
         "--thresholds", nargs="+", type=float, default=(0.5, 0.7, 0.9), metavar="P", help="of diffusion (%(default)s)"
     )
+    parser.add_argument("--algorithm", metavar="NAME", help="of diffusion, where the family has several (its default)")
     parser.add_argument("--count", type=positive, default=50, metavar="N", help="questions per task (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of their choice (%(default)s)")
     parser.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="per answer (%(default)s)")
@@ -36,9 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, write the report and print its figures."""
+    client = Client(args.url, args.api_key)
     plan = Plan(
-        modes=tuple(args.modes),
+        modes=client.modes(args.modes),
         thresholds=tuple(args.thresholds),
+        algorithm=args.algorithm,
         count=args.count,
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("answers", total=None)
         report = evaluate(
-            Client(args.url),
+            client,
             TASKS.values(),
             plan,
             lambda done, total: progress.update(bar, completed=done, total=total),

@@ -9,6 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import Progress
+
 from dlm_serve.bundled import FOLDER as BUNDLED_MODEL
 
 
@@ -33,6 +36,15 @@ def run(args: argparse.Namespace) -> None:
     """Write the large checkpoint, or its draft adapter alone, to the folder `args.out`."""
     from dlm_serve.inflation import inflate, inflate_adapter  # they load torch
 
-    write = inflate_adapter if args.adapter_only else inflate
-    num_bytes = write(args.model, args.like, args.out, args.draft_noise)
+    if args.adapter_only:
+        num_bytes = inflate_adapter(args.model, args.like, args.out, args.draft_noise)
+    else:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("shards", total=None)
+
+            def show(done: int, total: int) -> None:
+                progress.update(bar, completed=done, total=total)
+
+            num_bytes = inflate(args.model, args.like, args.out, args.draft_noise, show)
     sys.stdout.write(f"{num_bytes / 1e9:.2f} GB of weights in {args.out}\n")

@@ -19,25 +19,28 @@ class Setting:
     mode: str
     threshold: float | None = None
     """Only for diffusion; no threshold changes the answers of the other modes."""
+    algorithm: str | None = None
+    """Only for diffusion; None is the family's default."""
 
     @property
     def options(self) -> dict[str, object]:
         """Return the `custom_params.dlm` of a request."""
-        return {"mode": self.mode} if self.threshold is None else {"mode": self.mode, "threshold": self.threshold}
+        given = {"mode": self.mode, "threshold": self.threshold, "algorithm": self.algorithm}
+        return {name: value for name, value in given.items() if value is not None}
 
     def __str__(self) -> str:
         return self.mode if self.threshold is None else f"{self.mode} {self.threshold:g}"
 
 
-def settings(modes: Iterable[str], thresholds: Iterable[float]) -> list[Setting]:
-    """Return one setting for each of the modes, and for diffusion one for each threshold."""
-    chosen = set(modes)
-    return [
-        Setting(mode, threshold)
-        for mode in MODES
-        if mode in chosen
-        for threshold in (sorted(set(thresholds)) if mode == "diffusion" else [None])
-    ]
+def settings(modes: Iterable[str], thresholds: Iterable[float], algorithm: str | None = None) -> list[Setting]:
+    """Return one setting for each of the modes, and for diffusion one for each threshold, by `algorithm`."""
+    chosen, found = set(modes), []
+    for mode in MODES:
+        if mode == "diffusion" and mode in chosen:
+            found += [Setting(mode, threshold, algorithm) for threshold in sorted(set(thresholds))]
+        elif mode in chosen:
+            found.append(Setting(mode))
+    return found
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Trial:
     question: Question
     answer: Answer
     log_probabilities: tuple[float, ...]
-    """Of the answer's tokens under the autoregressive model, in nats."""
+    """Of the answer's tokens under the autoregressive model, in nats; none where the model cannot decode so."""
 
     @property
     def is_correct(self) -> bool:
@@ -75,13 +78,16 @@ def questions(client: Client, tasks: Iterable[Task], count: int, seed: int) -> l
 
 
 def ask(
-    client: Client, asked: Sequence[Question], setting: Setting, max_new_tokens: int, concurrency: int
+    client: Client, asked: Sequence[Question], setting: Setting, max_new_tokens: int, concurrency: int, *, scored: bool
 ) -> Iterator[Trial]:
-    """Yield the trials of all questions in order, running at most `concurrency` at a time."""
+    """Yield the trials of all questions in order, running at most `concurrency` at a time.
+
+    If they are `scored`, they have log-probabilities, for which the model must have mode autoregressive.
+    """
 
     def attempt(question: Question) -> Trial:
         answer = client.generate(question.prompt_ids, setting.options, max_new_tokens)
-        scores = client.log_probabilities(question.prompt_ids, answer.token_ids)
+        scores = client.log_probabilities(question.prompt_ids, answer.token_ids) if scored else ()
         return Trial(question, answer, tuple(scores))
 
     with ThreadPoolExecutor(concurrency) as pool:

@@ -33,11 +33,13 @@ class Plan:
     max_new_tokens: int
     concurrency: int
     """Requests in flight at a time."""
+    algorithm: str | None = None
+    """Of diffusion; None is the family's default."""
 
     @property
     def settings(self) -> list[Setting]:
         """Return the settings that are compared."""
-        return measure.settings(self.modes, self.thresholds)
+        return measure.settings(self.modes, self.thresholds, self.algorithm)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Result:
     """Answers with the same tokens as the autoregressive ones; None if those were not measured."""
     tasks: dict[str, Figures]
     loss_by_position: list[float | None]
-    """Nats, by position inside the block; see `measure.loss_by_position`."""
+    """Nats, by position inside the block; see `measure.loss_by_position`. All None without mode autoregressive."""
 
     @property
     def setting(self) -> Setting:
@@ -81,13 +83,13 @@ def evaluate(client: Client, tasks: Iterable[Task], plan: Plan, progress: Callab
 
     `progress` is called with the number of answers so far and in total. Raises ServerError.
     """
-    about = client.about()
+    about, scored = client.about(), MODES[0] in client.modes()
     asked = measure.questions(client, tasks, plan.count, plan.seed)
     num_answers, total = 0, len(asked) * len(plan.settings)
     trials: dict[Setting, list[Trial]] = {}
     for setting in plan.settings:
         trials[setting] = []
-        for trial in measure.ask(client, asked, setting, plan.max_new_tokens, plan.concurrency):
+        for trial in measure.ask(client, asked, setting, plan.max_new_tokens, plan.concurrency, scored=scored):
             trials[setting].append(trial)
             num_answers += 1
             progress(num_answers, total)

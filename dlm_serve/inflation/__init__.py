@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -28,6 +29,8 @@ from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER
 
 __all__ = ["inflate", "inflate_adapter"]
 
+Progress = Callable[[int, int], None]
+
 _CARD = """# {source} in a larger shape
 
 This checkpoint computes the same function as `{source}`, at a larger size: every other weight is random or zero.
@@ -35,10 +38,13 @@ It is for measuring speed, and knows nothing that the small model does not. Made
 """
 
 
-def inflate(model_path: str, like: str, out: Path, draft_noise: float = 0.0) -> int:
+def inflate(
+    model_path: str, like: str, out: Path, draft_noise: float = 0.0, progress: Progress = lambda done, total: None
+) -> int:
     """Write the model in the folder `model_path`, in the shape `like`, to the folder `out`. Return the weights' bytes.
 
-    The draft adapter's matrices B get `draft_noise` standard deviations of noise. Holds at most two shards in memory:
+    The draft adapter's matrices B get `draft_noise` standard deviations of noise. `progress` is called with the
+    number of shards written and in total. Holds at most two shards in memory:
     of layers, embedding and head. `config.json` comes last, so that an interrupted run is not mistaken for a
     checkpoint. Raises CheckpointError or ConfigError.
     """
@@ -54,7 +60,7 @@ def inflate(model_path: str, like: str, out: Path, draft_noise: float = 0.0) -> 
     if adapter:
         (out / DRAFT_ADAPTER_FOLDER).mkdir()
         adapter.write(out / DRAFT_ADAPTER_FOLDER)
-    _write_weights(large, out)
+    _write_weights(large, out, progress)
     (out / "config.json").write_text(json.dumps(large.config, indent=2) + "\n")
     return large.num_bytes
 
@@ -83,13 +89,14 @@ def _draft_adapter(source: Source, large: Inflation, noise: float) -> Adapter:
     return large.adapter(source.adapter.with_noise(noise))
 
 
-def _write_weights(large: Inflation, out: Path) -> None:
+def _write_weights(large: Inflation, out: Path, progress: Progress) -> None:
     """Write the shards and their index in the format of `transformers`."""
     file_of: dict[str, str] = {}
     for number, shard in enumerate(large.shards(), start=1):
         file = f"model-{number:05d}-of-{large.num_shards:05d}.safetensors"
         save_file(shard, out / file, metadata={"format": "pt"})
         file_of |= dict.fromkeys(shard, file)
+        progress(number, large.num_shards)
     index = {"metadata": {"total_size": large.num_bytes}, "weight_map": file_of}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 

@@ -5,10 +5,13 @@ SGLang's HookRegistry logs what fails and goes on, and never applies a hook to a
 
 from __future__ import annotations
 
+import logging
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from sglang.srt.plugins import hook_registry
 from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
 from dlm_serve.errors import UnsupportedSGLangError
@@ -29,8 +32,21 @@ def register(hooks: Iterable[Hook]) -> None:
 def install(role: Role) -> None:
     """Apply the hooks of `role` that are not in place yet. Raises UnsupportedSGLangError if one cannot be."""
     register(hook for hook in hooks_of(role) if not is_in_place(hook))
-    HookRegistry.apply_hooks()
+    with _only_warnings():
+        HookRegistry.apply_hooks()
     require_in_place(role)
+
+
+@contextmanager
+def _only_warnings() -> Iterator[None]:
+    """Keep SGLang from a line of log for each hook, in each process; what fails is still said."""
+    logger = logging.getLogger(hook_registry.__name__)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def require_in_place(role: Role) -> None:

@@ -17,6 +17,7 @@ class Role(StrEnum):
     """The processes that hooks are for."""
 
     EVERY = "every"
+    LAUNCHER = "main, before it loads anything"
     MAIN = "main"
     SCHEDULER = "scheduler"
     CPU_SCHEDULER = "scheduler on plain PyTorch"
@@ -68,6 +69,15 @@ ENTRY_HOOKS = (RESOLVE, PUBLISH)
 """Registered in every process that loads the plugin; they do nothing where another model is served."""
 
 HOOKS = (
+    Hook(
+        f"{_SRT}.entrypoints.http_server.launch_server",
+        ("server_args",),
+        kind="before",
+        hook=f"{_OURS}.listening:require_free_port",
+        role=Role.LAUNCHER,
+        why="a port in use is found only when the model has been loaded",
+        until="SGLang looks before it loads",
+    ),
     Hook(
         f"{_SRT}.managers.tokenizer_manager.TokenizerManager",
         kind="replace",

@@ -223,6 +223,9 @@ class WorkerLike(Protocol):
 class ServerArgsLike(Protocol):
     """`server_args.ServerArgs` before it is resolved: the flags of a server."""
 
+    host: str
+    port: int
+    node_rank: int
     model_path: str
     served_model_name: str | None
     revision: str | None

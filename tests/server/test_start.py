@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,18 @@ def test_incomplete_checkpoint(without_weights: Path, tmp_path: Path) -> None:
     assert "no *.safetensors file" in message
 
 
+def test_a_port_in_use(tmp_path: Path) -> None:
+    """Found before anything is loaded."""
+    log = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = str(listening.getsockname()[1])
+        command = ["-m", "sglang.launch_server", "--model-path", str(TRAINED), "--port", port]
+        assert Program(command, users_environment(), log).wait(START_SECONDS) != 0
+    shown = log.read_text()
+    assert f"ConfigError: --port = {port}: cannot be listened on at 127.0.0.1" in shown.splitlines()[-1]
+    assert "Load weight begin" not in shown
+
+
 def test_unsupported_sglang(tmp_path: Path) -> None:
     script, log = tmp_path / "start.py", tmp_path / "log"
     script.write_text(PRETEND_OTHER_VERSION.format(model=str(TRAINED)))
@@ -48,6 +61,7 @@ def test_unsupported_sglang(tmp_path: Path) -> None:
 def test_random_weights(without_weights: Path, tmp_path: Path) -> None:
     """`--load-format dummy` needs no weights, and every mode runs on them."""
     with Server.launch(without_weights, "--load-format", "dummy", log=tmp_path / "log") as server:
+        assert "hook(s)" not in server.log.read_text(), "a line of log for each hook"
         for mode in ("autoregressive", "diffusion", "self_speculation"):
             assert len(server.generate([20, 30], 20, mode=mode, ignore_eos=True)["output_ids"]) == 20
         server.assert_nothing_leaked()

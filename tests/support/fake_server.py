@@ -39,6 +39,9 @@ class FakeServer(AbstractContextManager["FakeServer"]):
         self.num_abandoned = 0
         """Streams that the client closed before their end."""
         self.has_plugin = True
+        self.modes: tuple[str, ...] = tuple(EMITTED)
+        """Those of the model."""
+        self.api_key: str | None = None
         self._num_running = 0
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -82,10 +85,16 @@ class FakeServer(AbstractContextManager["FakeServer"]):
                 "tokens_per_forward": round(end / nfe, 4) if nfe else None,
                 "acceptance_length": 4.0 if mode == "self_speculation" and nfe else None,
                 "block_length": 1 if mode == "autoregressive" else BLOCK_LENGTH,
+                "mode_switches": 0,
+                "tokens": {mode: end - 1},
             }
             is_last = end == len(ids)
             reason = {"type": "length" if len(whole) > len(ids) else "stop"} if is_last else None
-            about: Body = {"finish_reason": reason, **({"dlm": statistics} if self.has_plugin else {})}
+            about: Body = {
+                "finish_reason": reason,
+                "completion_tokens": end,
+                **({"dlm": statistics} if self.has_plugin else {}),
+            }
             yield {"text": bytes(ids[:end]).decode(errors="replace"), "output_ids": ids[:end], "meta_info": about}
 
     def log_probabilities(self, body: Body) -> Body:
@@ -104,10 +113,24 @@ class FakeServer(AbstractContextManager["FakeServer"]):
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self._send(200 if self.path == "/server_info" else 404, {"version": "9.9.9", "model_path": "tiny"})
+                names = ["tiny", *(f"tiny:{mode}" for mode in fake.modes if fake.has_plugin)]
+                found: dict[str, Body] = {
+                    "/server_info": {"version": "9.9.9", "model_path": "tiny"},
+                    "/v1/models": {"data": [{"id": name} for name in names]},
+                }
+                if self._may_enter():
+                    self._send(200 if self.path in found else 404, found.get(self.path, {}))
+
+            def _may_enter(self) -> bool:
+                if fake.api_key in (None, (self.headers["Authorization"] or "").removeprefix("Bearer ")):
+                    return True
+                self._send(401, {"error": "Unauthorized"})
+                return False
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if not self._may_enter():
+                    return
                 if self.path == "/tokenize":
                     rendered = fake.render(body["messages"], body.get("chat_template_kwargs", {}))
                     self._send(200, {"tokens": list(rendered.encode())})

@@ -37,7 +37,7 @@ def start_without(failing: Hook, ours: ServerArgs, prepared: ServerArgs) -> str:
     try:
         if failing is RESOLVE:
             return refusal(lambda: plugin.before_publish(ours, role="tokenizer"))
-        if failing is PUBLISH:
+        if failing is PUBLISH or failing.role is Role.LAUNCHER:
             return refusal(lambda: plugin.before_resolve(ours))
         if failing.role is Role.MAIN:
             return refusal(lambda: plugin.before_publish(prepared, role="tokenizer"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def test_help_names_every_command_and_what_it_does(capsys: pytest.CaptureFixture
         cli.main(["--help"])
     assert end.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert {"chat", "demo", "eval", "inflate"} <= set(cli.commands())
+    assert {"bench", "chat", "demo", "doctor", "eval", "inflate"} <= set(cli.commands())
     for name in cli.commands():
         module = importlib.import_module(f"dlm_serve.cli.{name}")
         assert module.__doc__ is not None
@@ -50,7 +51,7 @@ def test_help_imports_no_command() -> None:
     assert not loaded & {*HEAVY, "rich", "httpx", "pydantic"}
 
 
-@pytest.mark.parametrize("name", ["demo", "chat", "eval"])
+@pytest.mark.parametrize("name", ["demo", "chat", "eval", "bench"])
 def test_what_only_asks_a_server_loads_nothing_heavy(name: str) -> None:
     code = f"from dlm_serve import cli\nassert cli.main(['{name}', '--url', 'http://127.0.0.1:9']) == 1"
     loaded = packages_loaded_by(code)
@@ -62,7 +63,7 @@ def test_the_modes_are_those_of_the_server() -> None:
     assert set(MODES) == set(Mode) - {Mode.AUTO}
 
 
-@pytest.mark.parametrize("name", ["demo", "chat", "eval"])
+@pytest.mark.parametrize("name", ["demo", "chat", "eval", "bench"])
 def test_no_server_is_running(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The message says where none is and how to start one."""
     assert cli.main([name, "--url", "http://127.0.0.1:9"]) == 1
@@ -84,6 +85,48 @@ def test_server_without_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:
         server.has_plugin = False
         assert cli.main(["demo", "--url", server.url]) == 1
     assert "without dlm-serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+@pytest.mark.parametrize("command", ["demo", "eval", "chat"])
+def test_api_key(
+    how: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes from the flag or the environment; without one, the error says so."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("why?\n"))
+    short = ["--count", "1", "--out", str(tmp_path / "eval.json")] if command == "eval" else []
+    with FakeServer(lambda question, options: "yes") as server:
+        server.api_key = "secret"
+        asked = [command, "--url", server.url, *short]
+        assert cli.main(asked) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "--api-key or DLM_SERVE_API_KEY" in error
+        if how == "environment":
+            monkeypatch.setenv("DLM_SERVE_API_KEY", "secret")
+        assert cli.main([*asked, *(["--api-key", "secret"] if how == "flag" else [])]) == 0
+
+
+@pytest.mark.parametrize("modes", [("diffusion",), ("diffusion", "autoregressive")])
+def test_models_without_some_modes(modes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What there is is asked; what is asked for and is not there is an invalid value."""
+    out = tmp_path / "eval.json"
+    with FakeServer(lambda question, options: "yes") as server:
+        server.modes = modes
+        assert cli.main(["demo", "--url", server.url]) == 0
+        flags = ["--count", "1", "--thresholds", "0.9", "--algorithm", "threshold", "--out", str(out)]
+        assert cli.main(["eval", "--url", server.url, *flags]) == 0
+        assert {"mode": "diffusion", "threshold": 0.9, "algorithm": "threshold"} in [
+            body["sampling_params"]["custom_params"]["dlm"] for body in server.requests
+        ]
+        asked = {body["sampling_params"]["custom_params"]["dlm"]["mode"] for body in server.requests}
+        capsys.readouterr()
+        assert cli.main(["demo", "--url", server.url, "--modes", "self_speculation"]) == 2
+    assert asked == set(modes)
+    losses = json.loads(out.read_text())["results"][0]["loss_by_position"]
+    assert (losses[0] is not None) == ("autoregressive" in modes)
+    error = capsys.readouterr().err
+    assert error.startswith("dlm-serve demo: --modes = 'self_speculation': this model offers ")
 
 
 def test_server_that_refuses(capsys: pytest.CaptureFixture[str]) -> None:

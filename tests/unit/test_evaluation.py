@@ -114,6 +114,7 @@ def test_how_it_came_about(measured: dict[str, Any]) -> None:
         "seed": SEED,
         "max_new_tokens": 256,
         "concurrency": 4,
+        "algorithm": None,
     }
 
 

@@ -15,6 +15,7 @@ import pytest
 
 STANDARD_LIBRARY = sys.stdlib_module_names
 LIGHT_MODULES = (
+    "dlm_serve",
     "dlm_serve.errors",
     "dlm_serve.training.tasks",
     "dlm_serve.decoding",
@@ -117,6 +118,7 @@ ALLOWED = {
     "dlm_serve.evaluation": (
         "matplotlib",
         "dlm_serve.client",
+        "dlm_serve.errors",
         "dlm_serve.evaluation",
         "dlm_serve.training.tasks",
     ),
@@ -135,6 +137,7 @@ ALLOWED = {
         "dlm_serve.bundled",
         "dlm_serve.cli",
         "dlm_serve.client",
+        "dlm_serve.doctor",
         "dlm_serve.options",
         "dlm_serve.errors",
         "dlm_serve.evaluation",
@@ -188,7 +191,7 @@ def test_nothing_imports_the_commands() -> None:
 
 
 def test_only_the_outer_packages_import_sglang() -> None:
-    outer = ("dlm_serve.plugin", "dlm_serve.platform", "dlm_serve.models", "dlm_serve.sglang")
+    outer = ("dlm_serve.plugin", "dlm_serve.platform", "dlm_serve.models", "dlm_serve.sglang", "dlm_serve.offline")
     importing = {module for module, file in sources() if any(is_inside(i, ("sglang",)) for i in imports_of(file))}
     assert importing, "none found: the search is broken"
     assert {module for module in importing if not is_inside(module, outer)} == set()
