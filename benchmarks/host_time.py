@@ -29,11 +29,11 @@ from sglang.srt.layers.sampler import Sampler
 from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, Prediction, RequestState, Rows, StepOutput, TokenChoice
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.routing.costs import LearnedCosts
-from dlm_serve.sglang.block_step import BlockForward
-from dlm_serve.sglang.decode_step import DecodeStep
-from dlm_serve.sglang.logit_step import LogitStep
-from dlm_serve.sglang.planned_step import StepPlanner
-from dlm_serve.sglang.sampler import DlmSampler
+from dlm_serve.sglang.engine.block_step import BlockForward
+from dlm_serve.sglang.engine.decode_step import DecodeStep
+from dlm_serve.sglang.engine.logit_step import LogitStep
+from dlm_serve.sglang.engine.planned_step import StepPlanner
+from dlm_serve.sglang.engine.sampler import DlmSampler
 
 WIDTH, VOCAB_SIZE, MASK = 8, 32, 3
 COMMIT = NEMOTRON_LABS_DIFFUSION.commit
@@ -64,7 +64,7 @@ class Forwards:
 
 def decode_forward(table: Rows) -> Any:
     """Return SGLang's decode without its forward; the sampler is the real one."""
-    from dlm_serve.sglang.decode_forward import DecodeForward
+    from dlm_serve.sglang.engine.decode_forward import DecodeForward
 
     with mock.patch.object(Sampler, "__init__", torch.nn.Module.__init__):  # which asks for process groups
         sampler = DlmSampler(CHOICE)

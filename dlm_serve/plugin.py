@@ -67,8 +67,8 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     """
     from dlm_serve.sglang import install
     from dlm_serve.sglang.algorithm import NAME
-    from dlm_serve.sglang.dlm_routes import add_routes
-    from dlm_serve.sglang.refusals import answer_refusals
+    from dlm_serve.sglang.frontend.dlm_routes import add_routes
+    from dlm_serve.sglang.frontend.refusals import answer_refusals
 
     if server_args.speculative_algorithm != NAME:
         _refuse_unprepared(server_args)
@@ -103,7 +103,7 @@ def _worker_class(server_args: Any) -> type:
     Raises UnsupportedSGLangError where the scheduler has started without our hooks.
     """
     from dlm_serve.sglang import install
-    from dlm_serve.sglang.worker import DlmWorker
+    from dlm_serve.sglang.engine.worker import DlmWorker
 
     for role in _scheduler_roles():
         install.require_in_place(role)

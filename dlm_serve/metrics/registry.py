@@ -1,4 +1,4 @@
-"""Declare every metric: what is counted (`counts`), exported (`sglang.export`) and documented (docs/metrics.md)."""
+"""Declare every metric: what is counted (`counts`), exported (`sglang.engine.export`), described (docs/metrics.md)."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ HOOKS = (
     Hook(
         f"{_SRT}.managers.tokenizer_manager.TokenizerManager",
         kind="replace",
-        hook=f"{_OURS}.admission:DlmTokenizerManager",
+        hook=f"{_OURS}.frontend.admission:DlmTokenizerManager",
         role=Role.MAIN,
         why="requests need a check and a plan, their samples seeds, their answers the newest statistics; "
         "n = 0 and patterns that do not compile end in HTTP 500 or an empty stream, and token ids outside the "
@@ -92,7 +92,7 @@ HOOKS = (
         f"{_SRT}.entrypoints.api_contract.generate_contract_error",
         ("body",),
         kind="after",
-        hook=f"{_OURS}.admission:contract_error",
+        hook=f"{_OURS}.frontend.admission:contract_error",
         role=Role.MAIN,
         why="a streaming /generate answers 200 before its request is checked",
         until="SGLang checks requests before it starts to stream",
@@ -101,7 +101,7 @@ HOOKS = (
         f"{_SRT}.entrypoints.openai.serving_chat.OpenAIServingChat._convert_to_internal_request",
         ("request", "raw_request"),
         kind="around",
-        hook=f"{_OURS}.admission:converted_chat",
+        hook=f"{_OURS}.frontend.admission:converted_chat",
         role=Role.MAIN,
         why="a chat with fields of types that nobody checks ends in HTTP 500; where the end of thinking is a special "
         "token it is taken out of the text before the reasoning parser looks for it",
@@ -111,7 +111,7 @@ HOOKS = (
         f"{_SRT}.entrypoints.openai.serving_completions.OpenAIServingCompletion._build_sampling_params",
         ("request",),
         kind="after",
-        hook=f"{_OURS}.admission:as_the_model_says",
+        hook=f"{_OURS}.frontend.admission:as_the_model_says",
         role=Role.MAIN,
         why="/v1/completions draws at temperature 1.0 where nothing is said, whatever the checkpoint says",
         until="SGLang gives completions the checkpoint's defaults, as it does chats",
@@ -119,7 +119,7 @@ HOOKS = (
     Hook(
         f"{_SRT}.entrypoints.ollama.serving.OllamaServing",
         kind="replace",
-        hook=f"{_OURS}.ollama:DlmOllamaServing",
+        hook=f"{_OURS}.frontend.ollama:DlmOllamaServing",
         role=Role.MAIN,
         why="streams leave out the text of their last step; a seed is handed on by a name that nothing takes",
         until="SGLang's Ollama routes stream whole answers and know the seed",
@@ -128,7 +128,7 @@ HOOKS = (
         f"{_SRT}.parser.template_detection.detect_reasoning_pattern",
         ("template",),
         kind="after",
-        hook=f"{_OURS}.reasoning:thinking_switch",
+        hook=f"{_OURS}.frontend.reasoning:thinking_switch",
         role=Role.MAIN,
         why="the switch of a template that thinks only where it is told to is not found as the release writes it: with "
         "a reasoning parser, all answers would be reasoning",
@@ -137,7 +137,7 @@ HOOKS = (
     Hook(
         f"{_SRT}.managers.scheduler.Scheduler",
         kind="replace",
-        hook=f"{_OURS}.scheduler:DlmScheduler",
+        hook=f"{_OURS}.engine.scheduler:DlmScheduler",
         role=Role.SCHEDULER,
         why="a request whose step in flight emits nothing would be dropped as finished by length; one that fills the "
         "pool but for the reserve of its steps would be ended by an error; outputs carry meta_info.dlm; ranks learn of "
@@ -148,7 +148,7 @@ HOOKS = (
     Hook(
         f"{_SRT}.managers.schedule_batch.Req",
         kind="replace",
-        hook=f"{_OURS}.scheduler:DlmReq",
+        hook=f"{_OURS}.engine.scheduler:DlmReq",
         role=Role.SCHEDULER,
         why="an EXTEND call may give no token; after a step that emits nothing, output_ids[-0:] rescans the whole "
         "output; BD3-LM has a stop rule of its own; the KV of an answer may be missing still, or not be that of the "
@@ -159,7 +159,7 @@ HOOKS = (
     Hook(
         f"{_SRT}.mem_cache.allocation_sizing.get_req_to_token_extra_context_len",
         kind="after",
-        hook=f"{_OURS}.scheduler:room_for_reserve",
+        hook=f"{_OURS}.engine.scheduler:room_for_reserve",
         role=Role.SCHEDULER,
         why="at page size 1 the reserve of a full context runs into the next request's row",
         until="SGLang sizes rows by the reserve at every page size",

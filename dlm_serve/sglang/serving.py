@@ -17,6 +17,10 @@ PIN = "dlm_pin"
 """The name under which a control request carries a number of `Serving.pins`."""
 
 
+STATISTICS_KEY = "dlm"
+"""Where in an answer's `meta_info` its statistics are."""
+
+
 @dataclass(frozen=True)
 class Serving:
     """A checkpoint of ours with the configuration it is served under."""

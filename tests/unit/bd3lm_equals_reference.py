@@ -17,8 +17,8 @@ from in_process import model_runner_of
 
 from dlm_serve.decoding import Mode, ModeSettings, Phase, Rows, Sampling, TokenChoice
 from dlm_serve.decoding.stop_rules import ended_length, is_degenerate
-from dlm_serve.sglang.attention import DlmAttentionBackend
-from dlm_serve.sglang.block_step import BlockStep
+from dlm_serve.sglang.engine.attention import DlmAttentionBackend
+from dlm_serve.sglang.engine.block_step import BlockStep
 from dlm_serve.sglang.serving import current
 
 DATA = Path(__file__).parent.parent / "data" / "bd3lm"

@@ -17,8 +17,8 @@ import torch
 from in_process import model_runner_of
 
 from dlm_serve.decoding import Mode, ModeSettings, Rows
-from dlm_serve.sglang.attention import DlmAttentionBackend
-from dlm_serve.sglang.block_step import BlockStep
+from dlm_serve.sglang.engine.attention import DlmAttentionBackend
+from dlm_serve.sglang.engine.block_step import BlockStep
 from dlm_serve.sglang.serving import current
 
 DATA = Path(__file__).parent.parent / "data" / "sdlm"

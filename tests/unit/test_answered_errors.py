@@ -13,9 +13,9 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, model_validator
 
-from dlm_serve.sglang import refusals
-from dlm_serve.sglang.error_bodies import restyled
-from dlm_serve.sglang.routes import ErrorStyle
+from dlm_serve.sglang.frontend import refusals
+from dlm_serve.sglang.frontend.error_bodies import restyled
+from dlm_serve.sglang.frontend.routes import ErrorStyle
 
 
 class Body(BaseModel):

@@ -169,6 +169,8 @@ FORBIDDEN = {
     "dlm_serve.sglang.compat": ("dlm_serve.plugin", "dlm_serve.models", *COMMANDS),
     "dlm_serve.platform": ("dlm_serve.plugin", *COMMANDS),
     "dlm_serve.sglang": ("dlm_serve.plugin", *COMMANDS),
+    "dlm_serve.sglang.frontend": ("dlm_serve.sglang.engine",),
+    "dlm_serve.sglang.engine": ("dlm_serve.sglang.frontend",),
     "dlm_serve.options": ("dlm_serve.models", *SERVING, *COMMANDS),
     "dlm_serve.plugin": COMMANDS,
     "dlm_serve.training": ("dlm_serve.cli", *SERVING),

@@ -33,4 +33,4 @@ def register() -> None:
     """Entry point of `sglang.srt.plugins`."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register("dlm_serve.sglang.worker.DlmWorker._decode", guard, HookType.AROUND)
+    HookRegistry.register("dlm_serve.sglang.engine.worker.DlmWorker._decode", guard, HookType.AROUND)

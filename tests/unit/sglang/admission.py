@@ -10,7 +10,7 @@ from typing import Any
 
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-from dlm_serve.sglang.admission import DlmTokenizerManager
+from dlm_serve.sglang.frontend.admission import DlmTokenizerManager
 from dlm_serve.sglang.serving import find_serving
 
 

@@ -12,9 +12,9 @@ import torch
 
 from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, RequestState, Rows
 from dlm_serve.families import BD3LM, EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, SDAR, SDLM
-from dlm_serve.sglang import requests
-from dlm_serve.sglang.extend_step import ExtendStep
-from dlm_serve.sglang.requests import NO_TOKEN
+from dlm_serve.sglang.engine import requests
+from dlm_serve.sglang.engine.extend_step import ExtendStep
+from dlm_serve.sglang.engine.requests import NO_TOKEN
 
 FAMILIES = {family.name: family for family in (BD3LM, EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, SDAR, SDLM)}
 MASK, BLOCK_LENGTH, PREDICTED = 1, 4, 50

@@ -18,11 +18,11 @@ import torch
 from dlm_serve.decoding import AttentionSpec, Mode, ModeSettings, Prediction, RowOptions, Rows
 from dlm_serve.families import FAMILIES, Family
 from dlm_serve.scheduling.graph_shapes import GraphShapes
-from dlm_serve.sglang import block_graphs
-from dlm_serve.sglang.attention import DlmAttentionBackend
-from dlm_serve.sglang.block_graphs import BlockGraphs
-from dlm_serve.sglang.block_step import BlockStep
-from dlm_serve.sglang.prompt_attention import SpanBackend
+from dlm_serve.sglang.engine import block_graphs
+from dlm_serve.sglang.engine.attention import DlmAttentionBackend
+from dlm_serve.sglang.engine.block_graphs import BlockGraphs
+from dlm_serve.sglang.engine.block_step import BlockStep
+from dlm_serve.sglang.engine.prompt_attention import SpanBackend
 
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_REQUESTS = 3, 11, 8, 12
 

@@ -16,7 +16,7 @@ from sglang.srt.utils.auth import add_api_key_middleware
 
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options.server_file import ServerConfig
-from dlm_serve.sglang import dlm_routes, refusals
+from dlm_serve.sglang.frontend import dlm_routes, refusals
 from dlm_serve.sglang.serving import PIN, Serving
 
 

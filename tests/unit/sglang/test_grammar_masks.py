@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlm_serve.sglang.grammar_masks import GrammarMasks, fill_along
+from dlm_serve.sglang.engine.grammar_masks import GrammarMasks, fill_along
 
 VOCAB_SIZE = 40
 END = 39

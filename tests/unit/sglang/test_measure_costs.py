@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dlm_serve.decoding import Rows
-from dlm_serve.sglang import measure_costs
-from dlm_serve.sglang.measure_costs import CostMeasurement
+from dlm_serve.sglang.engine import measure_costs
+from dlm_serve.sglang.engine.measure_costs import CostMeasurement
 
 WIDTHS, MAX_ROWS = (4, 32), 64
 

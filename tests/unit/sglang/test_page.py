@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.responses import PlainTextResponse
 
-from dlm_serve.sglang.page import FOLDER, PAGE, add_page
+from dlm_serve.sglang.frontend.page import FOLDER, PAGE, add_page
 
 FILES = {file.name: file.read_text() for file in FOLDER.iterdir()}
 PATHS = {PAGE if name == "page.html" else f"{PAGE}/{name}": name for name in FILES}

@@ -19,8 +19,8 @@ from dlm_serve.decoding import (
     WindowCommit,
 )
 from dlm_serve.routing.costs import LearnedCosts
-from dlm_serve.sglang.planned_step import StepPlanner
-from dlm_serve.sglang.requests import known_start_of
+from dlm_serve.sglang.engine.planned_step import StepPlanner
+from dlm_serve.sglang.engine.requests import known_start_of
 
 SPECULATION, AUTOREGRESSIVE = ModeSettings(Mode.SELF_SPECULATION, 8), ModeSettings(Mode.AUTOREGRESSIVE, 1)
 BLOCKS, DRAFTS = ModeSettings(Mode.DIFFUSION, 4, 0.9), ModeSettings(Mode.DIFFUSION, 4, algorithm="self_speculative")

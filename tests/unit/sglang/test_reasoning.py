@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sglang.srt.parser.template_detection import ReasoningToggleConfig, detect_reasoning_pattern
 
-from dlm_serve.sglang.reasoning import thinking_switch
+from dlm_serve.sglang.frontend.reasoning import thinking_switch
 from dlm_serve.training.tokenizer import CHAT_TEMPLATE
 
 OFF = (False, ReasoningToggleConfig(toggle_param="enable_thinking", default_enabled=False))

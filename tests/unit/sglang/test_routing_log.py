@@ -10,9 +10,9 @@ import pytest
 
 from dlm_serve.routing.costs import StepShape
 from dlm_serve.routing.prefills import PrefillShape
-from dlm_serve.sglang import step_timer
-from dlm_serve.sglang.routing import RoutingLog
-from dlm_serve.sglang.step_timer import HostTimer, Timed
+from dlm_serve.sglang.engine import step_timer
+from dlm_serve.sglang.engine.routing import RoutingLog
+from dlm_serve.sglang.engine.step_timer import HostTimer, Timed
 
 
 def router_of(expected: float | None = 9.0, **requests: int) -> Any:
@@ -26,7 +26,7 @@ def test_the_log_has_a_line_a_minute_and_only_when_the_choice_has_changed(
 ) -> None:
     caplog.set_level(logging.INFO)
     log, now = RoutingLog(), [0.0]
-    monkeypatch.setattr("dlm_serve.sglang.routing.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dlm_serve.sglang.engine.routing.time.monotonic", lambda: now[0])
     seen = []
     for seconds, router in (
         (0, router_of(autoregressive=2)),
@@ -50,7 +50,7 @@ def test_steps_are_timed_from_the_end_of_the_one_before_and_prefills_until_the_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter([10.0, 10.002, 10.01, 19.0, 19.25, 19.5, 19.625, 20.0, 20.005])
-    monkeypatch.setattr("dlm_serve.sglang.step_timer.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("dlm_serve.sglang.engine.step_timer.time.perf_counter", lambda: next(clock))
     timer, first, second, third = HostTimer(), *(StepShape(num_decode=n) for n in (1, 2, 3))
     chunk, last_chunk = PrefillShape(1, 100), PrefillShape(1, 20)
     timer.begin_step()

@@ -14,7 +14,7 @@ from typing import Any
 from sglang.srt.managers.scheduler_components.metrics_reporter import SchedulerMetricsReporter
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from dlm_serve.sglang.counting import METER
+from dlm_serve.sglang.engine.counting import METER
 
 
 class DlmMetricsReporter(SchedulerMetricsReporter):  # type: ignore[misc]  # the base is untyped

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dlm_serve.metrics.meter import Meter
 from dlm_serve.metrics.registry import Outcome, StepKind
 from dlm_serve.routing.costs import StepShape
+from dlm_serve.sglang.engine.requests import state_of
 from dlm_serve.sglang.protocols import ReqLike
-from dlm_serve.sglang.requests import state_of
 
 METER = Meter()
 """What this process counts."""

@@ -11,9 +11,6 @@ from dlm_serve.options.request_rules import PLAN, PLAN_KEY
 from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
 
-STATISTICS_KEY = "dlm"
-"""Where in an answer's `meta_info` its statistics are."""
-
 NO_TOKEN = -(1 << 62)
 """What an EXTEND call gives a request without a first token: SGLang appends it, and `DlmReq` takes it away again."""
 

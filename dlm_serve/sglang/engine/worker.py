@@ -19,21 +19,21 @@ from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
 from dlm_serve.routing.pinned import PinnedPolicy
 from dlm_serve.routing.prefills import PrefillShape
 from dlm_serve.routing.router import Decision
-from dlm_serve.sglang.attention import DlmAttentionBackend
-from dlm_serve.sglang.block_step import BlockStep, Step
-from dlm_serve.sglang.counting import count_step_time
-from dlm_serve.sglang.decode_forward import DecodeForward
-from dlm_serve.sglang.decode_step import DecodeStep
-from dlm_serve.sglang.draft_windows import DraftWindows
-from dlm_serve.sglang.extend_step import ExtendStep
-from dlm_serve.sglang.logit_step import Barrier, LogitStep
-from dlm_serve.sglang.planned_step import RowGroup, StepPlanner
+from dlm_serve.sglang.engine.attention import DlmAttentionBackend
+from dlm_serve.sglang.engine.block_step import BlockStep, Step
+from dlm_serve.sglang.engine.counting import count_step_time
+from dlm_serve.sglang.engine.decode_forward import DecodeForward
+from dlm_serve.sglang.engine.decode_step import DecodeStep
+from dlm_serve.sglang.engine.draft_windows import DraftWindows
+from dlm_serve.sglang.engine.extend_step import ExtendStep
+from dlm_serve.sglang.engine.logit_step import Barrier, LogitStep
+from dlm_serve.sglang.engine.planned_step import RowGroup, StepPlanner
+from dlm_serve.sglang.engine.requests import state_of
+from dlm_serve.sglang.engine.routing import RoutingLog, make_router, running
+from dlm_serve.sglang.engine.sampler import DlmSampler
+from dlm_serve.sglang.engine.step_timer import EventTimer, HostTimer, StepTimer
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, ServerArgsLike, WorkerLike
-from dlm_serve.sglang.requests import state_of
-from dlm_serve.sglang.routing import RoutingLog, make_router, running
-from dlm_serve.sglang.sampler import DlmSampler
 from dlm_serve.sglang.serving import load_serving
-from dlm_serve.sglang.step_timer import EventTimer, HostTimer, StepTimer
 
 Publish = Callable[[torch.Tensor], None]
 
@@ -99,7 +99,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         windows = DraftWindows(eager, runner, commit, mask)
         step: Step = eager
         if runner.decode_cuda_graph_capture_bs:
-            from dlm_serve.sglang.block_graphs import BlockGraphs
+            from dlm_serve.sglang.engine.block_graphs import BlockGraphs
 
             routing = serving.config.routing
             step = BlockGraphs.capture(eager, runner, routing, commit.usable_widths(block_size, routing.widths))
@@ -120,7 +120,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         serving = self._serving
         widths = serving.commit.usable_widths(serving.checkpoint.block_size, serving.config.routing.widths)
         if not isinstance(step, BlockStep):
-            from dlm_serve.sglang.measure_costs import CostMeasurement, measured_costs
+            from dlm_serve.sglang.engine.measure_costs import CostMeasurement, measured_costs
 
             measurement = CostMeasurement(step, decode, self.table, self.model_runner)
             return MeasuredCosts(measured_costs(measurement, self.model_runner, widths, step.captured_rows, max_rows))

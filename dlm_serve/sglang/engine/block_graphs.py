@@ -21,7 +21,7 @@ from dlm_serve.decoding import Prediction, StepOutput
 from dlm_serve.errors import ConfigError
 from dlm_serve.options.server_file import RoutingConfig
 from dlm_serve.scheduling.graph_shapes import GraphShape, GraphShapes
-from dlm_serve.sglang.block_step import BlockForward, BlockStep
+from dlm_serve.sglang.engine.block_step import BlockForward, BlockStep
 from dlm_serve.sglang.protocols import ModelRunnerLike
 
 logger = logging.getLogger(__name__)

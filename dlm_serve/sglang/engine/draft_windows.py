@@ -8,7 +8,7 @@ import torch
 
 from dlm_serve.decoding import Commit, RequestState, Rows, StepOutput
 from dlm_serve.decoding.commit.draft_windows import draft_windows, keeping_last, verify
-from dlm_serve.sglang.block_step import BlockStep
+from dlm_serve.sglang.engine.block_step import BlockStep
 from dlm_serve.sglang.protocols import ModelRunnerLike
 
 

@@ -10,13 +10,13 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
 
 from dlm_serve.decoding import Phase, StepOutput
-from dlm_serve.sglang.block_step import BlockForward, Step
-from dlm_serve.sglang.decode_forward import DecodeForward
-from dlm_serve.sglang.draft_windows import DraftWindows
-from dlm_serve.sglang.inputs import StepState
-from dlm_serve.sglang.logit_step import Barrier, GroupLogits, LogitStep, StepContext
-from dlm_serve.sglang.logprobs import StepLogprobs
-from dlm_serve.sglang.planned_step import PlannedStep, RowGroup
+from dlm_serve.sglang.engine.block_step import BlockForward, Step
+from dlm_serve.sglang.engine.decode_forward import DecodeForward
+from dlm_serve.sglang.engine.draft_windows import DraftWindows
+from dlm_serve.sglang.engine.inputs import StepState
+from dlm_serve.sglang.engine.logit_step import Barrier, GroupLogits, LogitStep, StepContext
+from dlm_serve.sglang.engine.logprobs import StepLogprobs
+from dlm_serve.sglang.engine.planned_step import PlannedStep, RowGroup
 from dlm_serve.sglang.protocols import BatchLike
 
 

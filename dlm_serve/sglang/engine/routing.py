@@ -13,8 +13,8 @@ from dlm_serve.routing.costs import CostModel
 from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.router import Policy, Router
 from dlm_serve.routing.rules import RulesPolicy
+from dlm_serve.sglang.engine.requests import state_of
 from dlm_serve.sglang.protocols import ReqLike
-from dlm_serve.sglang.requests import state_of
 from dlm_serve.sglang.serving import Serving
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.utils.common import async_d2h
 
+from dlm_serve.sglang.engine.to_device import to_device
 from dlm_serve.sglang.protocols import BatchLike
-from dlm_serve.sglang.to_device import to_device
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dlm_serve.decoding import Commit
 from dlm_serve.decoding.kv_slots import ReadSlots, read_slots
+from dlm_serve.sglang.engine.requests import state_of
 from dlm_serve.sglang.protocols import AttentionLayerLike, BatchLike, ForwardBatchLike, ModelRunnerLike
-from dlm_serve.sglang.requests import state_of
 
 MAX_ROW = 64
 """Tokens of the longest first span that is a row. Longer ones are whole prompts."""

@@ -18,7 +18,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import AttentionSpec, Commit, Prediction, Rows, StepOutput, TokenChoice
 from dlm_serve.decoding.kv_slots import read_slots, write_slots
-from dlm_serve.sglang.inputs import BlockInput
+from dlm_serve.sglang.engine.inputs import BlockInput
 from dlm_serve.sglang.protocols import ModelRunnerLike
 
 

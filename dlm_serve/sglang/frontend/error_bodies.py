@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from dlm_serve.errors import field_of
-from dlm_serve.sglang.routes import ErrorStyle
+from dlm_serve.sglang.frontend.routes import ErrorStyle
 
 _TYPES = {HTTPStatus.BAD_REQUEST: "invalid_request_error", HTTPStatus.NOT_FOUND: "not_found_error"}
 

@@ -16,8 +16,8 @@ from dlm_serve.decoding import Phase, RowOptions, Rows
 from dlm_serve.routing.cost_file import CostFile
 from dlm_serve.routing.costs import CostTable, interpolated
 from dlm_serve.scheduling.graph_shapes import BATCH_SIZES
-from dlm_serve.sglang.block_step import Step
-from dlm_serve.sglang.decode_forward import DecodeForward
+from dlm_serve.sglang.engine.block_step import Step
+from dlm_serve.sglang.engine.decode_forward import DecodeForward
 from dlm_serve.sglang.protocols import ModelRunnerLike
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import torch
 from dlm_serve.decoding import Commit, RequestState, RowOptions, Rows
 from dlm_serve.routing.costs import CostTable, StepShape
 from dlm_serve.scheduling.step_plan import StepPlan
-from dlm_serve.sglang.logit_rows import LogitRows
+from dlm_serve.sglang.engine.logit_rows import LogitRows
+from dlm_serve.sglang.engine.requests import row_options_of, state_of
+from dlm_serve.sglang.engine.to_device import to_device
 from dlm_serve.sglang.protocols import ReqLike
-from dlm_serve.sglang.requests import row_options_of, state_of
-from dlm_serve.sglang.to_device import to_device
 
 
 @dataclass(frozen=True)

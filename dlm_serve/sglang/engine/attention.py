@@ -11,7 +11,7 @@ from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from dlm_serve.decoding import Commit
-from dlm_serve.sglang.prompt_attention import SpanBackend
+from dlm_serve.sglang.engine.prompt_attention import SpanBackend
 from dlm_serve.sglang.protocols import AttentionLayerLike, ForwardBatchLike, ModelRunnerLike
 
 

@@ -14,7 +14,7 @@ from sglang.srt.entrypoints.ollama.protocol import (
 )
 from sglang.srt.entrypoints.ollama.serving import OllamaServing
 
-from dlm_serve.sglang.model_names import aliases
+from dlm_serve.sglang.frontend.model_names import aliases
 
 
 class DlmOllamaServing(OllamaServing):  # type: ignore[misc]  # the base is untyped

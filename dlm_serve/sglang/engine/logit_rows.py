@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from dlm_serve.decoding.logit_rules import NO_RULES, RuledRows
+from dlm_serve.sglang.engine.requests import end_ids_of, state_of
+from dlm_serve.sglang.engine.to_device import to_device
 from dlm_serve.sglang.protocols import ReqLike
-from dlm_serve.sglang.requests import end_ids_of, state_of
 from dlm_serve.sglang.serving import current
-from dlm_serve.sglang.to_device import to_device
 
 _RULED = "dlm_ruled"
 """The attribute of SGLang's requests that holds their rules and counts."""

@@ -14,11 +14,11 @@ from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
 
 from dlm_serve.errors import InvalidValueError, OptionError
-from dlm_serve.sglang.bodies import Bodies
-from dlm_serve.sglang.error_bodies import error_body
-from dlm_serve.sglang.model_names import list_aliases
+from dlm_serve.sglang.frontend.bodies import Bodies
+from dlm_serve.sglang.frontend.error_bodies import error_body
+from dlm_serve.sglang.frontend.model_names import list_aliases
+from dlm_serve.sglang.frontend.routes import style_of
 from dlm_serve.sglang.protocols import ServerArgsLike
-from dlm_serve.sglang.routes import style_of
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 _MOST_DETAILS = 5

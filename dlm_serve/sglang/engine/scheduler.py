@@ -24,14 +24,14 @@ from dlm_serve.decoding.stop_rules import ended_length
 from dlm_serve.errors import ConfigError
 from dlm_serve.metrics.registry import KV_SLOTS, ROWS, WIDTH
 from dlm_serve.routing.router import Decision
-from dlm_serve.sglang.counting import METER, count_abort, count_end, count_extend
-from dlm_serve.sglang.export import Exporter
-from dlm_serve.sglang.metrics_reporter import DlmMetricsReporter
+from dlm_serve.sglang.engine.counting import METER, count_abort, count_end, count_extend
+from dlm_serve.sglang.engine.export import Exporter
+from dlm_serve.sglang.engine.metrics_reporter import DlmMetricsReporter
+from dlm_serve.sglang.engine.requests import NO_TOKEN, end_step, shareable_len, state_of, statistics_of
+from dlm_serve.sglang.engine.weight_updates import DlmWeightUpdater
+from dlm_serve.sglang.engine.worker import DlmWorker
 from dlm_serve.sglang.protocols import BatchLike, ReqLike
-from dlm_serve.sglang.requests import NO_TOKEN, STATISTICS_KEY, end_step, shareable_len, state_of, statistics_of
-from dlm_serve.sglang.serving import PIN, current
-from dlm_serve.sglang.weight_updates import DlmWeightUpdater
-from dlm_serve.sglang.worker import DlmWorker
+from dlm_serve.sglang.serving import PIN, STATISTICS_KEY, current
 
 EXPORT_SECONDS = 1.0
 """Between exports of metrics while requests run; Prometheus asks less often."""

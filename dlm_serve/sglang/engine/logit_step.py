@@ -13,12 +13,12 @@ import torch
 
 from dlm_serve.decoding import Commit, Prediction, Rows, StepOutput, TokenChoice
 from dlm_serve.decoding.denoise import is_denoising
-from dlm_serve.sglang.grammar_masks import GrammarMasks
-from dlm_serve.sglang.logit_rows import LogitRows
-from dlm_serve.sglang.logprobs import StepLogprobs
-from dlm_serve.sglang.planned_step import RowGroup
-from dlm_serve.sglang.requests import state_of
-from dlm_serve.sglang.to_device import to_device
+from dlm_serve.sglang.engine.grammar_masks import GrammarMasks
+from dlm_serve.sglang.engine.logit_rows import LogitRows
+from dlm_serve.sglang.engine.logprobs import StepLogprobs
+from dlm_serve.sglang.engine.planned_step import RowGroup
+from dlm_serve.sglang.engine.requests import state_of
+from dlm_serve.sglang.engine.to_device import to_device
 
 Barrier = Callable[[], None]
 """Brings the grammars of requests behind the tokens of all steps before this one; waits for those."""

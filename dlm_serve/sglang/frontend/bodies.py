@@ -19,9 +19,9 @@ from starlette.datastructures import MutableHeaders
 from dlm_serve.errors import OptionError
 from dlm_serve.options.misplaced import OPTIONS_KEY, refuse_misplaced
 from dlm_serve.options.request import OPTIONS_FIELD
-from dlm_serve.sglang.error_bodies import error_body, restyled
-from dlm_serve.sglang.model_names import mode_of
-from dlm_serve.sglang.routes import GENERATES, REFUSED, WITH_TEXT, Route, style_of
+from dlm_serve.sglang.frontend.error_bodies import error_body, restyled
+from dlm_serve.sglang.frontend.model_names import mode_of
+from dlm_serve.sglang.frontend.routes import GENERATES, REFUSED, WITH_TEXT, Route, style_of
 from dlm_serve.sglang.serving import current
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from dlm_serve.decoding import Choice, Commit, Rows
-from dlm_serve.sglang.inputs import StepState
-from dlm_serve.sglang.logit_rows import begin_rules, has_rules
-from dlm_serve.sglang.prompt_attention import SpanBackend, spans_of
+from dlm_serve.sglang.engine.inputs import StepState
+from dlm_serve.sglang.engine.logit_rows import begin_rules, has_rules
+from dlm_serve.sglang.engine.prompt_attention import SpanBackend, spans_of
+from dlm_serve.sglang.engine.requests import NO_TOKEN, known_start_of, row_options_of, state_of
+from dlm_serve.sglang.engine.to_device import to_device
 from dlm_serve.sglang.protocols import BatchLike, ReqLike, WorkerLike
-from dlm_serve.sglang.requests import NO_TOKEN, known_start_of, row_options_of, state_of
-from dlm_serve.sglang.to_device import to_device
 
 
 class ExtendStep:

@@ -15,10 +15,9 @@ from dlm_serve.decoding import Mode, name_of
 from dlm_serve.errors import ServerError
 from dlm_serve.options.pin import Pin
 from dlm_serve.options.server_file import ServerConfig
-from dlm_serve.sglang.page import add_page
-from dlm_serve.sglang.refusals import HTTP_SERVER
-from dlm_serve.sglang.requests import STATISTICS_KEY
-from dlm_serve.sglang.serving import PIN
+from dlm_serve.sglang.frontend.page import add_page
+from dlm_serve.sglang.frontend.refusals import HTTP_SERVER
+from dlm_serve.sglang.serving import PIN, STATISTICS_KEY
 
 
 class _Answer(BaseModel):

@@ -30,15 +30,14 @@ from dlm_serve.options.request_rules import (
     longest_answer,
 )
 from dlm_serve.options.written import as_written
-from dlm_serve.sglang.bodies import said, with_said
+from dlm_serve.sglang.frontend.bodies import said, with_said
+from dlm_serve.sglang.frontend.refusals import unreadable_is_refused
 from dlm_serve.sglang.protocols import (
     GenerateRequestLike,
     SamplingParamsLike,
     TokenizedRequestLike,
 )
-from dlm_serve.sglang.refusals import unreadable_is_refused
-from dlm_serve.sglang.requests import STATISTICS_KEY
-from dlm_serve.sglang.serving import Serving, current
+from dlm_serve.sglang.serving import STATISTICS_KEY, Serving, current
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: distinct seeds for the samples of one request
 _INT64 = 1 << 63

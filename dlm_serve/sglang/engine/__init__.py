@@ -1,0 +1,1 @@
+"""The scheduler's process: what requests become there, step by step."""
