@@ -71,7 +71,11 @@ class RuledRows:
 
         `stop_ids` are what ends it.
         """
-        counts = torch.bincount(torch.tensor(answer, dtype=torch.int64), minlength=vocab_size).int()
+        # Counted there: a vocabulary in ordinary memory would be copied behind all that the device has yet to do.
+        counts = torch.zeros(vocab_size, dtype=torch.int32, device=device)
+        if len(answer):
+            ids = torch.tensor(answer, dtype=torch.int64).to(device, non_blocking=True)
+            counts.scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.int32))
         biased = [token_id for token_id, _ in rules.logit_bias]
         stopping = sorted(token_id for token_id in stop_ids if token_id < vocab_size) if rules.min_new_tokens else []
         columns = {

@@ -13,7 +13,7 @@ from dlm_serve.options.article_names import Renamed, renamed_options
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 Width = Annotated[int, Field(ge=1, le=64, strict=True)]
-Length = Annotated[int, Field(ge=0, strict=True)]
+Length = Annotated[int, Field(ge=0, le=(1 << 31) - 1, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Nats = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 

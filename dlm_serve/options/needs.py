@@ -20,10 +20,9 @@ SEQUENTIAL: dict[str, tuple[object, ...]] = {
     "logit_bias": (None, {}),
     "min_new_tokens": (None, 0),
     "custom_logit_processor": (None, ""),
-    "watermark": (None, False),
 }
 
-_ONE_AT_A_TIME = ("custom_logit_processor", "watermark")
+_ONE_AT_A_TIME = ("custom_logit_processor",)
 """Code that is not ours and looks at the tokens so far, each of which it must know."""
 
 

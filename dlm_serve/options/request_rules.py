@@ -34,6 +34,7 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "return_hidden_states": (None, False),
     "return_sampling_mask": (None, False),
     "session_params": (None,),
+    "watermark": (None, False),
 }
 
 # What cannot go with a rule that looks at whole blocks and may take back tokens, with the values that ask for nothing.

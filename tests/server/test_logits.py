@@ -81,6 +81,22 @@ def test_retracted_and_resumed(crowded: Server, expected: list[list[int]]) -> No
         assert [answer["output_ids"] for answer in answers] == expected
 
 
+def test_logprobs_of_resumed_requests(crowded: Server) -> None:
+    """Each is of the token that was answered, whatever an EXTEND call gave in between."""
+    want = {"return_logprob": True, "top_logprobs_num": 1, "token_ids_logprob": [5]}
+    asked = [
+        generate_body([*PROMPTS[0], i], LENGTH, mode=mode, ignore_eos=True, request=want)
+        for i in range(8)
+        for mode in ("autoregressive", "self_speculation", "diffusion")
+    ]
+    for answer in crowded.generate_all(asked, len(asked)):
+        meta = answer["meta_info"]
+        assert [entry[1] for entry in meta["output_token_logprobs"]] == answer["output_ids"]
+        assert [len(entry) for entry in meta["output_top_logprobs"]] == [1] * LENGTH
+        if meta["dlm"]["mode"] != "diffusion":
+            assert [entry[0][1] for entry in meta["output_top_logprobs"]] == answer["output_ids"]
+
+
 @pytest.mark.parametrize("mode", ["autoregressive", "self_speculation", "auto"])
 @pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("paged", RANDOM), ("with_adapter", WITH_ADAPTER)])
 def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path, mode: str) -> None:
@@ -142,6 +158,28 @@ def flat(entries: Any) -> list[float]:
     if isinstance(entries, list):
         return [number for entry in entries for number in flat(entry)]
     return [] if entries is None or isinstance(entries, str) else [float(entries)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"dlm": {"max_thinking_tokens": 1 << 63}}, ["max_thinking_tokens", "less than or equal to"]),
+        ({"watermark": True}, ["watermark"]),
+    ],
+    ids=["max_thinking_tokens", "watermark"],
+)
+def test_what_is_no_rule(trained: Server, asked: dict[str, Any], words: list[str]) -> None:
+    """Refused, and the server lives."""
+    refused = trained.post("/generate", generate_body(PROMPTS[0], 4, **asked))
+    assert refused.status_code == 400
+    assert all(word in refused.text for word in words), refused.text
+
+
+def test_rules_beyond_all_measure(trained: Server) -> None:
+    """A bias beyond float32 rules a token in or out."""
+    assert set(trained.generate(PROMPTS[0], 4, logit_bias={"65": 1e300})["output_ids"]) == {65}
+    banned = trained.generate(PROMPTS[0], 1)["output_ids"][0]
+    assert banned not in trained.generate(PROMPTS[0], 8, logit_bias={str(banned): -1e300})["output_ids"]
 
 
 def test_diffusion_scores_its_own_tokens(trained: Server) -> None:

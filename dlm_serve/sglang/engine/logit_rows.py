@@ -16,7 +16,7 @@ from dlm_serve.sglang.serving import current
 _RULED = "dlm_ruled"
 """The attribute of SGLang's requests that holds their rules and counts."""
 
-_MOST_LOGITS = 1 << 25
+_MOST_LOGITS = 1 << 24
 """Logits that are changed at a time, of which there are several copies in float32 then."""
 
 

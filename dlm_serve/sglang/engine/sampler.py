@@ -29,8 +29,10 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
     def ruled(self, rows: torch.Tensor, rules: RuledRows) -> Iterator[None]:
         """Return a context in which the `rows` [N] int64 of a batch obey `rules`, N rows."""
         self._ruled = rows, rules
-        yield
-        self._ruled = None
+        try:
+            yield
+        finally:
+            self._ruled = None
 
     def _obey_(self, logits: torch.Tensor, positions: torch.Tensor) -> None:
         """Change `logits` [B, V] float32, behind tokens at `positions` [B], as the rules say."""

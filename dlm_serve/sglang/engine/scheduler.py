@@ -214,6 +214,7 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         if self.finished():
             return
         if new_accepted_len is not None:
+            self._drop_logprobs_of_no_token()
             end_step(self, new_accepted_len)
             METER.num_decoded += new_accepted_len
         if (
@@ -237,6 +238,23 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
             count_end(self)
         # SGLang takes every step for a verification: `meta_info` shall say nothing of that.
         self.spec_verify_ct = 0
+
+    def _drop_logprobs_of_no_token(self) -> None:
+        """Take away what SGLang noted of the NO_TOKEN of an EXTEND call, behind `update_finish_state`."""
+        logprob = self.logprob
+        if not self.return_logprob or logprob.output_token_logprobs_idx[-1:] != [NO_TOKEN]:
+            return
+        for found in (
+            logprob.output_token_logprobs_val,
+            logprob.output_token_logprobs_idx,
+            *((logprob.output_top_logprobs_val, logprob.output_top_logprobs_idx) if logprob.top_logprobs_num else ()),
+            *(
+                (logprob.output_token_ids_logprobs_val, logprob.output_token_ids_logprobs_idx)
+                if logprob.token_ids_logprob is not None
+                else ()
+            ),
+        ):
+            found.pop()
 
     def log_time_stats(self) -> None:
         """Log what SGLang does, of the answer without the tokens behind its end."""

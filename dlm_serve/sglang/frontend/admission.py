@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import secrets
 from array import array
@@ -41,6 +42,8 @@ from dlm_serve.sglang.serving import STATISTICS_KEY, Serving, current
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: distinct seeds for the samples of one request
 _INT64 = 1 << 63
+_LONGEST = (1 << 31) - 1  # longer than any answer
+_MOST_BIAS = 1e38
 _TOP_K_ALL = 1 << 30  # SGLang's "whole vocabulary"; larger ones overflow its int32
 
 _POSITION = re.compile(r"`\$\[(\d+)\]")  # of a wrong value among a message's fields, behind its type
@@ -224,12 +227,19 @@ def _take_rules(params: SamplingParamsLike, rules: LogitRules) -> LogitRules:
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
         repetition_penalty=params.repetition_penalty,
-        min_new_tokens=params.min_new_tokens,
-        logit_bias=tuple((int(token_id), bias) for token_id, bias in (params.logit_bias or {}).items()),
+        min_new_tokens=min(params.min_new_tokens, _LONGEST),
+        logit_bias=tuple((int(token_id), _as_float32(bias)) for token_id, bias in (params.logit_bias or {}).items()),
     )
     params.frequency_penalty = params.presence_penalty = 0.0
     params.repetition_penalty, params.min_new_tokens, params.logit_bias = 1.0, 0, None
     return rules
+
+
+def _as_float32(bias: float) -> float:
+    """Return a bias within what a float32 holds. Raises OptionError for one that is no number."""
+    if math.isnan(bias):
+        raise OptionError("logit_bias", bias, "must be a number", "give one, -100 to rule a token out")
+    return max(-_MOST_BIAS, min(bias, _MOST_BIAS))
 
 
 def _asked(name: str, request: GenerateRequestLike, params: SamplingParamsLike) -> Any:

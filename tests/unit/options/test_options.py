@@ -181,7 +181,7 @@ def test_mode(options: dict[str, Any], generation: dict[str, Any], needs: tuple[
 
 @pytest.mark.parametrize(
     ("mode", "needs"),
-    [("diffusion", ("regex", "logit_bias")), ("self_speculation", ("custom_logit_processor", "watermark"))],
+    [("diffusion", ("regex", "logit_bias")), ("self_speculation", ("custom_logit_processor",))],
 )
 def test_a_pinned_mode_that_cannot_honour_the_request_is_refused_with_all_reasons(
     mode: str, needs: tuple[str, ...]
@@ -546,8 +546,8 @@ def test_autoregression_has_no_blocks(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="without blocks") as refusal:
         resolve({"mode": "autoregressive", **options})
     assert refusal.value.field == f"{OPTIONS_FIELD}.{name}"
-    with pytest.raises(OptionError, match="its watermark"):
-        resolve(options, needs=("watermark",))
+    with pytest.raises(OptionError, match="its custom_logit_processor"):
+        resolve(options, needs=("custom_logit_processor",))
 
 
 # --- BD3-LM ---
