@@ -184,7 +184,7 @@ def test_block_causal_chunks(block_causal: Server) -> None:
 
 def test_block_causal_retracted_and_resumed(block_causal: Server, tmp_path: Path) -> None:
     """In a pool too small for the load; the interrupted block starts over, and the prompt is encoded as before."""
-    bodies = [GOLDEN.body_of(case) for case in GOLDEN.cases(BLOCKS_OF_8) if len(case["output_ids"]) > 20]
+    bodies = [GOLDEN.body_of(case) for case in GOLDEN.cases(BLOCKS_OF_8)[::2] if len(case["output_ids"]) > 20]
     expected = [answer["output_ids"] for answer in block_causal.generate_all(bodies, 1)]
     (tmp_path / "config.yaml").write_text("generation: {prefill: block_causal}\n")
     flags = ("--max-total-tokens", "1600", "--schedule-conservativeness", "0.05")

@@ -160,19 +160,11 @@ def flat(entries: Any) -> list[float]:
     return [] if entries is None or isinstance(entries, str) else [float(entries)]
 
 
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ({"dlm": {"max_thinking_tokens": 1 << 63}}, ["max_thinking_tokens", "less than or equal to"]),
-        ({"watermark": True}, ["watermark"]),
-    ],
-    ids=["max_thinking_tokens", "watermark"],
-)
-def test_what_is_no_rule(trained: Server, asked: dict[str, Any], words: list[str]) -> None:
+def test_a_budget_beyond_all_measure(trained: Server) -> None:
     """Refused, and the server lives."""
-    refused = trained.post("/generate", generate_body(PROMPTS[0], 4, **asked))
+    refused = trained.post("/generate", generate_body(PROMPTS[0], 4, dlm={"max_thinking_tokens": 1 << 63}))
     assert refused.status_code == 400
-    assert all(word in refused.text for word in words), refused.text
+    assert "max_thinking_tokens" in refused.text
 
 
 def test_rules_beyond_all_measure(trained: Server) -> None:

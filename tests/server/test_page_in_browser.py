@@ -212,7 +212,7 @@ def test_refusals_are_the_servers_words_and_answers_are_text(asked: Browser, nan
     asked.evaluate(f"{field} = ''")
     refused = nano.post("/generate", {"text": "a", "sampling_params": {"custom_params": {"dlm": {"block_length": 99}}}})
     shown = asked.evaluate("""[...document.querySelectorAll(".panel .error")].map((error) => error.textContent)""")
-    assert shown == [refused.json()["error"], ""]
+    assert shown == [refused.json()["error"]["message"], ""]
     assert asked.evaluate("""document.querySelectorAll(".answer img, .answer b").length""") == 0
     errors = [text for text in asked.complaints if '"level": "error"' in text or "exceptionDetails" in text]
     assert len(errors) == 1, errors

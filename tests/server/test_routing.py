@@ -85,15 +85,15 @@ def pinned_to_and_fro(server: Server) -> Iterator[None]:
 
 
 def test_answers_stay_while_requests_move(restless: Server) -> None:
-    alone = restless.generate_all(bodies(32, mode="autoregressive"), concurrency=1)
+    alone = restless.generate_all(bodies(20, mode="autoregressive"), concurrency=1)
     statistics = []
     with pinned_to_and_fro(restless):
-        moved = restless.generate_all(bodies(16), concurrency=6)
-    assert [answer["output_ids"] for answer in moved] == [answer["output_ids"] for answer in alone[:16]]
+        moved = restless.generate_all(bodies(10), concurrency=6)
+    assert [answer["output_ids"] for answer in moved] == [answer["output_ids"] for answer in alone[:10]]
     for dlm in ({}, {"threshold": 0.5}):
         moved = [
-            *restless.generate_all(bodies(16, dlm=dlm), concurrency=6),
-            *restless.generate_all(bodies(32, dlm=dlm)[16:], concurrency=4),
+            *restless.generate_all(bodies(10, dlm=dlm), concurrency=6),
+            *restless.generate_all(bodies(20, dlm=dlm)[10:], concurrency=4),
         ]
         assert [answer["output_ids"] for answer in moved] == [answer["output_ids"] for answer in alone]
         statistics += [answer["meta_info"]["dlm"] for answer in moved]
