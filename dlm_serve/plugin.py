@@ -67,8 +67,10 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
     """
     from dlm_serve.sglang import install
     from dlm_serve.sglang.algorithm import NAME
+    from dlm_serve.sglang.frontend.announce import announce
     from dlm_serve.sglang.frontend.dlm_routes import add_routes
     from dlm_serve.sglang.frontend.refusals import answer_refusals
+    from dlm_serve.sglang.serving import current
 
     if server_args.speculative_algorithm != NAME:
         _refuse_unprepared(server_args)
@@ -77,6 +79,7 @@ def before_publish(server_args: Any, *, role: str, **_: Any) -> None:
         install.install(Role.MAIN)
         answer_refusals(server_args)
         add_routes()
+        announce(current(), server_args)
     elif role == "scheduler":
         for scheduler_role in _scheduler_roles():
             install.install(scheduler_role)

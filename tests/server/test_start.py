@@ -61,7 +61,15 @@ def test_unsupported_sglang(tmp_path: Path) -> None:
 def test_random_weights(without_weights: Path, tmp_path: Path) -> None:
     """`--load-format dummy` needs no weights, and every mode runs on them."""
     with Server.launch(without_weights, "--load-format", "dummy", log=tmp_path / "log") as server:
-        assert "hook(s)" not in server.log.read_text(), "a line of log for each hook"
+        log = server.log.read_text()
+        assert "hook(s)" not in log, "a line of log for each hook"
+        said = [line.partition("dlm-serve: ")[2] for line in log.splitlines() if "dlm-serve: " in line]
+        assert said == [
+            f"{without_weights}, of the family nemotron-labs-diffusion",
+            "modes self_speculation, diffusion, autoregressive; without one a request has auto, which begins as "
+            "self_speculation; blocks as wide as 4, 8, 16, 32",
+            f"page at {server.url}/dlm once the server is ready",
+        ]
         for mode in ("autoregressive", "diffusion", "self_speculation"):
             assert len(server.generate([20, 30], 20, mode=mode, ignore_eos=True)["output_ids"]) == 20
         server.assert_nothing_leaked()
