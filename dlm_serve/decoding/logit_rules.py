@@ -8,7 +8,8 @@ verified answer is the autoregressive one.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -56,6 +57,10 @@ class RuledRows:
     biases: torch.Tensor  # [N, K] float32, 0 where padded
     stop_ids: torch.Tensor  # [N, S] int64, padded with 0
     stops: torch.Tensor  # [N, S] float32, -inf, 0 where padded
+    penalises: bool
+    """Whether any of them penalises."""
+    ends_thinking: bool
+    """Whether any of them ends thinking."""
 
     @classmethod
     def of(
@@ -94,14 +99,21 @@ class RuledRows:
             "stop_ids": torch.tensor(stopping, dtype=torch.int64),
             "stops": torch.full((len(stopping),), float("-inf")),
         }
-        return cls(**{name: column[None].to(device, non_blocking=True) for name, column in columns.items()})
+        on_device = {name: column[None].to(device, non_blocking=True) for name, column in columns.items()}
+        return cls(
+            **on_device,
+            penalises=(rules.frequency_penalty, rules.presence_penalty, rules.repetition_penalty) != (0.0, 0.0, 1.0),
+            ends_thinking=rules.max_thinking_tokens is not None,
+        )
 
     @classmethod
     def stack(cls, rows: Sequence[RuledRows]) -> RuledRows:
         """Return the rows of all `rows`, in a copy."""
 
-        def joined(name: str) -> torch.Tensor:
+        def joined(name: str) -> Any:
             tensors = [getattr(each, name) for each in rows]
+            if isinstance(tensors[0], bool):
+                return any(tensors)
             if tensors[0].dim() == 1 or name == "counts":
                 return torch.cat(tensors)
             return pad_sequence([row for tensor in tensors for row in tensor], batch_first=True)
@@ -110,14 +122,18 @@ class RuledRows:
 
     def select(self, rows: slice) -> RuledRows:
         """Return views of the rows `rows`."""
-        return RuledRows(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        taken: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **taken)
 
     def adjust_(self, logits: torch.Tensor, tokens: torch.Tensor, committed_lens: torch.Tensor) -> None:
         """Change `logits` [N, W, V] float32, which stand behind `tokens` [N, W], the first of which is counted already.
 
         `committed_lens` [N] are all tokens of a request in front of these.
         """
-        self._penalise_(logits, tokens[:, 1:])
+        if self.penalises:
+            self._penalise_(logits, tokens[:, 1:])
         width = logits.shape[1]
         num_output = committed_lens[:, None] + 1 - self.num_prompt[:, None] + torch.arange(width, device=logits.device)
         is_too_short = num_output < self.min_new_tokens[:, None]
@@ -126,7 +142,8 @@ class RuledRows:
             (self.stop_ids, torch.where(is_too_short[..., None], self.stops[:, None], 0.0)),
         ):
             logits.scatter_add_(2, ids[:, None].expand(-1, width, -1), added)
-        self._end_thinking_(logits, tokens[:, 1:], num_output)
+        if self.ends_thinking:
+            self._end_thinking_(logits, tokens[:, 1:], num_output)
 
     def count_(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
         """Count the first `lens` [N] of the `tokens` [N, W] that each row emits."""

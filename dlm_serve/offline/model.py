@@ -111,10 +111,10 @@ class DiffusionLM:
         """
         self._check_own("causal_context", causal_context, self._checkpoint.family.commit.prompt_mask.is_causal)
         self._check_own("mask_token_id", mask_token_id, self._checkpoint.mask_token_id)
-        _check_no_budget(max_thinking_tokens)
         block_length = block_length or self._checkpoint.block_size
         options = {"mode": "diffusion", "block_length": block_length}
         options |= _given(algorithm=algorithm, shift_logits=shift_logits)
+        options |= _given(max_thinking_tokens=max_thinking_tokens, end_think_token_id=end_think_token_id)
         if threshold is not None or not self._checkpoint.family.algorithms:
             options["threshold"] = threshold
         if steps is not None:
@@ -136,9 +136,10 @@ class DiffusionLM:
         top_k: int | None = None,
     ) -> tuple[Tensor, int]:
         """Decode one token per forward."""
-        _check_no_budget(max_thinking_tokens)
+        options: dict[str, object] = {"mode": "autoregressive"}
+        options |= _given(max_thinking_tokens=max_thinking_tokens, end_think_token_id=end_think_token_id)
         sampling = _given(temperature=temperature, sampling_seed=seed, top_p=top_p, top_k=top_k)
-        return self._decode(prompt_ids, max_new_tokens, {"mode": "autoregressive"}, eos_token_id, sampling)
+        return self._decode(prompt_ids, max_new_tokens, options, eos_token_id, sampling)
 
     def linear_spec_generate(
         self,
@@ -159,8 +160,8 @@ class DiffusionLM:
         Answers end at `max_new_tokens`, where the reference goes on to the end of its last accepted run.
         """
         self._check_own("mask_token_id", mask_token_id, self._checkpoint.mask_token_id)
-        _check_no_budget(max_thinking_tokens)
         options = {"mode": "self_speculation", "threshold": threshold, **_given(block_length=block_length)}
+        options |= _given(max_thinking_tokens=max_thinking_tokens, end_think_token_id=end_think_token_id)
         sampling = _given(temperature=temperature, sampling_seed=seed)
         return self._decode(prompt_ids, max_new_tokens, options, eos_token_id, sampling)
 
@@ -288,18 +289,12 @@ def _rows(prompt_ids: Prompts) -> list[list[int]]:
 def _steps_per_block(steps: int, max_new_tokens: int, block_length: int) -> int:
     """Return how many of all `steps` are those of a block, as references divide them. Raises OptionError."""
     num_blocks, rest = divmod(max_new_tokens, block_length)
-    if rest:
+    if rest or not num_blocks:
         limit = f"must be a multiple of block_length, {block_length}, where steps are given"
         raise OptionError("max_new_tokens", max_new_tokens, limit, "round it, or leave steps out")
     if steps % num_blocks:
         raise OptionError("steps", steps, f"must be a multiple of the {num_blocks} blocks", "round it, or leave it out")
     return steps // num_blocks
-
-
-def _check_no_budget(max_thinking_tokens: int | None) -> None:
-    if max_thinking_tokens is not None:
-        limit = "thinking budgets are not supported"
-        raise OptionError("max_thinking_tokens", max_thinking_tokens, limit, "leave it out")
 
 
 def _given(**values: Any) -> dict[str, Any]:

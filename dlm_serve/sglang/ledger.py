@@ -251,6 +251,7 @@ SEAMS = (
     Seam(f"{_SRT}.managers.io_struct.SetInternalStateReq", ("server_args",)),
     Seam(f"{_SRT}.managers.io_struct.SetInternalStateReqOutput", ("updated",)),
     Seam(f"{_SRT}.utils.auth.auth_level", ("level",)),
+    Seam("starlette.applications.Starlette.build_middleware_stack"),
     Seam("sglang.utils.TypeBasedDispatcher"),
     Seam(f"{_SRT}.utils.broadcast_pyobj", ("data", "rank", "dist_group", "src")),
     Seam(

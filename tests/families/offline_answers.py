@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from golden import NEMOTRON_LABS_DIFFUSION, TRAINED, Case
+from golden import NEMOTRON_LABS_DIFFUSION, THINKING, TRAINED, Case
 from torch import Tensor
 
 from dlm_serve import DiffusionLM
@@ -19,7 +19,8 @@ def key_of(case: Case) -> str:
 
 
 def main(ids: list[str]) -> None:
-    cases = sorted((case for case in NEMOTRON_LABS_DIFFUSION.cases(TRAINED) if case["id"] in ids), key=key_of)
+    known = [*NEMOTRON_LABS_DIFFUSION.cases(TRAINED), *THINKING.cases(TRAINED)]
+    cases = sorted((case for case in known if case["id"] in ids), key=key_of)
     batches = []
     with DiffusionLM.from_pretrained(str(TRAINED)) as model:
         functions: dict[str, Callable[..., tuple[Tensor, int]]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import DATA, NEMOTRON_LABS_DIFFUSION, TRAINED, Case
+from golden import DATA, NEMOTRON_LABS_DIFFUSION, THINKING, TRAINED, Case
 from preloaded import Program
 from processes import output_of, users_environment
 from serving import ROOT, START_SECONDS
@@ -27,9 +27,9 @@ def expected(cases: list[Case]) -> tuple[list[list[int]], int]:
 
 
 def test_reference_cases() -> None:
-    """Those of blocks of 8 in every mode: the ids of the cards' functions, and their count of forward passes."""
+    """Those of blocks of 8 in every mode, and of thinking budgets: the cards' ids, and their count of forwards."""
     script = Path(__file__).with_name("offline_answers.py")
-    cases = NEMOTRON_LABS_DIFFUSION.cases(TRAINED)
+    cases = [*NEMOTRON_LABS_DIFFUSION.cases(TRAINED), *THINKING.cases(TRAINED)]
     by_id = {case["id"]: case for case in cases if case["params"].get("block_length", 8) == 8}
     found: dict[str, Any] = json.loads(output_of(script, *by_id).splitlines()[-1])
     batches = [([by_id[name] for name in batch["cases"]], batch) for batch in found["batches"]]

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import DATA, NEMOTRON_LABS_DIFFUSION, RANDOM, TRAINED, WITH_ADAPTER
+from golden import NEMOTRON_LABS_DIFFUSION, RANDOM, THINKING, TRAINED, WITH_ADAPTER
 from serving import Server, generate_body
 
 PROMPTS = ([145, 20, 30], [33, 44, 55, 66, 77])
 LENGTH = 60
-THINKING = DATA / "nld_thinking_cases.json"
 
 FAVOURED = {"logit_bias": {"65": 9.0, "20": 8.0, "70": 8.5}, "ignore_eos": True}
 """Answers that repeat themselves, so that penalties have something to count."""
@@ -102,7 +101,7 @@ def test_logprobs_of_resumed_requests(crowded: Server) -> None:
 def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path, mode: str) -> None:
     """The reference's, whose autoregressive answers are cut off from thinking behind ten tokens."""
     server: Server = request.getfixturevalue(name)
-    reference = [case for case in json.loads(THINKING.read_text()) if case["variant"] == model.name]
+    reference = THINKING.cases(model)
     assert len(reference) == 3
     for case in reference:
         length, budget = case["params"]["max_new_tokens"], case["params"]["max_thinking_tokens"]

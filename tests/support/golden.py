@@ -65,7 +65,8 @@ class Golden:
 
 def _nld_body(case: Case) -> dict[str, Any]:
     params = case["params"]
-    options = {name: params[name] for name in ("block_length", "threshold") if name in params}
+    names = ("block_length", "threshold", "max_thinking_tokens", "end_think_token_id")
+    options = {name: params[name] for name in names if name in params}
     ignore: dict[str, Any] = {"ignore_eos": True} if params.get("eos_token_id") == -1 else {}
     return generate_body(case["prompt_ids"], params["max_new_tokens"], mode=MODES[case["mode"]], dlm=options, **ignore)
 
@@ -86,6 +87,8 @@ def _nld_nfe(case: Case) -> int:
 
 
 NEMOTRON_LABS_DIFFUSION = Golden(DATA / "nld_cases.json", _nld_body, _nld_ids, _nld_nfe)
+THINKING = Golden(DATA / "nld_thinking_cases.json", _nld_body, _nld_ids, _nld_nfe)
+"""Autoregressive cases with a thinking budget."""
 
 
 def by_adapter(cases: list[Case], *, adapter: bool) -> list[Case]:

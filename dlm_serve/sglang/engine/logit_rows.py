@@ -41,10 +41,10 @@ class LogitRows:
         if not numbers:
             return []
         most = max(1, _MOST_LOGITS // (width * current().checkpoint.vocab_size))
-        return [cls._piece(reqs, numbers[i : i + most], device) for i in range(0, len(numbers), most)]
+        return [cls._part(reqs, numbers[i : i + most], device) for i in range(0, len(numbers), most)]
 
     @classmethod
-    def _piece(cls, reqs: Sequence[ReqLike], numbers: Sequence[int], device: str) -> LogitRows:
+    def _part(cls, reqs: Sequence[ReqLike], numbers: Sequence[int], device: str) -> LogitRows:
         mine = [reqs[number] for number in numbers]
         ruled = [i for i, req in enumerate(mine) if has_rules(req)]
         return cls(

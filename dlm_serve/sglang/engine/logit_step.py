@@ -36,12 +36,19 @@ class StepContext:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Some rows of a forward, and the masks of those with grammars."""
+class _Masked:
+    """Rows with grammars that may emit tokens."""
+
+    rows: torch.Tensor  # [M] int64, positions among the asked rows
+    masks: GrammarMasks
+
+
+@dataclass(frozen=True)
+class _AskedRows:
+    """As many of a forward's rows as memory allows, whose requests ask something of their logits."""
 
     mine: LogitRows
-    masks: GrammarMasks | None
-    masked_rows: torch.Tensor  # [M] int64, which of them `masks` are for
+    masked: _Masked | None = None
 
 
 class LogitStep:
@@ -63,13 +70,14 @@ class LogitStep:
         parts = [self._begin(mine, indices, width, context.number) for mine in group.logit_rows]
         return GroupLogits(self, group, indices, committed_lens, context, parts)
 
-    def _begin(self, mine: LogitRows, indices: torch.Tensor, width: int, step: int) -> _Part:
+    def _begin(self, mine: LogitRows, indices: torch.Tensor, width: int, step: int) -> _AskedRows:
         emitting = [row for row in mine.with_grammar if self.may_emit(mine, row, step)]
-        masked_rows = to_device(emitting, indices.device.type)
         if not emitting:
-            return _Part(mine, None, masked_rows)
+            return _AskedRows(mine)
+        masked_rows = to_device(emitting, indices.device.type)
         tokens = self.table.tokens[indices[mine.rows[masked_rows]], :width]
-        return _Part(mine, GrammarMasks([mine.reqs[row] for row in emitting], tokens, self.vocab_size), masked_rows)
+        masks = GrammarMasks([mine.reqs[row] for row in emitting], tokens, self.vocab_size)
+        return _AskedRows(mine, _Masked(masked_rows, masks))
 
     def may_emit(self, mine: LogitRows, row: int, step: int) -> bool:
         """Return whether a row may emit tokens in the engine's `step`, as far as the host knows."""
@@ -86,7 +94,7 @@ class GroupLogits:
     _indices: torch.Tensor  # [B] int64
     _committed_lens: torch.Tensor  # [B] int64
     _context: StepContext
-    _parts: list[_Part]
+    _parts: list[_AskedRows]
 
     def of_tokens(self, logits: torch.Tensor) -> None:
         """Change `logits` [B, V] float32, behind the pending tokens of the rows, in place."""
@@ -117,7 +125,7 @@ class GroupLogits:
                 at = part.mine.rows[part.mine.ruled_rows]
                 part.mine.ruled.count_(output.tokens[at], output.lens[at])
 
-    def _changed(self, part: _Part, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
+    def _changed(self, part: _AskedRows, rows: Rows, logits: torch.Tensor) -> torch.Tensor:
         """Return the logits of the part's `rows` [N, W, V] float32 as their requests want them."""
         mine = part.mine
         changed = logits[mine.rows].float()
@@ -126,22 +134,25 @@ class GroupLogits:
             committed_lens = self._committed_lens[mine.rows[mine.ruled_rows]]
             mine.ruled.adjust_(ruled, rows.tokens[mine.ruled_rows], committed_lens)
             changed[mine.ruled_rows] = ruled
-        if part.masks is not None:
+        if part.masked is not None:
             self._context.barrier()
-            unmasked = changed[part.masked_rows]
-            masked = unmasked.clone()
-            part.masks.apply_(masked)
+            at = part.masked.rows
+            unmasked, masked = changed[at], changed[at]
+            part.masked.masks.apply_(masked)
             # A grammar says what may follow a token, and drafts are predicted in its place.
-            is_draft = is_denoising(rows.phase[part.masked_rows])
-            changed[part.masked_rows] = torch.where(is_draft[:, None, None], unmasked, masked)
+            is_draft = is_denoising(rows.phase[at])
+            changed[at] = torch.where(is_draft[:, None, None], unmasked, masked)
         return changed
 
-    def _note_logprobs(self, part: _Part, rows: Rows, logits: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _note_logprobs(self, part: _AskedRows, rows: Rows, logits: torch.Tensor, tokens: torch.Tensor) -> None:
         """Note what the rows that ask for log-probabilities may emit, if it is this step that emits it."""
-        logprobs, mine = self._context.logprobs, part.mine
-        asking = [row for row, req in enumerate(mine.reqs) if req.return_logprob]
-        asking = [row for row in asking if self._step.may_emit(mine, row, self._context.number)]
-        if logprobs is None or not asking:
+        logprobs, mine, number = self._context.logprobs, part.mine, self._context.number
+        if logprobs is None:
+            return
+        asking = [
+            row for row, req in enumerate(mine.reqs) if req.return_logprob and self._step.may_emit(mine, row, number)
+        ]
+        if not asking:
             return
         at = to_device(asking, tokens.device.type)
         scaled = logits[at] / rows.temperature[at, None, None]

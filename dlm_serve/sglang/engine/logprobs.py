@@ -73,10 +73,12 @@ class StepLogprobs:
     def write_to(self, output: LogitsProcessorOutput, width: int) -> None:
         """Write what was found into SGLang's `output`, which has `width` tokens for each row of the batch."""
         num_rows = len(self.batch.reqs)
-        places = [(number, column) for number in range(num_rows) for column in range(width)]
         output.next_token_logprobs = torch.zeros(num_rows, width, device=self.batch.seq_lens.device)
         for rows, chosen in self._chosen:
             output.next_token_logprobs[:, : chosen.shape[1]].index_copy_(0, rows, chosen[:, :width])
+        if not (self._top or self._of_ids):
+            return
+        places = [(number, column) for number in range(num_rows) for column in range(width)]
         if self._top:
             nothing = (_NOTHING, _NOTHING)
             output.next_token_top_logprobs_val = [self._top.get(place, nothing)[0] for place in places]

@@ -76,7 +76,7 @@ class PlannedStep:
 
         decode, block, windows = plan.decode_rows, plan.block_rows, plan.window_rows
         kept = tuple(i for i, state in enumerate(states) if state.history is not None)
-        groups = (group(decode, 1), group(block, plan.width), group(windows, 1), group(kept, None))
+        groups = (group(decode, 1), group(block, plan.width), group(windows, None), group(kept, None))
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
         return cls(plan, shape, offer, *groups)
 

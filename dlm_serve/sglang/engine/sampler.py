@@ -1,7 +1,7 @@
 """Sample as SGLang does, but draw as `TokenChoice` does: Gumbel-max by (seed, position, token), never the mask.
 
-Penalties, grammars and logit biases are in the logits already when
-it is called; seeds come in `sampling_info.sampling_seed`, set by the worker.
+Of EXTEND calls it applies the rules of requests; of decode steps rules and grammars are in the logits already when it
+is called (`logit_step`). Seeds come in `sampling_info.sampling_seed`, set by the worker.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class DlmSampler(Sampler):  # type: ignore[misc]  # the base is untyped
         logprob_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return token ids [B] after `positions` [B]; writes log-probabilities into `logits_output` where asked."""
+        self._obey_(logits_output.next_token_logits, positions)
         logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info)
-        self._obey_(logits, positions)
         sampling = None if sampling_info.is_all_greedy else sampling_of(sampling_info)
         token_ids = self._choice.sample(logits, positions + 1, sampling)
         if return_logprob:

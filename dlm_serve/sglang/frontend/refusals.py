@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,7 +64,7 @@ def _answer_errors_over_bodies(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         details = error.errors() if isinstance(error, RequestValidationError) else []
-        places = [".".join(str(part) for part in detail["loc"] if part != "body") for detail in details]
+        places = [_place_of(detail) for detail in details]
         told = dict.fromkeys(f"{place}: {detail['msg']}" for place, detail in zip(places, details, strict=True))
         return _refused(request, "; ".join([*told][:_MOST_DETAILS]), places[0] if places else None)
 
@@ -77,6 +77,13 @@ def _answer_errors_over_bodies(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     for kind in (ValueError, *_STUMBLES):
         app.add_exception_handler(kind, answer)
+
+
+def _place_of(detail: Mapping[str, Any]) -> str:
+    """Return the field that a validator's error is about, with dots; `body` where that is no JSON."""
+    if detail["type"] == "json_invalid":  # its place is a position in the text
+        return "body"
+    return ".".join(str(part) for part in detail["loc"] if part != "body")
 
 
 def _refused(request: Request, message: str, param: str | None = None) -> JSONResponse:
