@@ -148,7 +148,7 @@ HOOKS = (
     Hook(
         f"{_SRT}.managers.schedule_batch.Req",
         kind="replace",
-        hook=f"{_OURS}.engine.scheduler:DlmReq",
+        hook=f"{_OURS}.engine.req:DlmReq",
         role=Role.SCHEDULER,
         why="an EXTEND call may give no token; after a step that emits nothing, output_ids[-0:] rescans the whole "
         "output; BD3-LM has a stop rule of its own; the KV of an answer may be missing still, or not be that of the "
