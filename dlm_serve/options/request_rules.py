@@ -119,6 +119,9 @@ class RequestRules:
         """Resolve options; `given` tells apart those that are null from those that are absent, which compare equal."""
         plan = resolve(options, self.config, self.family, self.block_size, needs)
         if options.max_thinking_tokens is None:
+            if options.end_think_token_id is not None:
+                limit, remedy = "ends no thinking without max_thinking_tokens", "give both, or leave it out"
+                raise OptionError(f"{OPTIONS_FIELD}.end_think_token_id", options.end_think_token_id, limit, remedy)
             return plan
         end = self.end_think_token_id if options.end_think_token_id is None else options.end_think_token_id
         if end is None:

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
+from dlm_serve.decoding import Mode
 from dlm_serve.errors import OptionError
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.options import request_rules
@@ -104,3 +105,25 @@ def test_what_does_not_fit(
     """Limits are numbers of tokens that a request can have, never negative."""
     with pytest.raises(OptionError, match=re.escape(f"{message} ({why})")):
         longest_answer(asked, is_default, num_input, 98, context)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_thinking_tokens": 4}, "the tokenizer has no </think>"),
+        ({"end_think_token_id": 13}, "ends no thinking without max_thinking_tokens"),
+        ({"max_thinking_tokens": 4, "end_think_token_id": 320}, r"token ids must be in \[0, 320\)"),
+        ({"max_thinking_tokens": -1}, "greater than or equal to 0"),
+    ],
+    ids=str,
+)
+def test_a_budget_that_cannot_be_kept(rules: RequestRules, options: dict[str, int], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        rules.plan({"custom_params": {"dlm": options}})
+
+
+def test_a_budget(rules: RequestRules) -> None:
+    """It is one of the rules on logits, and goes with the modes that verify each token."""
+    plan = rules.plan({"custom_params": {"dlm": {"max_thinking_tokens": 4, "end_think_token_id": 13}}})
+    assert (plan.logit_rules.max_thinking_tokens, plan.logit_rules.end_think_token_id) == (4, 13)
+    assert {settings.mode for settings in plan.permitted} == {Mode.SELF_SPECULATION, Mode.AUTOREGRESSIVE}
