@@ -30,7 +30,7 @@ def launches(batch: int, width: int) -> Iterator[tuple[str, Launch]]:
             options = {"STAGES": stages, "num_warps": hopper.NUM_WARPS}
             name = f"hopper, stages {stages}, splits {splits}"
             yield name, Launch(hopper.split_kernel, hopper.TILE, hopper.KEYS, splits, options)
-    fixed: dict[str, Any] = {"BW": max(16, width), "BD": HEAD_DIM, "PRECISION": "tf32"}
+    fixed: dict[str, Any] = {"BW": max(16, min(launch.KEYS, width)), "BD": HEAD_DIM, "PRECISION": "tf32"}
     for tile, keys, warps, stages in itertools.product((32, 64, 128), (32, 64, 128), (2, 4), (2, 3)):
         if not num_rows // 2 <= tile <= num_rows or (tile > 32 and warps == 2):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from dlm_kernels.block_attention import Visible
 
 from dlm_serve.decoding.rows import Rows
 
@@ -13,19 +14,16 @@ from dlm_serve.decoding.rows import Rows
 class AttentionSpec:
     """How B rows of W tokens enter one forward.
 
-    Position and kept KV are given for each token. What a token sees of its own row is given by two numbers a row:
-    query i sees new key j iff `j < new_len and (j <= i or i >= causal_len)`, besides the `prefix_lens` committed
-    tokens. A mask for groups of branches would replace the two by a range [lo, hi) of new keys for each query; it
-    belongs here, and costs nothing but a kernel that reads it (`kernels/dlm_kernels/block_attention`).
+    All but the number of committed tokens is given for each token, so that one row may hold any mix of chains and of
+    groups that branch off them.
     """
 
     prefix_lens: torch.Tensor  # [B] int64: committed tokens that the row sees
     positions: torch.Tensor  # [B, W] int64
     kept: torch.Tensor  # [B, W] bool: the token's KV is kept, unless a later step overwrites what was rejected
-    causal_len: torch.Tensor  # [B] int32: 0 is bidirectional, the width is causal
-    new_len: torch.Tensor  # [B] int32: real tokens in the row
-    shift: torch.Tensor  # [B] int64: the logits at position i predict position i + shift
-    lora_on: torch.Tensor  # [B] bool: the draft adapter counts
+    visible: Visible  # [B, W] int32 each: what the token sees of its own row
+    shift: torch.Tensor  # [B, W] int64: the logits at position i predict position i + shift
+    lora_on: torch.Tensor  # [B, W] bool: the draft adapter counts
 
     @classmethod
     def of(
@@ -38,23 +36,26 @@ class AttentionSpec:
         shift: torch.Tensor,
         lora_on: torch.Tensor,
     ) -> AttentionSpec:
-        """Return the spec of contiguous `rows` behind `committed_lens` [B], the KV of `kept_len` [B] tokens kept."""
+        """Return the spec of contiguous `rows` behind `committed_lens` [B].
+
+        Their first `causal_len` [B] tokens are causal, the others see the whole row. The KV of the first `kept_len` [B]
+        is kept. `shift` and `lora_on` [B] hold for all tokens of a row.
+        """
         starts = rows.starts(committed_lens)
         columns = rows.columns
         return cls(
             prefix_lens=starts,
             positions=starts[:, None] + columns,
             kept=columns < kept_len[:, None],
-            causal_len=causal_len,
-            new_len=rows.new_len,
-            shift=shift,
-            lora_on=lora_on,
+            visible=Visible.of(causal_len, rows.new_len, rows.width),
+            shift=shift[:, None].expand(-1, rows.width),
+            lora_on=lora_on[:, None].expand(-1, rows.width),
         )
 
     @property
     def predicted_positions(self) -> torch.Tensor:
         """Return the positions [B, W] int64 that the logits are about."""
-        return self.positions + self.shift[:, None]
+        return self.positions + self.shift
 
     def keeping(self, rows: torch.Tensor) -> AttentionSpec:
         """Return the spec with KV kept only in the rows where `rows` [B] bool holds."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dlm_serve.decoding import RowOptions, Rows, TokenChoice
+from dlm_serve.decoding.denoise import is_denoising
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.training.layout import CLEAN, Layout, Mask
 from dlm_serve.training.model import DiffusionModel
@@ -80,9 +81,8 @@ def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch
     rows, width, spec = batch.rows, batch.rows.width, _COMMIT.attention_spec(batch.rows, batch.lens)
     context = int(batch.lens.max())
     tokens = torch.cat((batch.committed[:, :context], rows.tokens), dim=1)
-    in_block = torch.arange(context + width, device=tokens.device) >= context
-    positions, mask = _positions_and_mask(batch, context, spec.causal_len == 0)
-    hidden = model(tokens, positions, mask, drafting=in_block & spec.lora_on[:, None])
+    positions, mask = _positions_and_mask(batch, context, is_denoising(rows.phase))
+    hidden = model(tokens, positions, mask, drafting=torch.nn.functional.pad(spec.lora_on, (context, 0)))
     logits = model.diffusion_head(hidden[:, context:])
     columns = batch.lens[:, None] + torch.arange(width, device=tokens.device)
     prediction = TokenChoice(model.mask_token_id).greedy(logits)

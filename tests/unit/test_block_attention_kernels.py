@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dlm_kernels.block_attention import launch, reference
+from dlm_kernels.block_attention import Visible, launch, reference
 
 from tests.conftest import ON_GPU
 
@@ -33,18 +33,35 @@ DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if ON_GPU else [])]
 
 SHAPES = [
     Shape(1, 8, 1, 32, (3, 200), 2),
-    Shape(4, 4, 2, 96, (70, 3, 0), 4),
+    Shape(4, 4, 2, 96, (70, 3, 0, 9), 4),
     Shape(5, 4, 2, 16, (7, 0), 1),
     Shape(8, 3, 3, 64, (65, 9, 128), 2),
     Shape(32, 8, 2, 64, (130, 64, 1), 4),
     Shape(64, 4, 1, 128, (70,), 8),
     Shape(8, 10, 2, 128, (130, 7), 2),
     Shape(8, 16, 2, 128, (65, 200), 2),
+    Shape(96, 2, 1, 64, (70, 0), 2),
+    Shape(128, 1, 1, 64, (130,), 4),
+    Shape(192, 1, 1, 128, (65,), 1),
 ]
 
 
+def visible_of(batch: int, width: int, device: torch.device) -> Visible:
+    """Rows of branches, causal, causal up to the middle, and bidirectional, each with more padding than the last."""
+    rows, column = torch.arange(batch, device=device)[:, None], torch.arange(width, device=device)
+    new_len = (width - rows).clamp(min=1)
+    causal_len = torch.tensor([width, width, width // 2, 0], device=device)[rows % 4]
+    visible = Visible.of(causal_len.squeeze(1), new_len.squeeze(1), width)
+    chain, size = width // 3 + 1, 5
+    group = (column - chain) // size
+    lo = chain + group * size
+    branches = (group + 1, lo, (lo + size).clamp(max=width))
+    branches_off = (rows % 4 == 0) & (column >= chain)
+    return Visible(*(torch.where(branches_off, *parts).int() for parts in zip(branches, visible, strict=True)))
+
+
 def arguments(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Any]:
-    """Random keys in shuffled slots; rows of all flags and of different lengths."""
+    """Random keys in shuffled slots; rows of all kinds and of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     batch, width = len(shape.prefix_lens), shape.width
 
@@ -61,16 +78,10 @@ def arguments(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int 
         "slot_table": table.int(),
         "slot_rows": torch.randperm(batch + 1, generator=generator)[:batch],
         "prefix_lens": torch.tensor(shape.prefix_lens),
-        "causal_len": torch.tensor([(0, width, width // 2)[i % 3] for i in range(batch)], dtype=torch.int32),
-        "new_len": torch.tensor([max(1, width - i) for i in range(batch)], dtype=torch.int32),
         "scale": shape.head_dim**-0.5,
     }
-    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in args.items()}
-
-
-def real_tokens(out: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
-    """The outputs that mean something, in float64."""
-    return torch.cat([row[:length] for row, length in zip(out.double(), args["new_len"].tolist(), strict=True)])
+    on_device = {name: value.to(device) if torch.is_tensor(value) else value for name, value in args.items()}
+    return {**on_device, "visible": visible_of(batch, width, device)}
 
 
 def oracle_of(args: dict[str, Any]) -> torch.Tensor:
@@ -78,12 +89,12 @@ def oracle_of(args: dict[str, Any]) -> torch.Tensor:
     wide: dict[str, Any] = {
         name: t.double() if torch.is_tensor(t) and t.is_floating_point() else t for name, t in args.items()
     }
-    return real_tokens(reference.block_attention(**wide), args)
+    return reference.block_attention(**wide)
 
 
 def error_of(out: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
     """The largest distance of `out` from the oracle."""
-    return (real_tokens(out, args) - oracle_of(args)).abs().max()
+    return (out.double() - oracle_of(args)).abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,11 +118,16 @@ def test_equals_reference(
 def test_rows_of_one_batch_are_as_alone(device: torch.device) -> None:
     args = arguments(SHAPES[3], torch.float32, device)
     together = launch.block_attention(**args)
-    per_row = ("q", "k", "v", "slot_rows", "prefix_lens", "causal_len", "new_len")
     for i in range(3):
-        one = {name: value[i : i + 1] if name in per_row else value for name, value in args.items()}
-        length = int(args["new_len"][i])
-        assert torch.equal(launch.block_attention(**one)[0, :length], together[i, :length])
+        one = {name: args[name][i : i + 1] for name in ("q", "k", "v", "slot_rows", "prefix_lens")}
+        visible = Visible(*(tensor[i : i + 1] for tensor in args["visible"]))
+        assert torch.equal(launch.block_attention(**{**args, **one, "visible": visible})[0], together[i])
+
+
+def test_queries_that_see_nothing_are_finite(device: torch.device) -> None:
+    args = arguments(Shape(8, 4, 2, 32, (0, 0), 2), torch.float32, device)
+    nothing = torch.zeros(2, 8, dtype=torch.int32, device=device)
+    assert launch.block_attention(**{**args, "visible": Visible(nothing, nothing, nothing)}).isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[4]], ids=str)
@@ -136,10 +152,11 @@ def test_tokens_may_lie_apart(shape: Shape, device: torch.device) -> None:
         ({"q": torch.zeros(1, 4, 2, 16).transpose(1, 2)}, "q: heads and rows of tokens must be contiguous"),
         ({"k_cache": torch.zeros(9, 2, 32)[:, :, ::2]}, "k_cache"),
         ({"slot_table": torch.zeros(4, 9).int().T}, "slot_table"),
+        ({"visible": Visible(*torch.zeros(3, 1, 1).int().expand(3, 1, 2))}, "visible.prefix"),
     ],
-    ids=["groups", "head_dim", "layout", "cache", "table"],
+    ids=["groups", "head_dim", "layout", "cache", "table", "visible"],
 )
-def test_what_the_kernels_do_not_read_is_refused(change: dict[str, torch.Tensor], says: str) -> None:
+def test_what_the_kernels_do_not_read_is_refused(change: dict[str, Any], says: str) -> None:
     args = arguments(Shape(2, 4, 2, 16, (5,), 1), torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match=says):
         launch.block_attention(**{**args, **change})

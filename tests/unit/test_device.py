@@ -65,7 +65,8 @@ def test_fake_tensors_tell() -> None:
 def test_steps(commit: Commit) -> None:
     rows = table().gather(indices(), WIDTH)
     spec = commit.attention_spec(rows, indices())
-    assert {tensor.device.type for tensor in vars(spec).values()} == {"cuda"}
+    tensors = [tensor for value in vars(spec).values() for tensor in (value if isinstance(value, tuple) else (value,))]
+    assert {tensor.device.type for tensor in tensors} == {"cuda"}
     after, output = commit.advance(rows, prediction(), MASK)
     assert_alike(after, rows)
     assert (output.tokens.shape, output.lens.dtype) == ((BATCH, WIDTH), torch.int32)

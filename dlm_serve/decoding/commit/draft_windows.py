@@ -41,7 +41,7 @@ def draft_windows(rows: Rows, number: int, width: int, mask_token_id: int) -> Ro
 
 def keeping_last(spec: AttentionSpec, rows: Rows, number: int) -> AttentionSpec:
     """Return the spec of `number` windows for each of `rows` in which the last keeps the KV of decided and drafted."""
-    of_group = torch.arange(number, device=spec.new_len.device).repeat(rows.tokens.shape[0])
+    of_group = torch.arange(number, device=rows.tokens.device).repeat(rows.tokens.shape[0])
     return spec.keeping(of_group == (rows.block_length - 1).repeat_interleave(number))
 
 

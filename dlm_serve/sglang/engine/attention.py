@@ -55,8 +55,7 @@ class BlockAttentionBackend(AttentionBackend):  # type: ignore[misc]  # the base
             block.committed.table,
             block.committed.rows,
             block.committed.lens,
-            block.spec.causal_len,
-            block.spec.new_len,
+            block.spec.visible,
             layer.scaling,
         )
         return out.view(q.shape[0], -1)

@@ -97,7 +97,7 @@ class BlockStep:
             capture_hidden_mode=CaptureHiddenMode.NULL,
         )
         adapter = runner.model.draft_adapter
-        switched = adapter.switched(spec.lora_on.repeat_interleave(width)) if adapter else contextlib.nullcontext()
+        switched = adapter.switched(spec.lora_on.reshape(-1)) if adapter else contextlib.nullcontext()
         with forward_context(ForwardContext(attn_backend=runner.attn_backend), forward_batch=batch), switched:
             output = runner.model.forward(batch.input_ids, batch.positions, batch)
         logits = output.next_token_logits.unflatten(0, (indices.shape[0], width))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import triton
-from dlm_kernels.block_attention import block_attention
+from dlm_kernels.block_attention import Visible, block_attention
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch.nn.functional import scaled_dot_product_attention
@@ -61,7 +61,7 @@ class _Rows:
     of_extend: torch.Tensor  # [T] int64, the same among the EXTEND's
     requests: torch.Tensor  # [R] int64
     starts: torch.Tensor  # [R] int64
-    lengths: torch.Tensor  # [R] int32
+    visible: Visible  # all tokens of a span see each other
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: Any) -> _Rows:
@@ -77,7 +77,7 @@ class _Rows:
             tokens[real].to(device),
             torch.tensor([span.request for span in spans]).to(device),
             torch.tensor([span.start for span in spans]).to(device),
-            lengths.to(device, torch.int32),
+            Visible(*(tensor.to(device) for tensor in Visible.of(torch.zeros_like(lengths), lengths, len(columns)))),
         )
 
 
@@ -147,8 +147,7 @@ class SpanBackend(AttentionBackend):  # type: ignore[misc]  # the base is untype
                 self._committed.table,
                 self._committed.rows,
                 self._committed.lens,
-                torch.zeros_like(rows.lengths),
-                rows.lengths,
+                rows.visible,
                 layer.scaling,
             )
             out.index_copy_(0, rows.of_extend, attended.flatten(0, 1)[rows.of_rows])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dlm_kernels.block_attention import reference
+from dlm_kernels.block_attention.reference import Visible
 
 
 def block_attention(
@@ -16,8 +17,7 @@ def block_attention(
     slot_table: torch.Tensor,
     slot_rows: torch.Tensor,
     prefix_lens: torch.Tensor,
-    causal_len: torch.Tensor,
-    new_len: torch.Tensor,
+    visible: Visible,
     scale: float,
 ) -> torch.Tensor:
     """Compute `reference.block_attention`, which defines it: with the kernels on a GPU, with PyTorch elsewhere."""
@@ -26,7 +26,7 @@ def block_attention(
         from dlm_kernels.block_attention import launch
 
         implementation = launch.block_attention
-    return implementation(q, k, v, k_cache, v_cache, slot_table, slot_rows, prefix_lens, causal_len, new_len, scale)
+    return implementation(q, k, v, k_cache, v_cache, slot_table, slot_rows, prefix_lens, visible, scale)
 
 
-__all__ = ["block_attention"]
+__all__ = ["Visible", "block_attention"]

@@ -2,7 +2,7 @@
 
 The committed keys of a row are cut into splits that run in parallel, so that one long request fills the
 GPU; a second kernel merges them. Shapes alone decide the grid and lengths are read from tensors, so a
-captured graph serves rows of any length, any mix of `causal_len` and `new_len`, without synchronising.
+captured graph serves rows of any length, whatever their tokens see of one another, without synchronising.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import triton
 
 from dlm_kernels.block_attention import triton as kernels
+from dlm_kernels.block_attention.reference import Visible
 
 MAX_SPLITS = 32
 KEYS = 64
@@ -48,8 +49,7 @@ def block_attention(
     slot_table: torch.Tensor,
     slot_rows: torch.Tensor,
     prefix_lens: torch.Tensor,
-    causal_len: torch.Tensor,
-    new_len: torch.Tensor,
+    visible: Visible,
     scale: float,
 ) -> torch.Tensor:
     """Compute `reference.block_attention` for head dimensions of 16 to 256.
@@ -58,7 +58,7 @@ def block_attention(
     """
     batch, width, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
-    _check(q, k, v, k_cache, v_cache, slot_table)
+    _check(q, k, v, k_cache, v_cache, slot_table, visible)
     group = num_heads // num_kv_heads
     launch = choose(batch * num_kv_heads, width, group, head_dim, q.dtype, q.device)
     num_tiles = triton.cdiv(width * group, launch.tile)
@@ -75,8 +75,7 @@ def block_attention(
         slot_table,
         slot_rows,
         prefix_lens,
-        causal_len,
-        new_len,
+        *visible,
         partial,
         log_sum,
         scale,
@@ -103,6 +102,7 @@ def _check(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     slot_table: torch.Tensor,
+    visible: Visible,
 ) -> None:
     head_dim, num_kv_heads = q.shape[3], k.shape[2]
     if not 16 <= head_dim <= 256:
@@ -119,6 +119,9 @@ def _check(
             raise ValueError(f"{name}: must be [slots, {num_kv_heads}, {head_dim}] with contiguous heads")
     if slot_table.stride(1) != 1:
         raise ValueError("slot_table: its rows must be contiguous")
+    for name, tensor in visible._asdict().items():
+        if tensor.shape != q.shape[:2] or not tensor.is_contiguous():
+            raise ValueError(f"visible.{name}: must be contiguous and of shape {list(q.shape[:2])}")
 
 
 def _token_stride(tensor: torch.Tensor) -> int:
@@ -131,7 +134,7 @@ def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.
 
     Each of the `num_groups` (request, KV head) pairs has `width * group` query rows.
     """
-    if _is_for_hopper(width, width * group, head_dim, dtype, device):
+    if _is_for_hopper(width * group, head_dim, dtype, device):
         return _on_hopper(num_groups, width * group, device)
     largest = 64 if num_groups <= SMALL_BATCH else 128
     tile = max(16, min(largest, triton.next_power_of_2(width * group)))
@@ -139,7 +142,7 @@ def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.
         tile //= 2
     programs_at_once = _num_multiprocessors(device) * (4 if tile <= 32 else 2)
     options = {
-        "BW": max(16, triton.next_power_of_2(width)),
+        "BW": max(16, min(KEYS, triton.next_power_of_2(width))),
         "BD": triton.next_power_of_2(head_dim),
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "num_warps": 2 if tile <= 32 else 4,
@@ -149,9 +152,9 @@ def choose(num_groups: int, width: int, group: int, head_dim: int, dtype: torch.
     return Launch(kernels.split_kernel, tile, KEYS, splits, options)
 
 
-def _is_for_hopper(width: int, num_rows: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+def _is_for_hopper(num_rows: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether `hopper.split_kernel` can serve these shapes with more than half of its tile in use."""
-    fits = num_rows > 64 and width <= 64 and head_dim in (64, 128) and dtype in (torch.bfloat16, torch.float16)
+    fits = num_rows > 64 and head_dim in (64, 128) and dtype in (torch.bfloat16, torch.float16)
     # AMD's MI300 calls itself 9.4.
     return fits and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 

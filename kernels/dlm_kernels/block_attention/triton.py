@@ -77,8 +77,9 @@ def split_kernel(
     slot_table,
     slot_rows,
     prefix_lens,
-    causal_len,
-    new_len,
+    visible_prefix,
+    visible_lo,
+    visible_hi,
     partial,
     log_sum,
     scale,
@@ -97,7 +98,10 @@ def split_kernel(
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Attend with rows [i_m * M, (i_m + 1) * M) of request row i_b and KV head i_h to the keys of split i_s."""
+    """Attend with rows [i_m * M, (i_m + 1) * M) of request row i_b and KV head i_h to the keys of split i_s.
+
+    Committed keys come N at a time, the row's own, which are in split 0, BW at a time.
+    """
     i_b, i_mh, i_s = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     i_m, i_h = i_mh // HKV, i_mh % HKV
     o_row = i_m * M + tl.arange(0, M)
@@ -129,16 +133,21 @@ def split_kernel(
         )  # fmt: skip
 
     if i_s == 0:
-        causal, new = tl.load(causal_len + i_b), tl.load(new_len + i_b)
-        o_new = tl.arange(0, BW)
-        mask_new = o_new < W
-        mask_k, mask_v = mask_new[None, :] & mask_d[:, None], mask_new[:, None] & mask_d[None, :]
-        p_k = k + (i_b * W + o_new[None, :]) * stride_k + i_h * D + o_d[:, None]
-        p_v = v + (i_b * W + o_new[:, None]) * stride_v + i_h * D + o_d[None, :]
-        b_k = tl.load(p_k, mask=mask_k, other=0.0)
-        b_v = tl.load(p_v, mask=mask_v, other=0.0)
-        visible = (o_new[None, :] < new) & ((o_new[None, :] <= o_query[:, None]) | (o_query[:, None] >= causal))
-        m_row, l_row, b_o = _accumulate(b_q, b_k, b_v, visible, m_row, l_row, b_o, scale, True, PRECISION)
+        o_seen = i_b * W + o_query
+        b_prefix = tl.load(visible_prefix + o_seen, mask=mask_row, other=0)[:, None]
+        b_lo = tl.load(visible_lo + o_seen, mask=mask_row, other=0)[:, None]
+        b_hi = tl.load(visible_hi + o_seen, mask=mask_row, other=0)[:, None]
+        # Not a loop: in one, the assembler for compute capability 8.0 runs out of registers.
+        for i_new in tl.static_range(0, W, BW):
+            o_new = i_new + tl.arange(0, BW)
+            mask_new = o_new < W
+            mask_k, mask_v = mask_new[None, :] & mask_d[:, None], mask_new[:, None] & mask_d[None, :]
+            p_k = k + (i_b * W + o_new[None, :]) * stride_k + i_h * D + o_d[:, None]
+            p_v = v + (i_b * W + o_new[:, None]) * stride_v + i_h * D + o_d[None, :]
+            b_k = tl.load(p_k, mask=mask_k, other=0.0)
+            b_v = tl.load(p_v, mask=mask_v, other=0.0)
+            visible = (o_new[None, :] < b_prefix) | ((o_new[None, :] >= b_lo) & (o_new[None, :] < b_hi))
+            m_row, l_row, b_o = _accumulate(b_q, b_k, b_v, visible, m_row, l_row, b_o, scale, True, PRECISION)
 
     i_out = ((i_s * tl.num_programs(0) + i_b) * HKV + i_h) * (W * G) + o_row
     log_l = tl.math.log2(tl.where(l_row > 0, l_row, 1.0))

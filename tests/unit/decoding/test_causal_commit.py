@@ -265,9 +265,11 @@ def forward(rows: Rows, contexts: Sequence[Sequence[int]], spec: AttentionSpec) 
     logits = torch.zeros(len(contexts), rows.width, VOCAB_SIZE)
     logits[:, :, STOP] = 80.0
     for row, context in enumerate(contexts):
-        length = int(spec.new_len[row])
+        length = int(rows.new_len[row])
         tokens = [*context, *rows.tokens[row, :length].tolist()]
-        causal, lora = int(spec.causal_len[row]) >= length, bool(spec.lora_on[row])
+        causal, lora = bool(spec.shift[row, 0]), bool(spec.lora_on[row, 0])
+        whole = torch.ones(length, length, dtype=torch.bool)
+        assert torch.equal(spec.visible.mask()[row, :length, :length], whole.tril() if causal else whole)
         logits[row, :length] = MODEL(tokens, len(context), causal=causal, lora=lora)
     return logits
 
@@ -491,14 +493,14 @@ def test_a_block_starts_in_its_first_phase(mode: ConcreteMode, block_length: int
 )
 def test_attention_spec_of_each_phase(phase: Phase, is_causal: bool, keeps_kv: bool, shift: int, lora_on: bool) -> None:
     spec = COMMIT.attention_spec(rows_in(phase, [[1, 2, 3]], width=5), torch.tensor([20]))
-    assert spec.causal_len.tolist() == [5 if is_causal else 0]
-    assert spec.new_len.tolist() == [3]
+    real = torch.arange(5) < 3
+    assert torch.equal(spec.visible.mask()[0], real.expand(5, 5).tril() if is_causal else real.expand(5, 5))
     assert spec.kept.tolist() == [[keeps_kv] * 3 + [False] * 2]
     assert spec.prefix_lens.tolist() == [20]
     assert spec.positions.tolist() == [[20, 21, 22, 23, 24]]
     assert spec.predicted_positions.tolist() == [[20 + shift + i for i in range(5)]]
-    assert spec.shift.tolist() == [shift]
-    assert spec.lora_on.tolist() == [lora_on]
+    assert spec.shift.tolist() == [[shift] * 5]
+    assert spec.lora_on.tolist() == [[lora_on] * 5]
 
 
 @pytest.mark.parametrize(

@@ -121,10 +121,9 @@ def logits_of(tokens: list[list[int]], rows: Rows, committed: torch.Tensor) -> t
 
 
 def _logits_of(tokens: list[int], rows: Rows, spec: AttentionSpec, i: int, start: int) -> torch.Tensor:
-    assert spec.kept[i].sum() <= spec.causal_len[i] or rows.phase[i] == Phase.DECODE, "only causal KV may be kept"
+    visible = spec.visible.mask()[i]
+    assert not visible[spec.kept[i]].triu(1).any(), "only causal KV may be kept"
     sequence = torch.cat([torch.tensor(tokens[:start], dtype=torch.int64), rows.tokens[i]])
-    query, key = torch.arange(rows.width)[:, None], torch.arange(rows.width)[None, :]
-    visible = (key < spec.new_len[i]) & ((key <= query) | (query >= spec.causal_len[i]))
     before = torch.ones(len(sequence), len(sequence)).tril().bool()
     before[start:, start:] = visible
     return MODEL(sequence, torch.arange(len(sequence)), before)[start:]
@@ -255,7 +254,8 @@ def test_one_token_rows_decode_beside_windows() -> None:
     rows = Rows.of([COMMIT.row_options(ModeSettings(Mode.AUTOREGRESSIVE, 1), 0, (), VOCAB_SIZE), settings(4)], 8)
     rows = rows.start_block(torch.tensor([7, 9]), MASK)
     spec = COMMIT.attention_spec(rows, torch.tensor([20, 20]))
-    assert (spec.new_len.tolist(), spec.kept.sum(1).tolist(), spec.shift.tolist()) == ([1, 4], [1, 0], [1, 1])
+    assert spec.visible.mask().sum(2).tolist() == [[1] * 8, [4] * 8]
+    assert (spec.kept.sum(1).tolist(), spec.shift.tolist()) == ([1, 0], [[1] * 8] * 2)
     ids = torch.arange(16).view(2, 8) + 10
     after, output = COMMIT.advance(rows, Prediction(ids, torch.ones(2, 8), torch.zeros(2, 8)), MASK)
     assert output.lens.tolist() == [1, 4]
