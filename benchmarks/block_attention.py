@@ -47,7 +47,7 @@ def branches(batch: int, width: int) -> Visible:
     column = torch.arange(width, device="cuda")
     chain = width // 3
     group = (column - chain) // GROUP
-    anchor, lo = group * chain // (width // GROUP), chain + group * GROUP
+    anchor, lo = group * chain // math.ceil((width - chain) / GROUP), chain + group * GROUP
     in_chain = column < chain
     prefix = torch.where(in_chain, column, anchor) + 1
     lo, hi = lo.masked_fill(in_chain, 0), (lo + GROUP).clamp(max=width).masked_fill(in_chain, 0)
