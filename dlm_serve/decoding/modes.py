@@ -15,13 +15,23 @@ class Mode(StrEnum):
     SELF_SPECULATION = "self_speculation"
 
 
+class Speculation(StrEnum):
+    """How self-speculation drafts and verifies."""
+
+    LINEAR = "linear"
+    """In turn, a forward each."""
+    ONE_FORWARD = "one_forward"
+    """Together: a forward verifies a draft and drafts the next behind the likeliest stops."""
+
+
 ConcreteMode = Literal[Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION]
 
 
 class Phase(IntEnum):
     """What a row does in one forward; the value is what the device stores.
 
-    `DENOISE` and `DRAFT` fill the masks of a block; the other phases have none left to fill. What a row sees in its
+    `DENOISE` and `DRAFT` fill the masks of a block; `SPECULATE` verifies one draft and makes the next; the other phases
+    have no masks left to fill. What a row sees in its
     phase, which KV it keeps and what it emits is decided by the family's `Commit`.
     """
 
@@ -30,6 +40,7 @@ class Phase(IntEnum):
     DRAFT = 2
     VERIFY = 3
     COMMIT = 4
+    SPECULATE = 5
 
     @property
     def after_denoising(self) -> Phase:

@@ -7,8 +7,12 @@ from dataclasses import dataclass, fields
 
 import torch
 from dlm_kernels.sample_token import HOTTEST, Sampling
+from torch.nn.functional import pad
 
 from dlm_serve.decoding.modes import Phase
+
+_BY_COLUMN = ("tokens", "draft_confidence")
+"""What a row has for each of its columns."""
 
 MAX_STOP_IDS = 8
 """Stop ids a row remembers to end its denoising early. The host checks all of them in any case."""
@@ -54,6 +58,8 @@ class Rows:
     phase: torch.Tensor  # [B] int32, a Phase
     step: torch.Tensor  # [B] int32, denoising steps done on this block
     mean_entropy: torch.Tensor  # [B] float32, nats
+    draft_confidence: torch.Tensor  # [B, W] float32, of drafted tokens that the next forward verifies and drafts behind
+    is_broken: torch.Tensor  # [B] bool, whether that draft stands behind other tokens than it was made for
     first_phase: torch.Tensor  # [B] int32, a Phase
     by_entropy: torch.Tensor  # [B] bool, `threshold` bounds entropies, in nats
     block_length: torch.Tensor  # [B] int32
@@ -71,12 +77,12 @@ class Rows:
     @classmethod
     def zeros(cls, num_rows: int, width: int, device: torch.device | str) -> Rows:
         """Return a table of `num_rows` rows of `width` tokens."""
-        columns = {"tokens": (width,), "stop_ids": (MAX_STOP_IDS,)}
+        columns = {**dict.fromkeys(_BY_COLUMN, (width,)), "stop_ids": (MAX_STOP_IDS,)}
         dtypes = {
             **dict.fromkeys(("tokens", "stop_ids", "seed"), torch.int64),
             **dict.fromkeys(("mean_entropy", "threshold", "convergence_threshold"), torch.float32),
-            **dict.fromkeys(("temperature", "top_p", "min_p"), torch.float32),
-            **dict.fromkeys(("by_entropy", "is_shuffled"), torch.bool),
+            **dict.fromkeys(("draft_confidence", "temperature", "top_p", "min_p"), torch.float32),
+            **dict.fromkeys(("is_broken", "by_entropy", "is_shuffled"), torch.bool),
         }
 
         def make(name: str) -> torch.Tensor:
@@ -138,16 +144,20 @@ class Rows:
         return Rows(**{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors()})
 
     def gather(self, indices: torch.Tensor, width: int | None = None) -> Rows:
-        """Return a copy of the rows at `indices` [N], cut to the first `width` columns."""
+        """Return a copy of the rows at `indices` [N], cut to the first `width` columns, or padded to so many."""
         taken = Rows(**{name: tensor[indices] for name, tensor in self._tensors()})
-        return taken if width is None else taken.replace(tokens=taken.tokens[:, :width])
+        if width is None or width == self.width:
+            return taken
+        columns = {name: pad(getattr(taken, name), (0, width - self.width)) for name in _BY_COLUMN}
+        return taken.replace(**columns, new_len=taken.new_len.clamp(max=width))
 
     def scatter_(self, indices: torch.Tensor, rows: Rows) -> None:
-        """Overwrite the rows at `indices` [N]; columns past those of `rows` keep their tokens."""
+        """Overwrite the rows at `indices` [N]; columns past those of `rows` stay, those past the table's are lost."""
+        width = min(self.width, rows.width)
         for name, tensor in self._tensors():
             new = getattr(rows, name)
-            if name == "tokens":
-                tensor[:, : new.shape[1]].index_copy_(0, indices, new)
+            if name in _BY_COLUMN:
+                tensor[:, :width].index_copy_(0, indices, new[:, :width])
             else:
                 tensor.index_copy_(0, indices, new)
 
@@ -179,10 +189,12 @@ class Rows:
     def offer_(self, indices: torch.Tensor, settings: Rows, mask_token_id: int) -> None:
         """Let the rows at `indices` [N] that stand at the start of a block begin it anew with other options.
 
-        `settings` are N rows of `Rows.of`. Rows within a block go on as they were.
+        `settings` are N rows of `Rows.of`. Rows within a block go on as they were, and so do those that speculate in
+        one forward where they still shall: only the host knows of how many tokens.
         """
         rows = self.gather(indices)
         at_start = (rows.phase == rows.first_phase) & (rows.step == 0) & (rows.num_emitted == 1)
+        at_start &= (rows.phase != Phase.SPECULATE) | (settings.first_phase != Phase.SPECULATE)
         self.scatter_(indices, settings.start_block(rows.tokens[:, 0], mask_token_id).where(at_start, rows))
 
     def starts(self, committed_lens: torch.Tensor) -> torch.Tensor:
