@@ -16,6 +16,7 @@ DENOISE = tl.constexpr(1)
 DRAFT = tl.constexpr(2)
 VERIFY = tl.constexpr(3)
 COMMIT = tl.constexpr(4)
+SPECULATE = tl.constexpr(5)
 
 
 @triton.jit
@@ -47,6 +48,7 @@ def _advance_kernel(
     out_tokens,
     out_lens,
     stride_tokens,
+    stride_ids,
     mask_token_id,
     W: tl.constexpr,
     BW: tl.constexpr,
@@ -55,15 +57,17 @@ def _advance_kernel(
     """Advance the row at indices[i_b]: denoise its block, or emit it and start the next one."""
     i_b = tl.program_id(0)
     i_r = tl.load(indices + i_b)
+    if tl.load(phase + i_r) == SPECULATE:
+        return
     o_w = tl.arange(0, BW)
     mask_w = o_w < W
-    p_tokens, p_ids, p_stops = tokens + i_r * stride_tokens, ids + i_b * W, stop_ids + i_r * NUM_STOPS
+    p_tokens, p_ids, p_stops = tokens + i_r * stride_tokens, ids + i_b * stride_ids, stop_ids + i_r * NUM_STOPS
     b_tokens = tl.load(p_tokens + o_w, mask=mask_w, other=-2)
     b_next = tl.load(p_tokens + o_w + 1, mask=o_w + 1 < W, other=-2)
     b_ids = tl.load(p_ids + o_w, mask=mask_w, other=0)
     b_before = tl.load(p_ids + o_w - 1, mask=mask_w & (o_w > 0), other=0)
-    b_conf = tl.load(confidence + i_b * W + o_w, mask=mask_w, other=0.0)
-    b_entropy = tl.load(entropy + i_b * W + o_w, mask=mask_w, other=0.0)
+    b_conf = tl.load(confidence + i_b * stride_ids + o_w, mask=mask_w, other=0.0)
+    b_entropy = tl.load(entropy + i_b * stride_ids + o_w, mask=mask_w, other=0.0)
     now, length, done = tl.load(phase + i_r), tl.load(new_len + i_r), tl.load(step + i_r)
     size, most, least = tl.load(block_length + i_r), tl.load(steps + i_r), tl.load(threshold + i_r)
     b_real = o_w < length
@@ -123,10 +127,12 @@ def advance_(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advance the `rows` (a `decoding.Rows`) at `indices` [B] int64 in place by a prediction [B, W].
 
-    Returns the emitted tokens [B, W] int64, of which the first `lens` [B] int32 of each row are valid.
+    Returns the emitted tokens [B, W] int64, of which the first `lens` [B] int32 of each row are valid. Behind the
+    columns of `rows` nothing is read or emitted. Those that speculate in one forward are left to `one_forward`.
     """
-    batch, width = ids.shape
-    out_tokens, out_lens = torch.empty_like(ids), torch.empty(batch, dtype=torch.int32, device=ids.device)
+    batch, width = len(ids), min(ids.shape[1], rows.tokens.shape[1])
+    out_tokens = torch.empty(batch, width, dtype=torch.int64, device=ids.device)
+    out_lens = torch.empty(batch, dtype=torch.int32, device=ids.device)
     _advance_kernel[(batch,)](
         indices,
         rows.tokens,
@@ -146,6 +152,7 @@ def advance_(
         out_tokens,
         out_lens,
         rows.tokens.stride(0),
+        ids.shape[1],
         mask_token_id,
         W=width,
         BW=max(2, triton.next_power_of_2(width)),
