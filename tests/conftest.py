@@ -27,6 +27,7 @@ SHARED_SERVERS = {
     "tests/server/test_golden.py": "trained",
     "tests/server/test_logits.py": "trained",
     "tests/server/test_metrics.py": "trained",
+    "tests/server/test_one_forward.py": "trained",
     "tests/server/test_profile.py": "trained",
     "tests/server/test_refusals.py": "trained",
     "tests/server/test_sampling_modes.py": "trained",

@@ -19,11 +19,13 @@ class AttentionSpec:
     """
 
     prefix_lens: torch.Tensor  # [B] int64: committed tokens that the row sees
+    tokens: torch.Tensor  # [B, W] int64
     positions: torch.Tensor  # [B, W] int64
     kept: torch.Tensor  # [B, W] bool: the token's KV is kept, unless a later step overwrites what was rejected
     visible: Visible  # [B, W] int32 each: what the token sees of its own row
     shift: torch.Tensor  # [B, W] int64: the logits at position i predict position i + shift
     lora_on: torch.Tensor  # [B, W] bool: the draft adapter counts
+    anchors: torch.Tensor  # [B, W] int32: see `one_forward.Layout`; the token itself in rows of other phases
 
     @classmethod
     def of(
@@ -45,11 +47,13 @@ class AttentionSpec:
         columns = rows.columns
         return cls(
             prefix_lens=starts,
+            tokens=rows.tokens,
             positions=starts[:, None] + columns,
             kept=columns < kept_len[:, None],
             visible=Visible.of(causal_len, rows.new_len, rows.width),
             shift=shift[:, None].expand(-1, rows.width),
             lora_on=lora_on[:, None].expand(-1, rows.width),
+            anchors=columns.int().expand_as(rows.tokens),
         )
 
     @property

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from dlm_serve.decoding.logit_rules import NO_RULES, LogitRules
 from dlm_serve.decoding.modes import ConcreteMode, Mode
 from dlm_serve.decoding.stop_rules import StopRule
 
-Choice = tuple[Mode, int]
-"""A mode and a block length: what tells the settings that a request permits apart."""
+
+class Choice(NamedTuple):
+    """What tells the settings that a request permits apart."""
+
+    mode: ConcreteMode
+    block_length: int = 1
+    budget: int | None = None
+    """Tokens of a row that self-speculates in one forward; None for any other."""
+
+    @property
+    def row_length(self) -> int:
+        """Return the tokens with which a row enters a forward, in families whose rows are single blocks."""
+        return self.block_length if self.budget is None else self.budget
+
+
+AUTOREGRESSIVELY = Choice(Mode.AUTOREGRESSIVE)
 
 
 def name_of(choice: Choice) -> str:
-    """Return a mode and a block length as answers and reports name them, such as `self_speculation/8`."""
-    mode, block_length = choice
-    return str(mode) if mode is Mode.AUTOREGRESSIVE else f"{mode}/{block_length}"
+    """Return a choice as answers and reports name it: `self_speculation/8`, or `self_speculation/one_forward/64`."""
+    if choice.mode is Mode.AUTOREGRESSIVE:
+        return str(choice.mode)
+    return f"{choice.mode}/{choice.block_length if choice.budget is None else f'one_forward/{choice.budget}'}"
 
 
 @dataclass(frozen=True)
@@ -32,11 +48,13 @@ class ModeSettings:
     """Nats; None never stops denoising early."""
     algorithm: str | None = None
     """One of the family's, None where it has no choice."""
+    budget: int | None = None
+    """Tokens of a row that verifies its draft and drafts the next in one forward; None drafts and verifies in turn."""
 
     @property
     def choice(self) -> Choice:
-        """Return its mode and block length."""
-        return self.mode, self.block_length
+        """Return what tells it from others."""
+        return Choice(self.mode, self.block_length, self.budget)
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,15 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dlm_serve.decoding.decode_plan import Choice, DecodePlan, ModeSettings
+from dlm_serve.decoding.decode_plan import AUTOREGRESSIVELY, Choice, DecodePlan, ModeSettings
 from dlm_serve.decoding.history import BlockHistory
-from dlm_serve.decoding.modes import ConcreteMode, Mode
+from dlm_serve.decoding.modes import Mode
 
 
 class Evidence(NamedTuple):
     """A finished block, as the router learns from it."""
 
-    mode: ConcreteMode
-    block_length: int
+    choice: Choice
     num_emitted: int
     num_forwards: int
     is_cut: bool = False
@@ -97,15 +96,23 @@ class RequestState:
         return self.plan.is_free
 
     @property
-    def block_length(self) -> int:
-        """Return the most tokens of its block in the next step, which may have begun with other settings by then."""
+    def row_length(self) -> int:
+        """Return the most tokens of its row in the next step, which may have begun with other settings by then."""
         offered = self._wanted if self._first_offer is not None else None
-        return max(self.current.block_length, offered.block_length if offered else 1)
+        return max(self.current.choice.row_length, offered.choice.row_length if offered else 1)
+
+    @property
+    def least_row_length(self) -> int:
+        """Return the fewest tokens that will do for its row: one that speculates in one forward takes any number."""
+        if self.current.budget is None:
+            return self.row_length
+        offered = self._wanted if self._first_offer is not None else None
+        return 1 if offered is None or offered.budget is not None else offered.block_length
 
     @property
     def acceptance_length(self) -> float | None:
         """Return the mean number of tokens a verification emitted; None without any."""
-        drafted = [tally.blocks for (mode, _), tally in self.tallies.items() if mode is Mode.SELF_SPECULATION]
+        drafted = [tally.blocks for choice, tally in self.tallies.items() if choice.mode is Mode.SELF_SPECULATION]
         verified = [(record[0], times) for blocks in drafted for record, times in blocks.items() if record[0]]
         num_verified = sum(times for _, times in verified)
         return sum(number * times for number, times in verified) / num_verified if num_verified else None
@@ -146,14 +153,14 @@ class RequestState:
     def start_as(self, choice: Choice | None) -> None:
         """Begin, where the plan leaves it open, with this mode and block length, or autoregressively where None."""
         if self.is_free:
-            self.current = self.settings_of(choice or (Mode.AUTOREGRESSIVE, 1)) or self.current
+            self.current = self.settings_of(choice or AUTOREGRESSIVELY) or self.current
 
     def go_on_as(self, choice: Choice | None) -> None:
         """Go on with this mode and block length, or autoregressively where None, at the next block.
 
         If other settings are offered for that already, at the one behind it. What the plan does not permit is ignored.
         """
-        settings = self.settings_of(choice or (Mode.AUTOREGRESSIVE, 1))
+        settings = self.settings_of(choice or AUTOREGRESSIVELY)
         if settings is None:
             return
         if self._first_offer is None:
@@ -219,7 +226,7 @@ class RequestState:
             if counted.mode is not Mode.AUTOREGRESSIVE:
                 tally.blocks[num_emitted, self._forwards, self._is_first] += 1
                 if self.plan.is_free:
-                    self.evidence.append(Evidence(counted.mode, counted.block_length, num_emitted, self._forwards))
+                    self.evidence.append(Evidence(counted.choice, num_emitted, self._forwards))
             self._last_emitting, self._forwards = self.num_steps, 0
         self.num_steps += 1
         self.last_emitted = num_emitted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from dlm_serve.decoding import BlockRecord, Commit, Mode, ModeSettings, Phase, RequestState
+from dlm_serve.decoding import BlockRecord, Choice, Commit, Mode, ModeSettings, Phase, RequestState
 from dlm_serve.metrics import registry
 from dlm_serve.metrics.counts import Counts
 from dlm_serve.metrics.registry import PHASE_LABELS
@@ -13,7 +13,7 @@ from dlm_serve.metrics.registry import PHASE_LABELS
 
 @dataclass
 class Blocks:
-    """Blocks of one mode and algorithm, whose forwards do the same."""
+    """Blocks of one way to decode, whose forwards do the same."""
 
     settings: ModeSettings
     """Of one request among them."""
@@ -47,8 +47,8 @@ class Sums:
 
     num_steps: int = 0
     """Steps, but for those of blocks that are neither emitted nor lost."""
-    blocks: dict[tuple[Mode, str | None], Blocks] = field(default_factory=dict)
-    """By mode and algorithm."""
+    blocks: dict[tuple[Mode, str | None, bool], Blocks] = field(default_factory=dict)
+    """By mode, algorithm and whether drafting and verifying take turns."""
     tokens: defaultdict[Mode, int] = field(default_factory=lambda: defaultdict(int))
     """Tokens of answers."""
     switches: defaultdict[tuple[Mode, Mode], int] = field(default_factory=lambda: defaultdict(int))
@@ -66,7 +66,7 @@ class Sums:
             self.switches[switch] += times
         for choice, tally in state.tallies.items():
             if with_tokens:
-                self.tokens[choice[0]] += tally.num_tokens
+                self.tokens[choice.mode] += tally.num_tokens
             if tally.blocks:
                 blocks = self._blocks_of(state, choice)
                 for record, times in tally.blocks.items():
@@ -85,10 +85,10 @@ class Sums:
         for (before, after), number in self.switches.items():
             counts.add(registry.MODE_SWITCHES, before, after, by=number)
 
-    def _blocks_of(self, state: RequestState, choice: tuple[Mode, int]) -> defaultdict[BlockRecord, int]:
+    def _blocks_of(self, state: RequestState, choice: Choice) -> defaultdict[BlockRecord, int]:
         settings = state.settings_of(choice)
         assert settings is not None
-        key = settings.mode, settings.algorithm
+        key = settings.mode, settings.algorithm, settings.budget is None
         found = self.blocks.get(key)
         if found is None:
             found = self.blocks[key] = Blocks(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from dlm_serve.decoding import ConcreteMode, Mode, ModeSettings, WindowAlgorithm, WindowCommit
+from dlm_serve.decoding import ConcreteMode, Mode, ModeSettings, Speculation, WindowAlgorithm, WindowCommit
 from dlm_serve.errors import ConfigError, OptionError
 from dlm_serve.families import Family
 from dlm_serve.options.request import OPTIONS_FIELD, RequestOptions
@@ -78,8 +78,34 @@ class DenoiseRules(BlockRules):
             )
         converges = options if "convergence_threshold" in given else defaults
         return ModeSettings(
-            mode, block_length, threshold, steps or block_length, converges.convergence_threshold, algorithm
+            mode,
+            block_length,
+            threshold,
+            steps or block_length,
+            converges.convergence_threshold,
+            algorithm,
+            self._budget(options, defaults, mode, threshold),
         )
+
+    def _budget(
+        self, options: RequestOptions, defaults: GenerationConfig, mode: Mode, threshold: float | None
+    ) -> int | None:
+        """Return the tokens of a row that speculates in one forward, None where it does not."""
+        if mode is not Mode.SELF_SPECULATION:
+            return None
+        if (options.speculation or defaults.speculation) is not Speculation.ONE_FORWARD:
+            if options.budget is not None:
+                limit, remedy = "only speculation one_forward has it", "leave it out, or give speculation: one_forward"
+                raise OptionError(f"{OPTIONS_FIELD}.budget", options.budget, limit, remedy)
+            return None
+        if threshold:
+            raise OptionError(
+                f"{OPTIONS_FIELD}.threshold",
+                threshold,
+                "speculation one_forward drafts all masks at once",
+                "leave it out, or use speculation linear",
+            )
+        return options.budget or defaults.budget
 
     def _threshold(
         self, options: RequestOptions, defaults: GenerationConfig, mode: Mode, algorithm: str | None

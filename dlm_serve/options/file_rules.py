@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from dlm_serve.decoding import Commit, Mode
+from dlm_serve.decoding import CausalCommit, Commit, Mode, Speculation
 from dlm_serve.errors import ConfigError
 from dlm_serve.families import Family
 from dlm_serve.options.block_rules import rules_of
@@ -22,6 +23,7 @@ def check_file(config: ServerConfig, family: Family, block_size: int) -> None:
         _check_grid(config, family, block_size)
     if Mode.SELF_SPECULATION not in family.modes:
         _check_no_drafts(config, family)
+    _check_speculation(config)
     _check_routing(config, family)
     commit_of(config, family)
     rules_of(family).check_file(config, block_size)
@@ -33,7 +35,8 @@ def commit_of(config: ServerConfig, family: Family) -> Commit:
     mask = config.generation.prefill or family.commit.prompt_mask
     if mask not in commits:
         raise ConfigError("generation.prefill", str(mask), f"{family.name} has {listed(list(commits))}", "leave it out")
-    return commits[mask]
+    commit = commits[mask]
+    return replace(commit, group_form=config.generation.group_form) if isinstance(commit, CausalCommit) else commit
 
 
 def _check_grid(config: ServerConfig, family: Family, block_size: int) -> None:
@@ -80,6 +83,18 @@ def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, Frozen) else value
 
 
+_ONLY_TO_SPECULATE = ("speculation", "budget", "group_form")
+"""Options of `generation` that only self-speculation reads."""
+
+
+def _check_speculation(config: ServerConfig) -> None:
+    """Raise ConfigError for drafts that one forward does not make."""
+    generation = config.generation
+    if generation.speculation is Speculation.ONE_FORWARD and generation.draft_threshold:
+        limit, remedy = "speculation one_forward drafts all masks at once", "leave it out, or use speculation linear"
+        raise ConfigError("generation.draft_threshold", generation.draft_threshold, limit, remedy)
+
+
 def _check_no_drafts(config: ServerConfig, family: Family) -> None:
     """Raise ConfigError for what only self-speculation reads."""
     why = f"{family.name} has no self-speculation"
@@ -87,3 +102,9 @@ def _check_no_drafts(config: ServerConfig, family: Family) -> None:
         raise ConfigError("lora.draft_adapter", config.lora.draft_adapter, why, "leave it out")
     if config.generation.draft_threshold:
         raise ConfigError("generation.draft_threshold", config.generation.draft_threshold, why, "leave it out")
+    for section, names in (("generation", _ONLY_TO_SPECULATE), ("routing", ("budgets",))):
+        options = getattr(config, section)
+        for name in names:
+            if name in options.model_fields_set:
+                value = getattr(options, name)
+                raise ConfigError(f"{section}.{name}", value, why, "leave it out")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dlm_serve.decoding import Mode, StopRule
+from dlm_serve.decoding import Mode, Speculation, StopRule
 from dlm_serve.errors import OptionError
-from dlm_serve.options.fields import Flag, Frozen, Length, Nats, Probability, Width, validate
+from dlm_serve.options.fields import Budget, Flag, Frozen, Length, Nats, Probability, Width, validate
 
 OPTIONS_FIELD = "custom_params.dlm"
 """Where the options stand in a request, as refusals name it."""
@@ -21,6 +21,10 @@ class RequestOptions(Frozen):
     """Tokens that are denoised or drafted together; the checkpoint's `block_size` by default."""
     threshold: Probability | None = None
     """Confidence at which a token is fixed; null is the fixed schedule of `steps`."""
+    speculation: Speculation | None = None
+    """How self-speculation drafts and verifies; the server file's `generation.speculation` by default."""
+    budget: Budget | None = None
+    """Tokens of a forward of `speculation: one_forward`; the server file's `generation.budget` by default."""
     steps: Width | None = None
     """Most denoising forwards per block; without `threshold`, an even schedule of so many."""
     convergence_threshold: Nats | None = None

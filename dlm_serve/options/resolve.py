@@ -49,6 +49,7 @@ def resolve(
         _refuse_block_options(options, needs)
     permitted = _permitted(start, options.mode or config.generation.mode, config, family)
     modes = [mode for mode in permitted if not _unmet(mode, needs, family)]
+    _check_speculation(options, modes)
     settings = [_settings(mode, options, config, family, block_size) for mode in modes]
     if settings[0].block_length not in config.routing.widths:
         settings = settings[:1]  # the router knows no costs of such blocks
@@ -69,15 +70,32 @@ def _permitted(start: ConcreteMode, asked: Mode, config: ServerConfig, family: F
 
 
 def _narrowed(settings: ModeSettings, options: RequestOptions, config: ServerConfig) -> list[ModeSettings]:
-    """Return the settings with each block length that the router may choose.
+    """Return the settings with each block length or budget that the router may choose.
 
-    Drafts may be shorter than the longest block without another answer, unless their length was asked for.
+    Without another answer drafts may be shorter than the longest block, or be verified by the forward that makes the
+    next, unless something else was asked for.
     """
-    is_asked = options.block_length is not None or config.generation.block_length is not None
-    if settings.mode is not Mode.SELF_SPECULATION or is_asked:
+    if settings.mode is not Mode.SELF_SPECULATION:
         return [settings]
-    shorter = sorted({width for width in config.routing.widths if 1 < width < settings.block_length}, reverse=True)
-    return [settings, *(replace(settings, block_length=width, steps=min(settings.steps, width)) for width in shorter)]
+    budgets = config.routing.budgets if options.budget is None else (options.budget,)
+    speculating = [replace(settings, budget=budget) for budget in sorted(budgets, reverse=True)]
+    if settings.budget is not None:
+        return speculating
+    is_asked = options.block_length is not None or config.generation.block_length is not None
+    widths = () if is_asked else config.routing.widths
+    shorter = sorted({width for width in widths if 1 < width < settings.block_length}, reverse=True)
+    linear = [settings, *(replace(settings, block_length=width, steps=min(settings.steps, width)) for width in shorter)]
+    asks_in_turn = is_asked or bool(options.speculation or config.generation.speculation or settings.threshold)
+    return linear if asks_in_turn else [*linear, *speculating]
+
+
+def _check_speculation(options: RequestOptions, modes: Sequence[Mode]) -> None:
+    """Refuse what only self-speculation reads where a request does not decode by it."""
+    for name in ("speculation", "budget"):
+        value = getattr(options, name)
+        if value is not None and Mode.SELF_SPECULATION not in modes:
+            limit = "only mode self_speculation has it"
+            raise OptionError(f"{OPTIONS_FIELD}.{name}", value, limit, "leave it out, or use that mode")
 
 
 def _settings(

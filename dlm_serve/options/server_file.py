@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 from pydantic import Field
 
-from dlm_serve.decoding import Mode, PromptMask
+from dlm_serve.decoding import Mode, PromptMask, Speculation
+from dlm_serve.decoding.one_forward import GroupForm
 from dlm_serve.errors import ConfigError
-from dlm_serve.options.fields import Flag, Frozen, Nats, Probability, Width, validate
+from dlm_serve.options.fields import Budget, Flag, Frozen, Nats, Probability, Width, validate
 
 CONFIG_VARIABLE = "DLM_SERVE_CONFIG"
 
@@ -27,6 +28,13 @@ class GenerationConfig(Frozen):
     """Confidence at which diffusion fixes a token; None is the fixed schedule of `steps`."""
     draft_threshold: Probability = 0.0
     """The same for the drafts of self-speculation; 0 drafts in one forward."""
+    speculation: Speculation | None = None
+    """How self-speculation drafts and verifies: in turn (`linear`), or in one forward; None leaves it to `routing` for
+    requests with mode `auto`, and is `linear` for others."""
+    budget: Budget = 64
+    """Tokens of a request in a forward that verifies a draft and drafts the next, where `routing` does not choose."""
+    group_form: GroupForm = GroupForm.MASKS
+    """What such a forward puts behind a likely stop: masks, or a copy of the token that they stand behind as well."""
     steps: Width | None = None
     """Most denoising forwards per block; None is the block length."""
     convergence_threshold: Nats | None = None
@@ -71,6 +79,8 @@ class RoutingConfig(Frozen):
 
     widths: tuple[Width, ...] = Field(default=(4, 8, 16, 32), min_length=1)
     """Tokens of a row for which CUDA graphs are captured; the largest bounds the blocks of a request."""
+    budgets: tuple[Budget, ...] = (16, 32, 64, 96, 128)
+    """The same of rows that speculate in one forward, for few requests."""
     graph_memory_gb: float = Field(default=1.1, gt=0, allow_inf_nan=False)
     """Gigabytes (1e9 bytes) for the CUDA graphs of block steps; larger steps run without one."""
 

@@ -77,7 +77,7 @@ def _table_of(costs: Mapping[str, Any]) -> CostTable:
     shape = (len(table.widths), len(table.decode_ms))
     if table.block_ms.shape != shape or table.block_context_ms.shape != shape[:1]:
         raise ValueError("its sizes do not fit together")
-    times = (table.decode_ms[1:], table.block_ms[:, 1:])
-    if not all(np.isfinite(values).all() and (values > 0).all() for values in times):
+    are_positive = (table.decode_ms[1:] > 0).all() and (table.block_ms[:, 1:] > 0).all()
+    if not (are_positive and np.isfinite(table.decode_ms).all()):
         raise ValueError("not all of its times are positive numbers")
     return table

@@ -37,7 +37,7 @@ class CostTable:
     widths: tuple[int, ...]
     """Widths of block forwards, ascending: K of them."""
     decode_ms: Array  # [N + 1], by the number of rows
-    block_ms: Array  # [K, N + 1]
+    block_ms: Array  # [K, N + 1], infinite where a row can be narrower and no graph is so wide
     decode_context_ms: float
     """What each token of context adds to a decode forward."""
     block_context_ms: Array  # [K], the same of block forwards
@@ -54,6 +54,13 @@ class CostTable:
     def index_of(self, width: int) -> int:
         """Return which of the widths a block forward of `width` has: the next that is listed, or the largest."""
         return min(bisect_left(self.widths, width), len(self.widths) - 1)
+
+    def widest(self, num_rows: int, width: int, least: int) -> int:
+        """Return `width` or, where so many rows are never that wide, the widest that they are, at least `least`."""
+        k = self.index_of(width)
+        while k and np.isinf(self.block_ms[k, min(num_rows, self.max_rows)]) and self.widths[k - 1] >= least:
+            k -= 1
+        return min(width, self.widths[k])
 
     def width_of(self, step: StepShape) -> int:
         """Return the width that the block forward of a step has here; 1 if it has none."""
@@ -120,7 +127,7 @@ class MeasuredCosts(CostModel):
         last = self._count.shape[1] - 1
         cells = [(kind, min(bucket, last)) for kind, bucket in cells]
         predicted = self._measured.ms(step)
-        if not cells or predicted <= 0 or ms <= 0:
+        if not cells or not 0 < predicted < np.inf or ms <= 0:
             return
         known = float(np.mean([self._log_factor[cell] for cell in cells]))
         news = float(np.clip(np.log(ms / predicted) - known, -self._MOST, self._MOST))

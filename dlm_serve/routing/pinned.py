@@ -21,17 +21,21 @@ class PinnedPolicy(Policy):
     def __init__(self, choices: Sequence[Choice], pinned: Choice) -> None:
         """Choose `pinned`, which is autoregressive or among `choices`, the ways to decode blocks."""
         super().__init__(choices)
-        self._mode, self._block_length = pinned
-        self._first = None if self._mode is Mode.AUTOREGRESSIVE else pinned
+        self._pinned = pinned
+        self._first = None if pinned.mode is Mode.AUTOREGRESSIVE else pinned
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
-        """See `Policy`. A request without blocks of that length takes the nearest of the mode that it permits."""
+        """See `Policy`. A request without rows of that length takes the nearest of the same kind that it permits."""
         return Outcome(self._kinds(batch), self._first)
 
     def _kinds(self, batch: RunningBatch) -> Integers:
         if self._first is None:
             return np.full_like(batch.kinds, AUTOREGRESSIVE)
-        is_fit = batch.permitted & np.array([mode is self._mode for mode, _ in self.choices])[:, None]
-        distance = np.abs(np.array([length for _, length in self.choices]) - self._block_length)[:, None]
+        alike = [
+            c.mode is self._pinned.mode and (c.budget is None) is (self._pinned.budget is None) for c in self.choices
+        ]
+        is_fit = batch.permitted & np.array(alike)[:, None]
+        lengths = np.array([choice.row_length for choice in self.choices])
+        distance = np.abs(lengths - self._pinned.row_length)[:, None]
         nearest = np.where(is_fit, distance, np.inf).argmin(axis=0)
         return np.where(is_fit.any(axis=0), nearest, batch.kinds)

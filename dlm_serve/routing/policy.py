@@ -37,7 +37,7 @@ class Splits:
         """Compare by `table` and `interruptions`.
 
         Splits whose step takes longer than `latency_slo_ms` are left out, unless that is all of them. The choices of
-        `batch` are sorted by block length.
+        `batch` are sorted by the length of their rows.
         """
         self._batch = batch
         self._ms = _step_ms(batch, table)
@@ -85,7 +85,7 @@ def _step_ms(batch: RunningBatch, table: CostTable) -> Array:
     """
     num_free, most = len(batch.free), table.max_rows
     count = np.arange(num_free + 1)
-    kinds = [table.index_of(max(length, batch.pinned_width)) for _, length in batch.choices]
+    kinds = [table.index_of(max(choice.row_length, batch.pinned_width)) for choice in batch.choices]
     num_blocks = batch.num_pinned_blocks + count
     num_decode = batch.num_pinned_decode + num_free - count
     block_ms = table.block_ms[kinds]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dlm_serve.decoding import Choice, Evidence, Mode, RequestState, name_of
+from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Evidence, RequestState, name_of
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, Roster, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
 from dlm_serve.routing.prefills import Interruptions, PrefillModel, PrefillShape
@@ -19,9 +19,6 @@ STEPS_BETWEEN = 8
 
 MANY_REQUESTS, STEPS_BETWEEN_MANY = 32, 16
 """From so many requests on, a decision takes the host longer, as their steps take the device longer."""
-
-
-AUTOREGRESSIVELY: Choice = (Mode.AUTOREGRESSIVE, 1)
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Policy(ABC):
 
     def __init__(self, choices: Sequence[Choice]) -> None:
         """Choose among `choices` for blocks, beside autoregressive decoding."""
-        self.choices = tuple(sorted(choices, key=lambda choice: choice[1]))
+        self.choices = tuple(sorted(choices, key=lambda choice: choice.row_length))
 
     @abstractmethod
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:

@@ -46,6 +46,6 @@ class RulesPolicy(Policy):
         found = (
             kind
             for kind, choice in enumerate(self.choices)
-            if choice[0] is mode and (request is None or request.state.settings_of(choice) is not None)
+            if choice.mode is mode and (request is None or request.state.settings_of(choice) is not None)
         )
         return max(found, default=None)

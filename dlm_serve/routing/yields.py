@@ -6,6 +6,9 @@ request: code is easier than prose. So each request has a difficulty, by which t
 multiplied. This is the frailty model of survival analysis, with gamma-distributed difficulties of mean 1: their
 estimates have a closed form, a block that was cut short says nothing about later positions, and what blocks of one
 length show serves for those of others.
+
+A row that speculates in one forward verifies a draft that was made further behind, or for another stop. Its drafts
+are wrong more often by a factor that depends on its budget, and it emits in every forward.
 """
 
 from __future__ import annotations
@@ -22,6 +25,13 @@ _ENDS = np.array([2, 4, 8, 16, 32, 64])
 _STARTS = np.array([1, 2, 4, 8, 16, 32])
 _FULL = _ENDS - _STARTS
 _LEAST_HAZARD = 1e-4
+
+
+_BUDGETS = (16, 32, 64, 96, 128)
+_HAZARD_BY_BUDGET = (2.1, 1.7, 1.45, 1.37, 1.3)
+"""How much more often drafts are wrong in one forward of so many tokens, in simulations of text of many kinds."""
+_MOST_SPECULATING = 16
+"""Requests from which on speculation in one forward is left out: their rows cost more than they yield."""
 
 
 def _drafts_per_segment(number: int) -> Array:
@@ -60,10 +70,16 @@ class YieldModel:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""
         self.choices = tuple(choices)
         self._index = {choice: k for k, choice in enumerate(self.choices)}
-        last_drafts = np.array([length - 1 for _, length in self.choices], dtype=np.int64)
+        last_drafts = np.array([choice.block_length - 1 for choice in self.choices], dtype=np.int64)
         self._lengths = _SEGMENTS[last_drafts]  # [K, S]
-        self._is_diffusion = np.array([mode is Mode.DIFFUSION for mode, _ in choices], dtype=np.bool_)
-        self._whole = np.array([float(length) for mode, length in choices if mode is Mode.DIFFUSION])[:, None]
+        budgets = [choice.budget for choice in self.choices]
+        self._speculates = np.array([budget is not None for budget in budgets], dtype=np.bool_)
+        self._factor = np.array(
+            [1.0 if budget is None else np.interp(budget, _BUDGETS, _HAZARD_BY_BUDGET) for budget in budgets]
+        )
+        self._is_diffusion = np.array([choice.mode is Mode.DIFFUSION for choice in choices], dtype=np.bool_)
+        diffused = [float(choice.block_length) for choice in choices if choice.mode is Mode.DIFFUSION]
+        self._whole = np.array(diffused)[:, None]
         # Of each request: wrong drafts, and drafts that were tried, by segment.
         self._wrong, self._tried = np.zeros(capacity), np.zeros((capacity, len(_ENDS)))
         # Of all: the same by choice and segment, each tried draft weighted by the difficulty of its request.
@@ -71,7 +87,7 @@ class YieldModel:
         self._all_wrong, self._all_tried = np.zeros(size), np.zeros(size)
         # How blocks of a request deviate together, over what they would if difficulties varied by 1.
         self._together, self._scale = 0.0, 0.0
-        self._forwards, self._blocks = np.full(len(self.choices), 2.0), np.ones(len(self.choices))
+        self._forwards, self._blocks = np.where(self._speculates, 1.0, 2.0), np.ones(len(self.choices))
         self._take_up()
 
     def forget(self, slot: int) -> None:
@@ -92,7 +108,7 @@ class YieldModel:
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """Learn from finished blocks, each of the request in one of `slots`."""
-        kinds = [self._index.get((block.mode, block.block_length), -1) for block in blocks]
+        kinds = [self._index.get(block.choice, -1) for block in blocks]
         known = [i for i, kind in enumerate(kinds) if kind >= 0]
         if not known:
             return
@@ -101,7 +117,7 @@ class YieldModel:
         self._blocks = self._SHARED_FADE * self._blocks + np.bincount(of_choice, minlength=len(self.choices))
         self._forwards *= self._SHARED_FADE
         np.add.at(self._forwards, of_choice, forwards)
-        drafted = [n for n, i in enumerate(known) if blocks[i].mode is Mode.SELF_SPECULATION]
+        drafted = [n for n, i in enumerate(known) if blocks[i].choice.mode is Mode.SELF_SPECULATION]
         if drafted:
             at = [known[n] for n in drafted]
             self._learn_drafts(of_choice[drafted], np.array([slots[i] for i in at]), [blocks[i] for i in at])
@@ -139,21 +155,23 @@ class YieldModel:
 
     def _per_block(self, hazard: Array) -> Array:
         """Return the tokens of a verified block [K, B] where drafts are wrong with `hazard` [B, S]."""
-        log = -np.maximum(hazard, _LEAST_HAZARD)
-        whole = log * _FULL
-        reached = np.exp(np.cumsum(whole, axis=1) - whole)
-        chance = np.exp(log)
-        # In a segment that n drafts reach into, they yield p + p^2 + ... + p^n for each block that reaches it.
-        series = chance / (1 - chance) * -np.expm1(log * self._lengths[:, None, :])  # [K, B, S]
-        return np.asarray(1 + (reached * series).sum(axis=2))
+        speculates = self._speculates
+        if not speculates.any():
+            return _tokens(hazard, self._lengths)
+        found = np.ones((len(speculates), len(hazard)))
+        found[~speculates] = _tokens(hazard, self._lengths[~speculates])
+        if len(hazard) <= _MOST_SPECULATING:
+            found[speculates] = _tokens(self._factor[speculates, None, None] * hazard, self._lengths[speculates])
+        return found
 
     def _learn_drafts(self, kinds: Integers, slots: Integers, blocks: Sequence[Evidence]) -> None:
         """Learn from N blocks that were verified, of these choices [N] and of the requests in `slots` [N]."""
         num_right = np.array([max(block.num_emitted - 1, 0) for block in blocks])
-        ends_wrong = [not block.is_cut and block.num_emitted < block.block_length for block in blocks]
+        ends_wrong = [not block.is_cut and block.num_emitted < block.choice.block_length for block in blocks]
         is_wrong = np.array(ends_wrong, dtype=np.int64)
         right, up_to_wrong = _SEGMENTS[num_right], _SEGMENTS[num_right + is_wrong]
-        tried = (right + up_to_wrong) / 2  # a draft that is wrong was exposed to its hazard for half its time
+        # A draft that is wrong was exposed to its hazard for half its time.
+        tried = (right + up_to_wrong) / 2 * self._factor[kinds][:, None]
         difficulty, expected = self._difficulty(slots), tried @ self._hazard
         # Blocks of one request are wrong more or less often together, by as much as difficulties vary.
         expected_before = self._tried[slots] @ self._hazard
@@ -193,3 +211,14 @@ class YieldModel:
         prior = self._VARIANCE_WEIGHT
         variance = (self._together + prior * self._VARIANCE_GUESS) / (self._scale + prior)
         self._variance = min(max(variance, self._VARIANCES[0]), self._VARIANCES[1])
+
+
+def _tokens(hazard: Array, lengths: Array) -> Array:
+    """Return the tokens [K, B] of blocks with `lengths` [K, S] drafts by segment, wrong with `hazard` [(K,) B, S]."""
+    log = -np.maximum(hazard, _LEAST_HAZARD)
+    whole = log * _FULL
+    reached = np.exp(np.cumsum(whole, axis=-1) - whole)
+    chance = np.exp(log)
+    # In a segment that n drafts reach into, they yield p + p^2 + ... + p^n for each block that reaches it.
+    series = chance / (1 - chance) * -np.expm1(log * lengths[:, None, :])  # [K, B, S]
+    return np.asarray(1 + (reached * series).sum(axis=2))

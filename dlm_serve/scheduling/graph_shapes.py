@@ -10,6 +10,10 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Batch sizes that are captured; a step of any other is padded to the next."""
 
 
+MOST_SPECULATED = 256
+"""Tokens of all rows that speculate in one forward: from about so many on a token costs what it does anywhere."""
+
+
 @dataclass(frozen=True)
 class GraphShape:
     """A batch size and a width."""
@@ -30,12 +34,18 @@ class GraphShapes:
     all: tuple[GraphShape, ...]
 
     @classmethod
-    def within(cls, widths: Sequence[int], max_batch_size: int, max_tokens: int) -> GraphShapes:
-        """Return those of the `widths` for at most `max_batch_size` rows and `max_tokens` tokens."""
+    def within(
+        cls, widths: Sequence[int], max_batch_size: int, max_tokens: int, budgets: Sequence[int] = ()
+    ) -> GraphShapes:
+        """Return those of the `widths` for at most `max_batch_size` rows and `max_tokens` tokens.
+
+        Those of `budgets`, rows that speculate in one forward, are for fewer: it pays for few requests.
+        """
         largest = min(max_batch_size, BATCH_SIZES[-1])
         sizes = [*(size for size in BATCH_SIZES if size < largest), largest]
-        shapes = [GraphShape(size, width) for size in sizes for width in sorted(set(widths))]
-        fitting = (shape for shape in shapes if shape.num_tokens <= max_tokens)
+        most = {**dict.fromkeys(budgets, min(MOST_SPECULATED, max_tokens)), **dict.fromkeys(widths, max_tokens)}
+        shapes = [GraphShape(size, width) for size in sizes for width in sorted(most)]
+        fitting = (shape for shape in shapes if shape.num_tokens <= most[shape.width])
         return cls(tuple(sorted(fitting, key=lambda shape: (-shape.num_tokens, shape.width))))
 
     def __iter__(self) -> Iterator[GraphShape]:

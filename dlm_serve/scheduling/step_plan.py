@@ -30,7 +30,7 @@ class StepPlan:
 
         Autoregressive rows are padded into the block forward or take a decode forward, whichever `costs` less. Beside
         rows that verify draft windows nothing is padded: a step of several forwards samples autoregressive rows in
-        the decode forward alone.
+        the decode forward alone. Rows that speculate in one forward are as wide as graphs are for so many.
         """
         by_forward: dict[Forward, list[int]] = {forward: [] for forward in Forward}
         for i, state in enumerate(states):
@@ -38,7 +38,9 @@ class StepPlan:
         decode, block, windows = (
             tuple(by_forward[forward]) for forward in (Forward.DECODE, Forward.BLOCK, Forward.DRAFT_WINDOWS)
         )
-        width = max((commit.row_width(states[i].block_length) for i in block), default=1)
+        width = max((commit.row_width(states[i].row_length) for i in block), default=1)
+        least = max((commit.row_width(states[i].least_row_length) for i in block), default=1)
+        width = costs.widest(len(block), width, least)
         if not decode or not block or windows:
             return cls(decode, block, width, False, windows)
         together = costs.ms(StepShape(num_blocks=len(states), width=width))

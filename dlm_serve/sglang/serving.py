@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from dlm_serve.decoding import Choice, Commit, Mode, TokenChoice
+from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Commit, Mode, TokenChoice
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options.file_rules import check_file, commit_of
@@ -39,6 +39,17 @@ class Serving:
         return self.checkpoint.family.token_choice(self.checkpoint.mask_token_id)
 
     @cached_property
+    def widths(self) -> list[int]:
+        """Return the tokens of a row for which the server prepares, ascending."""
+        return self.commit.usable_widths(self.checkpoint.block_size, self.config.routing.widths)
+
+    @cached_property
+    def budgets(self) -> list[int]:
+        """Return the same of rows that speculate in one forward; none in families that do not."""
+        speculates = Mode.SELF_SPECULATION in self.checkpoint.family.modes
+        return sorted({*self.config.routing.budgets, self.config.generation.budget}) if speculates else []
+
+    @cached_property
     def choices(self) -> tuple[Choice, ...]:
         """Return the ways to decode blocks among which the router chooses; none if it has nothing to choose."""
         plan = self.request_rules.plan({})
@@ -47,7 +58,7 @@ class Serving:
     @cached_property
     def pins(self) -> tuple[Choice | None, ...]:
         """Return what the router may be pinned to, for control requests that carry numbers; None releases it."""
-        return (None, (Mode.AUTOREGRESSIVE, 1), *self.choices)
+        return (None, AUTOREGRESSIVELY, *self.choices)
 
     @cached_property
     def request_rules(self) -> RequestRules:

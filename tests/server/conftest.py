@@ -38,10 +38,13 @@ def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def without_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The same checkpoint by hub id and revision, from the local cache and offline; adapter and overlap are off."""
+    """The same checkpoint by hub id and revision, from the local cache and offline; adapter and overlap are off.
+
+    Groups of a forward that drafts and verifies begin with a copy.
+    """
     folder = tmp_path_factory.mktemp("without_adapter")
     config = folder / "config.yaml"
-    config.write_text("lora: {draft_adapter: none}\n")
+    config.write_text("lora: {draft_adapter: none}\ngeneration: {group_form: copy_led}\n")
     cache = {"HF_HUB_CACHE": str(_hub_cache(folder, "acme/tiny-dlm", "v1", WITH_ADAPTER))}
     flags = ("--revision", "v1", "--dllm-algorithm-config", str(config), "--disable-overlap-schedule")
     with Server.launch("acme/tiny-dlm", *flags, log=folder / "log", env=cache) as server:

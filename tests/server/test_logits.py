@@ -42,9 +42,10 @@ GRAMMARS: dict[str, dict[str, Any]] = {
 CASES = RULES | GRAMMARS
 
 
-def bodies(mode: str) -> list[dict[str, Any]]:
+def bodies(mode: str, **dlm: Any) -> list[dict[str, Any]]:
     """All cases with all prompts."""
-    return [generate_body(prompt, LENGTH, mode=mode, **asked) for asked in CASES.values() for prompt in PROMPTS]
+    asked = [(case, prompt) for case in CASES.values() for prompt in PROMPTS]
+    return [generate_body(prompt, LENGTH, mode=mode, dlm=dlm, **case) for case, prompt in asked]
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +55,24 @@ def expected(trained: Server) -> list[list[int]]:
     return [answer["output_ids"] for answer in answers]
 
 
-@pytest.mark.parametrize("mode", ["self_speculation", "auto"])
-def test_verified_answers_are_the_autoregressive_ones(trained: Server, expected: list[list[int]], mode: str) -> None:
-    answers = trained.generate_all(bodies(mode), 1)
+@pytest.mark.parametrize(
+    "dlm",
+    [
+        {"mode": "self_speculation"},
+        {"mode": "self_speculation", "speculation": "one_forward", "budget": 32},
+        {"mode": "auto"},
+    ],
+    ids=["in turn", "in one forward", "auto"],
+)
+def test_verified_answers_are_the_autoregressive_ones(
+    trained: Server, expected: list[list[int]], dlm: dict[str, Any]
+) -> None:
+    answers = trained.generate_all(bodies(**dlm), 1)
     assert [answer["output_ids"] for answer in answers] == expected
     for answer, asked in zip(answers[::2], CASES, strict=True):
         if asked in RULES:  # what grammars force on a model that knows none is not what it drafts
             statistics = answer["meta_info"]["dlm"]
-            assert statistics["nfe"] < 0.8 * len(answer["output_ids"]) or mode == "auto", (asked, statistics)
+            assert statistics["nfe"] < 0.8 * len(answer["output_ids"]) or dlm["mode"] == "auto", (asked, statistics)
 
 
 def test_all_modes_at_once(trained: Server, expected: list[list[int]]) -> None:

@@ -23,14 +23,16 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_seeded_self_speculation_is_seeded_autoregression(trained: Server, settings: dict[str, Any]) -> None:
-    def outputs(mode: str) -> list[list[int]]:
+    def outputs(mode: str, **dlm: Any) -> list[list[int]]:
         bodies = [
-            generate_body(PROMPT, 32, mode=mode, ignore_eos=True, sampling_seed=seed, **settings) for seed in range(12)
+            generate_body(PROMPT, 32, mode=mode, dlm=dlm, ignore_eos=True, sampling_seed=seed, **settings)
+            for seed in range(12)
         ]
         return [answer["output_ids"] for answer in trained.generate_all(bodies, 6)]
 
     autoregressive = outputs("autoregressive")
     assert outputs("self_speculation") == autoregressive
+    assert outputs("self_speculation", speculation="one_forward", budget=24) == autoregressive
     assert len({tuple(output) for output in autoregressive}) > 6
 
 

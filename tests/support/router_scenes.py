@@ -11,7 +11,7 @@ from dlm_serve.routing.batch import Roster, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostTable
 
 WIDTHS = (4, 8, 16, 32)
-CHOICES: tuple[Choice, ...] = tuple((Mode.SELF_SPECULATION, width) for width in WIDTHS)
+CHOICES: tuple[Choice, ...] = tuple(Choice(Mode.SELF_SPECULATION, width) for width in WIDTHS)
 ONE_BY_ONE = ModeSettings(Mode.AUTOREGRESSIVE, 1)
 
 

@@ -22,7 +22,7 @@ from dlm_serve.scheduling.step_plan import StepPlan
 
 COMMIT = NEMOTRON_LABS_DIFFUSION.commit
 WIDTHS = (4, 8, 16, 32)
-CHOICES: tuple[Choice, ...] = tuple((Mode.SELF_SPECULATION, width) for width in WIDTHS)
+CHOICES: tuple[Choice, ...] = tuple(Choice(Mode.SELF_SPECULATION, width) for width in WIDTHS)
 ONE_BY_ONE = ModeSettings(Mode.AUTOREGRESSIVE, 1)
 DRAFTS = tuple(ModeSettings(Mode.SELF_SPECULATION, width, 0.0, width) for width in WIDTHS)
 FREE = DecodePlan((*reversed(DRAFTS), ONE_BY_ONE))

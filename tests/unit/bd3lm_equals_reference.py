@@ -86,7 +86,9 @@ class Decoder:
         """Logits [B, V] of the block as it is."""
         committed = self._position - 1 + self._table.num_emitted[self._at].long()
         rows = self._table.gather(self._at)
-        logits, self._prediction = self._step.run(rows, self._at, self._commit.attention_spec(rows, committed))
+        spec = self._commit.attention_spec(rows, committed, self.mask)
+        logits, self._prediction = self._step.run(rows, self._at, spec)
+        self._anchors = spec.anchors
         return logits[0]
 
     def fix(self, fixed: list[list[Any]]) -> None:
@@ -97,12 +99,12 @@ class Decoder:
         self._prediction.ids.copy_(ids)
         self._prediction.confidence.copy_(confidence)
         self._prediction.entropy.zero_()
-        self._step.advance(self._at, self._prediction)
+        self._step.advance(self._at, self._anchors, self._prediction)
 
     def commit(self) -> torch.Tensor:
         """The clean pass over the full block; then a new block of masks. Returns its logits [B, V]."""
         logits = self.forward()
-        self._step.advance(self._at, self._prediction)
+        self._step.advance(self._at, self._anchors, self._prediction)
         self._position += self.checkpoint.block_size
         return logits
 

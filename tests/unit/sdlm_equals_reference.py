@@ -52,7 +52,7 @@ class Windows:
         rows = rows.with_block(row, torch.tensor([len(tokens)], dtype=torch.int32))
         rows = rows.replace(new_len=torch.tensor([width], dtype=torch.int32))
         committed = torch.tensor([start + len(tokens) - 1])
-        spec = self._commit.attention_spec(rows, committed)
+        spec = self._commit.attention_spec(rows, committed, self._mask)
         logits, _ = self._step.run(rows, torch.tensor([ROW]), spec)
         return logits[0, -block_length:]
 

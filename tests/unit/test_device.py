@@ -10,6 +10,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from dlm_kernels.one_forward.layout import RowLayout
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensorDeviceMismatchError,
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import (
 from dlm_serve.decoding import Commit, Prediction, Rows, TokenChoice, WindowCommit
 from dlm_serve.decoding.commit.draft_windows import draft_windows, keeping_last, verify
 from dlm_serve.decoding.kv_slots import read_slots, write_slots
+from dlm_serve.decoding.one_forward import GroupForm, advance, lay_out, plan_groups
 from dlm_serve.families import FAMILIES
 
 MASK, BATCH, WIDTH, POOL, VOCAB_SIZE, CONTEXT = 3, 5, 8, 9, 11, 64
@@ -61,10 +63,17 @@ def test_fake_tensors_tell() -> None:
         indices() + torch.zeros(BATCH)
 
 
+def columns(rows: Rows, *_: object) -> RowLayout:
+    """What the kernel that lays out rows returns; it is not run here."""
+    kinds = (torch.int64, torch.int64, *[torch.int32] * 4, torch.int64, torch.bool, torch.bool)
+    return RowLayout(*(zeros(*rows.tokens.shape, dtype=kind) for kind in kinds))
+
+
 @each_commit
-def test_steps(commit: Commit) -> None:
+def test_steps(commit: Commit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlm_kernels.one_forward.layout.lay_out", columns)
     rows = table().gather(indices(), WIDTH)
-    spec = commit.attention_spec(rows, indices())
+    spec = commit.attention_spec(rows, indices(), MASK)
     tensors = [tensor for value in vars(spec).values() for tensor in (value if isinstance(value, tuple) else (value,))]
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
     after, output = commit.advance(rows, prediction(), MASK)
@@ -73,10 +82,19 @@ def test_steps(commit: Commit) -> None:
     table().scatter_(indices(), after)
 
 
+def test_speculation_in_one_forward() -> None:
+    rows = table().gather(indices(), WIDTH)
+    layout = lay_out(rows, plan_groups(rows, MASK), GroupForm.MASKS, MASK)
+    assert {tensor.device.type for tensor in vars(layout).values()} == {"cuda"}
+    after, output = advance(rows, layout.anchors, prediction(), MASK)
+    assert_alike(after, rows)
+    assert (output.tokens.shape, output.lens.dtype) == ((BATCH, WIDTH), torch.int32)
+
+
 def test_drafts() -> None:
     rows, number = table().gather(indices()), 4
     tried = draft_windows(rows, number, WIDTH, MASK)
-    keeping_last(WindowCommit().attention_spec(tried, zeros(BATCH * number, dtype=torch.int64)), rows, number)
+    keeping_last(WindowCommit().attention_spec(tried, zeros(BATCH * number, dtype=torch.int64), MASK), rows, number)
     after, _ = verify(rows, prediction(BATCH * number).ids.view(BATCH, number, WIDTH), MASK)
     assert_alike(after, rows)
 

@@ -51,15 +51,20 @@ class Commit(ABC):
     # On the device.
 
     @abstractmethod
-    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
+    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor, mask_token_id: int) -> AttentionSpec:
         """Return how `rows` enter the next forward, as their phases say, behind `committed_lens` [B] tokens."""
 
     @abstractmethod
     def advance(self, rows: Rows, prediction: Prediction, mask_token_id: int) -> tuple[Rows, StepOutput]:
         """Return the rows after a forward with these predictions, and what they emit."""
 
-    def advance_(self, table: Rows, indices: torch.Tensor, prediction: Prediction, mask_token_id: int) -> StepOutput:
-        """Advance the rows of `table` at `indices` [B] int64 in place; return what they emit."""
+    def advance_(
+        self, table: Rows, indices: torch.Tensor, anchors: torch.Tensor, prediction: Prediction, mask_token_id: int
+    ) -> StepOutput:
+        """Advance the rows of `table` at `indices` [B] int64 in place; return what they emit.
+
+        `anchors` [B, W] int32 are those of the spec with which they entered the forward.
+        """
         rows = table.gather(indices, prediction.ids.shape[1])
         after, output = self.advance(rows, prediction, mask_token_id)
         table.scatter_(indices, after)

@@ -37,7 +37,7 @@ class BlockCommit(Commit):
     """Whether a block is settled as soon as all tokens up to a stop id are; otherwise it always runs whole."""
     decodes_tokens: ClassVar[bool] = False
 
-    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
+    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor, mask_token_id: int) -> AttentionSpec:
         """See `Commit`: all rows are bidirectional and predict their own positions."""
         denoising = is_denoising(rows.phase)
         return AttentionSpec.of(

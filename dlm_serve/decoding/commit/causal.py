@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from dlm_kernels.block_attention import Visible
 
+from dlm_serve.decoding import one_forward
 from dlm_serve.decoding.attention_spec import AttentionSpec
 from dlm_serve.decoding.commit.base import Commit
 from dlm_serve.decoding.decode_plan import ModeSettings
 from dlm_serve.decoding.denoise import denoise, first_stop, is_denoising
 from dlm_serve.decoding.modes import FIRST_PHASE, Mode, Phase
+from dlm_serve.decoding.one_forward import LONGEST_CHAIN, GroupForm, lay_out, plan_groups
 from dlm_serve.decoding.prompt_mask import PromptMask
 from dlm_serve.decoding.request_state import RequestState
 from dlm_serve.decoding.rows import RowOptions, Rows
@@ -30,11 +33,44 @@ class CausalCommit(Commit):
     """Commits a block by a causal forward over it."""
 
     prompt_mask: PromptMask = PromptMask.CAUSAL
+    group_form: GroupForm = GroupForm.MASKS
     decodes_tokens: ClassVar[bool] = True
     scores_tokens: ClassVar[bool] = True
 
-    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
-        """See `Commit`: denoising rows are bidirectional and predict their own positions, others are causal."""
+    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor, mask_token_id: int) -> AttentionSpec:
+        """See `Commit`: denoising rows are bidirectional and predict their own positions, others are causal.
+
+        Those that speculate in one forward are `one_forward.Layout`s. On a GPU one kernel does it.
+        """
+        starts = rows.starts(committed_lens)
+        if rows.tokens.is_cuda:
+            from dlm_kernels.one_forward.layout import lay_out as lay_out_on_gpu
+
+            found = lay_out_on_gpu(rows, starts, LONGEST_CHAIN, self.group_form.num_copies, mask_token_id)
+            visible = Visible(found.prefix, found.lo, found.hi)
+            return AttentionSpec(
+                starts, found.tokens, found.positions, found.kept, visible, found.shift, found.lora_on, found.anchors
+            )
+        spec = self._spec_in_turn(rows, committed_lens)
+        speculating = (rows.phase == Phase.SPECULATE)[:, None]
+        if not speculating.any():
+            return spec
+        plan = plan_groups(rows, mask_token_id, self.group_form.num_copies)
+        layout = lay_out(rows, plan, self.group_form, mask_token_id)
+        bounds = zip((layout.prefix, layout.lo, layout.hi), spec.visible, strict=True)
+        return AttentionSpec(
+            prefix_lens=starts,
+            tokens=torch.where(speculating, layout.tokens, spec.tokens),
+            positions=torch.where(speculating, starts[:, None] + layout.offsets, spec.positions),
+            kept=torch.where(speculating, layout.is_main, spec.kept),
+            visible=Visible(*(torch.where(speculating, mine, theirs) for mine, theirs in bounds)),
+            shift=torch.where(speculating, layout.is_main.long(), spec.shift),
+            lora_on=torch.where(speculating, layout.is_noisy, spec.lora_on),
+            anchors=torch.where(speculating, layout.anchors, spec.anchors),
+        )
+
+    def _spec_in_turn(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
+        """Return the spec of rows whose tokens are a single block."""
         denoising = is_denoising(rows.phase)
         return AttentionSpec.of(
             rows,
@@ -61,24 +97,43 @@ class CausalCommit(Commit):
         """See `Commit`: a commit emits the tokens that it encodes, and one behind them."""
         return torch.where((rows.phase == Phase.COMMIT)[:, None], _committed_tokens(rows, ids), ids)
 
-    def advance_(self, table: Rows, indices: torch.Tensor, prediction: Prediction, mask_token_id: int) -> StepOutput:
-        """See `Commit`. On a GPU one kernel does it."""
-        if not indices.is_cuda:
-            return super().advance_(table, indices, prediction, mask_token_id)
-        from dlm_kernels.block_advance.triton import advance_
+    def advance_(
+        self, table: Rows, indices: torch.Tensor, anchors: torch.Tensor, prediction: Prediction, mask_token_id: int
+    ) -> StepOutput:
+        """See `Commit`. On a GPU a kernel does it for each kind of row."""
+        if indices.is_cuda:
+            from dlm_kernels.block_advance.triton import advance_
+            from dlm_kernels.one_forward.advance import advance_ as advance_groups_
 
-        predicted = (prediction.ids, prediction.confidence, prediction.entropy)
-        return StepOutput(*advance_(table, indices, *predicted, mask_token_id))
+            predicted = (prediction.ids, prediction.confidence)
+            emitted = advance_(table, indices, *predicted, prediction.entropy, mask_token_id)
+            advance_groups_(table, indices, anchors, *predicted, mask_token_id, emitted)
+            return StepOutput(*emitted)
+        rows = table.gather(indices, prediction.ids.shape[1])
+        after, output = self.advance(rows, prediction, mask_token_id)
+        speculating = rows.phase == Phase.SPECULATE
+        if speculating.any():
+            speculated, found = one_forward.advance(rows, anchors, prediction, mask_token_id)
+            after = speculated.where(speculating, after)
+            tokens = torch.where(speculating[:, None], found.tokens, output.tokens)
+            output = StepOutput(tokens, torch.where(speculating, found.lens, output.lens))
+        table.scatter_(indices, after)
+        return StepOutput(output.tokens[:, : table.width], output.lens)
 
     def row_options(self, settings: ModeSettings, seed: int, stop_ids: Sequence[int], vocab_size: int) -> RowOptions:
         """See `Commit`. A block of one token is its pending token: nothing to denoise."""
         options = super().row_options(settings, seed, stop_ids, vocab_size)
+        if settings.budget is not None:
+            longest = min(settings.block_length, LONGEST_CHAIN)
+            return replace(options, first_phase=Phase.SPECULATE, block_length=longest)
         return (
             replace(options, first_phase=options.first_phase.after_denoising) if settings.block_length == 1 else options
         )
 
     def phases_of(self, settings: ModeSettings, number: int, is_settled: bool, emits: bool) -> dict[Phase, int]:
         """See `Commit`: what emits is a commit or a verification."""
+        if settings.budget is not None:
+            return {Phase.SPECULATE: number}
         first = FIRST_PHASE[settings.mode]
         if first is Phase.DECODE or not emits:
             return {first: number}
@@ -86,7 +141,7 @@ class CausalCommit(Commit):
 
     def steps_per_block(self, settings: ModeSettings) -> int | None:
         """See `Commit`. Drafts that need no confidence are all there after one forward; another verifies them."""
-        if settings.mode is Mode.AUTOREGRESSIVE or settings.block_length == 1:
+        if settings.mode is Mode.AUTOREGRESSIVE or settings.block_length == 1 or settings.budget is not None:
             return 1
         return 2 if settings.mode is Mode.SELF_SPECULATION and settings.threshold == 0 else None
 

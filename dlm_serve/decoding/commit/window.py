@@ -60,7 +60,7 @@ class WindowCommit(Commit):
     decodes_tokens: ClassVar[bool] = True
     predicts_next: ClassVar[bool] = True
 
-    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
+    def attention_spec(self, rows: Rows, committed_lens: torch.Tensor, mask_token_id: int) -> AttentionSpec:
         """See `Commit`: tokens are causal up to the anchor, then bidirectional; all predict the next position.
 
         A row that decodes one token at a time is its anchor alone, and keeps its KV.

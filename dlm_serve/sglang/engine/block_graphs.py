@@ -42,7 +42,7 @@ class BlockGraphs:
         self._shapes = shapes
         self._find = cache(shapes.find)
         self._warn_once = cache(self._warn)
-        self._buffers = _Buffers.of(shapes, model_runner.device)
+        self._buffers = _Buffers.of(shapes, step.table.width, model_runner.device)
         self._logits: dict[GraphShape, torch.Tensor] = {}
         self.device_module = torch.cuda  # read by the backend
         self._backend = FullCudaGraphBackend(self)
@@ -60,15 +60,23 @@ class BlockGraphs:
 
     @classmethod
     def capture(
-        cls, step: BlockStep, model_runner: ModelRunnerLike, routing: RoutingConfig, widths: Sequence[int]
+        cls,
+        step: BlockStep,
+        model_runner: ModelRunnerLike,
+        routing: RoutingConfig,
+        widths: Sequence[int],
+        budgets: Sequence[int],
     ) -> BlockGraphs:
-        """Capture graphs of `widths`, for as many requests as may run and tokens as the budget of `routing` allows."""
+        """Capture graphs of `widths`, for as many requests as may run and tokens as the memory of `routing` allows.
+
+        Those of `budgets` are for few requests.
+        """
         config = model_runner.model_config
         logits_dtype = model_runner.model.logits_processor.dtype_of(model_runner.dtype)
         # A token's logits, and what the layers hold at a time.
         num_bytes = config.vocab_size * logits_dtype.itemsize + 16 * config.hidden_size * model_runner.dtype.itemsize
         max_tokens = int(routing.graph_memory_gb * 1e9 / num_bytes)
-        shapes = GraphShapes.within(widths, model_runner.req_to_token_pool.size, max_tokens)
+        shapes = GraphShapes.within(widths, model_runner.req_to_token_pool.size, max_tokens, budgets)
         if not len(shapes):
             raise ConfigError(
                 "routing.graph_memory_gb",
@@ -127,9 +135,10 @@ class BlockGraphs:
         def run() -> None:
             indices, committed_lens = self._buffers.inputs(shape)
             rows = self._step.table.gather(indices, shape.width)
-            spec = self._step.commit.attention_spec(rows, committed_lens)
+            spec = self._step.spec_of(rows, committed_lens)
             logits, prediction = self._step.run(rows, indices, spec, self._record_slots_read)
             self._logits[shape] = _borrowed(logits)
+            self._buffers.anchors_of(shape).copy_(spec.anchors)
             kept = self._buffers.predicted(shape)
             for buffer, tensor in zip(_tensors(kept), _tensors(prediction), strict=True):
                 buffer.copy_(tensor)
@@ -139,7 +148,7 @@ class BlockGraphs:
     def _advance_program(self, shape: GraphShape) -> Callable[[], None]:
         def run() -> None:
             indices, _ = self._buffers.inputs(shape)
-            output = self._step.advance(indices, self._buffers.predicted(shape))
+            output = self._step.advance(indices, self._buffers.anchors_of(shape), self._buffers.predicted(shape))
             kept = self._buffers.emitted(shape)
             kept.tokens.copy_(output.tokens)
             kept.lens.copy_(output.lens)
@@ -157,14 +166,17 @@ class _Buffers:
 
     indices: torch.Tensor  # [B] int64
     committed_lens: torch.Tensor  # [B] int64
+    anchors: torch.Tensor  # [T] int32
     ids: torch.Tensor  # [T] int64
     confidence: torch.Tensor  # [T] float32
     entropy: torch.Tensor  # [T] float32
     tokens: torch.Tensor  # [T] int64
     lens: torch.Tensor  # [B] int32
+    longest: int
+    """The most tokens that a row emits."""
 
     @classmethod
-    def of(cls, shapes: GraphShapes, device: Any) -> _Buffers:
+    def of(cls, shapes: GraphShapes, longest: int, device: Any) -> _Buffers:
         rows, tokens = shapes.max_batch_size, shapes.max_tokens
 
         def make(*size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -173,11 +185,13 @@ class _Buffers:
         return cls(
             indices=make(rows, dtype=torch.int64),
             committed_lens=make(rows, dtype=torch.int64),
+            anchors=make(tokens, dtype=torch.int32),
             ids=make(tokens, dtype=torch.int64),
             confidence=make(tokens, dtype=torch.float32),
             entropy=make(tokens, dtype=torch.float32),
             tokens=make(tokens, dtype=torch.int64),
             lens=make(rows, dtype=torch.int32),
+            longest=longest,
         )
 
     def load(self, shape: GraphShape, indices: torch.Tensor, committed_lens: torch.Tensor) -> None:
@@ -190,15 +204,21 @@ class _Buffers:
     def inputs(self, shape: GraphShape) -> tuple[torch.Tensor, torch.Tensor]:
         return self.indices[: shape.batch_size], self.committed_lens[: shape.batch_size]
 
-    def predicted(self, shape: GraphShape) -> Prediction:
-        def cut(buffer: torch.Tensor) -> torch.Tensor:
-            return buffer[: shape.num_tokens].view(shape.batch_size, shape.width)
+    def anchors_of(self, shape: GraphShape) -> torch.Tensor:
+        return _cut(self.anchors, shape.batch_size, shape.width)
 
-        return Prediction(cut(self.ids), cut(self.confidence), cut(self.entropy))
+    def predicted(self, shape: GraphShape) -> Prediction:
+        return Prediction(
+            *(_cut(each, shape.batch_size, shape.width) for each in (self.ids, self.confidence, self.entropy))
+        )
 
     def emitted(self, shape: GraphShape) -> StepOutput:
-        tokens = self.tokens[: shape.num_tokens].view(shape.batch_size, shape.width)
+        tokens = _cut(self.tokens, shape.batch_size, min(shape.width, self.longest))
         return StepOutput(tokens, self.lens[: shape.batch_size])
+
+
+def _cut(buffer: torch.Tensor, batch_size: int, width: int) -> torch.Tensor:
+    return buffer[: batch_size * width].view(batch_size, width)
 
 
 def _borrowed(tensor: torch.Tensor) -> torch.Tensor:

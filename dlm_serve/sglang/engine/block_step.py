@@ -58,13 +58,17 @@ class BlockStep:
         # No graph says when the slot table is read: the scheduler waits for the whole forward.
         self._model_runner.shared_read_done_event = None
         rows = self.table.gather(indices, width)
-        spec = self.commit.attention_spec(rows, committed_lens)
+        spec = self.spec_of(rows, committed_lens)
         logits, prediction = self.run(rows, indices, spec)
-        return BlockForward(logits, prediction, False, lambda: self.advance(indices, prediction))
+        return BlockForward(logits, prediction, False, lambda: self.advance(indices, spec.anchors, prediction))
 
     def captured_rows(self, width: int) -> int:
         """See `Step`."""
         return 0
+
+    def spec_of(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
+        """Return how `rows` enter the next forward behind `committed_lens` [B] tokens."""
+        return self.commit.attention_spec(rows, committed_lens, self.choice.mask_token_id)
 
     def run(
         self,
@@ -73,7 +77,7 @@ class BlockStep:
         spec: AttentionSpec,
         on_slots_read: Callable[[], None] | None = None,
     ) -> tuple[torch.Tensor, Prediction]:
-        """Run any `rows` of the requests at `indices` as `spec` says; return logits [B, W, V] and what they predict.
+        """Run `rows` of the requests at `indices` as `spec` says; return logits [B, W, V] and what they predict.
 
         `on_slots_read` is called when no later write to the slot table could misplace KV.
         """
@@ -86,7 +90,7 @@ class BlockStep:
         batch = ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
             batch_size=indices.shape[0],
-            input_ids=rows.tokens.reshape(-1),
+            input_ids=spec.tokens.reshape(-1),
             req_pool_indices=indices,
             seq_lens=spec.prefix_lens,
             out_cache_loc=slots.reshape(-1),
@@ -103,6 +107,9 @@ class BlockStep:
         logits = output.next_token_logits.unflatten(0, (indices.shape[0], width))
         return logits, self.choice.predict(logits, spec.predicted_positions, rows)
 
-    def advance(self, indices: torch.Tensor, prediction: Prediction) -> StepOutput:
-        """Bring the rows at `indices` [B] to where `prediction` takes them; return what they emit."""
-        return self.commit.advance_(self.table, indices, prediction, self.choice.mask_token_id)
+    def advance(self, indices: torch.Tensor, anchors: torch.Tensor, prediction: Prediction) -> StepOutput:
+        """Bring the rows at `indices` [B] to where `prediction` takes them; return what they emit.
+
+        `anchors` [B, W] are those of the spec with which they entered the forward.
+        """
+        return self.commit.advance_(self.table, indices, anchors, prediction, self.choice.mask_token_id)

@@ -107,7 +107,9 @@ class GroupLogits:
         for part in self._parts:
             rows = self._step.table.gather(self._indices[part.mine.rows], logits.shape[1])
             changed = self._changed(part, rows, logits)
-            spec = self._step.commit.attention_spec(rows, self._committed_lens[part.mine.rows])
+            spec = self._step.commit.attention_spec(
+                rows, self._committed_lens[part.mine.rows], self._step.choice.mask_token_id
+            )
             predicted = self._step.choice.predict(changed, spec.predicted_positions, rows)
             prediction.put_(part.mine.rows, predicted)
             self._note_logprobs(part, rows, changed, self._step.commit.emitted_tokens(rows, predicted.ids))

@@ -62,6 +62,9 @@ class CostMeasurement:
             for width in widths
         ]
         self._restore()
+        for width, (ms, _) in zip(widths, curves, strict=True):
+            if width > self._table.width:  # of rows that speculate in one forward, which can be narrower
+                ms[captured_rows(width) + 1 :] = np.inf
         logger.info("Measured the time of forwards in %.1f s", time.perf_counter() - start)
         return CostTable(
             tuple(widths),
@@ -111,8 +114,9 @@ class CostMeasurement:
         slots = torch.arange(num_rows * span, device=device) % (self._num_slots - 1) + 1
         self._slot_table[1 : num_rows + 1, :span] = slots.view(num_rows, span).to(self._slot_table.dtype)
         indices = torch.arange(1, num_rows + 1, device=device)
-        phase = Phase.DECODE if width == 1 else Phase.VERIFY
-        rows = Rows.of([RowOptions(phase, block_length=width)], self._table.width).to(device)
+        longest = self._table.width
+        phase = Phase.DECODE if width == 1 else Phase.VERIFY if width <= longest else Phase.SPECULATE
+        rows = Rows.of([RowOptions(phase, block_length=min(width, longest))], longest).to(device)
         rows = rows.gather(torch.zeros(num_rows, dtype=torch.int64, device=device))
         self._table.scatter_(indices, rows.start_block(torch.zeros_like(indices), 0))
         return indices, torch.full_like(indices, context)

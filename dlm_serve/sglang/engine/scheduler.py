@@ -100,7 +100,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         rows = Counter(one.mode for one in settings)
         for mode in current().checkpoint.family.modes:
             exporter.set(ROWS, rows[mode], mode)
-        exporter.set(WIDTH, max((one.block_length for one in settings), default=0))
+        exporter.set(WIDTH, max((one.choice.row_length for one in settings), default=0))
         pool = self.pool_stats_observer.get_pool_stats()
         slots = {"free": pool.full_available_size, "cached": pool.full_evictable_size, "held": pool.full_num_used}
         for state, number in slots.items():

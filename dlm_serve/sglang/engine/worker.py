@@ -63,8 +63,9 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self.model_runner.spec_algorithm = SpeculativeAlgorithm.NONE
         self.model_runner.sampler = DlmSampler(serving.token_choice)
         model = self.model_runner.model
-        # A request's last block reaches past the context, and so does the step that SGLang overlaps with it.
-        model.extend_rotary_cache(self.model_runner.model_config.context_len + 2 * self.max_width)
+        # A request's last block reaches past the context, and so do the step that SGLang overlaps with it and the masks
+        # behind a chain.
+        model.extend_rotary_cache(self.model_runner.model_config.context_len + 3 * self.max_width)
         adapter_folder = serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
         if adapter_folder is not None:
             model.load_draft_adapter(adapter_folder)
@@ -102,7 +103,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             from dlm_serve.sglang.engine.block_graphs import BlockGraphs
 
             routing = serving.config.routing
-            step = BlockGraphs.capture(eager, runner, routing, commit.usable_widths(block_size, routing.widths))
+            step = BlockGraphs.capture(eager, runner, routing, serving.widths, serving.budgets)
         decode = DecodeForward(self._target_worker, self.table)
         self._extend_step = ExtendStep(self._target_worker, self.table, commit, mask, block_size)
         logits = LogitStep(self.table, commit, choice, serving.checkpoint.vocab_size)
@@ -117,8 +118,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
     def _costs(self, step: Step, decode: DecodeForward, max_rows: int) -> CostModel:
         """Return what forwards cost: measured where graphs are captured, else learned as they run."""
-        serving = self._serving
-        widths = serving.commit.usable_widths(serving.checkpoint.block_size, serving.config.routing.widths)
+        widths = sorted({*self._serving.widths, *self._serving.budgets})
         if not isinstance(step, BlockStep):
             from dlm_serve.sglang.engine.measure_costs import CostMeasurement, measured_costs
 

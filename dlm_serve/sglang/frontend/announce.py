@@ -16,12 +16,11 @@ def announce(serving: Serving, server_args: ServerArgsLike) -> None:
     """Log three lines about what SGLang's `server_args` start."""
     family, config = serving.checkpoint.family, serving.config
     default = config.generation.mode
-    widths = serving.commit.usable_widths(serving.checkpoint.block_size, config.routing.widths)
     logger.info("dlm-serve: %s, of the family %s", server_args.served_model_name or server_args.model_path, family.name)
     logger.info(
         "dlm-serve: modes %s; without one a request has %s; blocks as wide as %s",
         ", ".join(family.modes),
         f"{default}, which begins as {family.auto}" if default is Mode.AUTO else default,
-        ", ".join(map(str, widths)),
+        ", ".join(map(str, serving.widths)),
     )
     logger.info("dlm-serve: page at http://%s:%s%s once the server is ready", server_args.host, server_args.port, PAGE)

@@ -56,7 +56,7 @@ def test_a_block_starts_as_masks_and_is_denoised(length: int) -> None:
 
 @pytest.mark.parametrize(("phase", "keeps_kv"), [(Phase.DENOISE, False), (Phase.COMMIT, True)])
 def test_every_forward_is_bidirectional_and_predicts_its_own_positions(phase: Phase, keeps_kv: bool) -> None:
-    spec = COMMIT.attention_spec(rows_of([1, 2, 3], phase, 0), torch.tensor([20]))
+    spec = COMMIT.attention_spec(rows_of([1, 2, 3], phase, 0), torch.tensor([20]), MASK)
     assert spec.visible.mask().tolist() == [[[True] * 3 + [False] * 3] * 6]
     assert spec.kept.tolist() == [[keeps_kv] * 3 + [False] * 3]
     assert (spec.shift.tolist(), spec.lora_on.tolist()) == ([[0] * 6], [[False] * 6])

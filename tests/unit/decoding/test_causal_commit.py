@@ -275,7 +275,7 @@ def forward(rows: Rows, contexts: Sequence[Sequence[int]], spec: AttentionSpec) 
 
 
 def predicted(rows: Rows, contexts: Sequence[Sequence[int]]) -> Prediction:
-    spec = COMMIT.attention_spec(rows, torch.tensor([len(context) for context in contexts]))
+    spec = COMMIT.attention_spec(rows, torch.tensor([len(context) for context in contexts]), MASK)
     logits = forward(rows, contexts, spec)
     return CHOICE.predict(logits, spec.predicted_positions, rows)
 
@@ -492,7 +492,7 @@ def test_a_block_starts_in_its_first_phase(mode: ConcreteMode, block_length: int
     ],
 )
 def test_attention_spec_of_each_phase(phase: Phase, is_causal: bool, keeps_kv: bool, shift: int, lora_on: bool) -> None:
-    spec = COMMIT.attention_spec(rows_in(phase, [[1, 2, 3]], width=5), torch.tensor([20]))
+    spec = COMMIT.attention_spec(rows_in(phase, [[1, 2, 3]], width=5), torch.tensor([20]), MASK)
     real = torch.arange(5) < 3
     assert torch.equal(spec.visible.mask()[0], real.expand(5, 5).tril() if is_causal else real.expand(5, 5))
     assert spec.kept.tolist() == [[keeps_kv] * 3 + [False] * 2]

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from dlm_serve.decoding import DecodePlan, Mode, ModeSettings, RequestState, Tally
+from dlm_serve.decoding import Choice, DecodePlan, Mode, ModeSettings, RequestState, Tally
 
 
 def state_in(mode: Mode) -> RequestState:
@@ -25,7 +25,7 @@ def test_steps_are_counted() -> None:
         state.end_step(num_emitted)
     assert (state.num_steps, state.last_emitted) == (4, 2)
     blocks = defaultdict(int, {(3, 2, True): 1, (2, 2, False): 1})
-    assert state.tallies == {(Mode.SELF_SPECULATION, 4): Tally(5, blocks)}
+    assert state.tallies == {Choice(Mode.SELF_SPECULATION, 4): Tally(5, blocks)}
     assert state.acceptance_length == 2.5
 
 

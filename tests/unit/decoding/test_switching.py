@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from dlm_serve.decoding import CausalCommit, DecodePlan, Mode, ModeSettings, Phase, RequestState, Rows
+from dlm_serve.decoding import (
+    AUTOREGRESSIVELY,
+    CausalCommit,
+    Choice,
+    DecodePlan,
+    Mode,
+    ModeSettings,
+    Phase,
+    RequestState,
+    Rows,
+)
 
 MASK = 99
 AUTOREGRESSIVE = ModeSettings(Mode.AUTOREGRESSIVE, 1)
@@ -26,7 +36,7 @@ def offers(state: RequestState, steps: range) -> list[ModeSettings | None]:
 
 def test_one_by_one_every_step_begins_a_block() -> None:
     state = state_in(AUTOREGRESSIVE, DRAFTS)
-    state.go_on_as((Mode.SELF_SPECULATION, 4))
+    state.go_on_as(Choice(Mode.SELF_SPECULATION, 4))
     assert (state.current, state.next_settings) == (AUTOREGRESSIVE, DRAFTS)
     assert offers(state, range(13, 15)) == [DRAFTS, None]
     assert (state.current, state.num_switches, state.wants_switch) == (DRAFTS, 1, False)
@@ -38,7 +48,7 @@ def test_drafts_of_one_forward_are_verified_first() -> None:
     state.go_on_as(None)
     assert offers(state, range(13, 16)) == [None, AUTOREGRESSIVE, None]
     assert state.current is AUTOREGRESSIVE
-    state.go_on_as((Mode.SELF_SPECULATION, 4))
+    state.go_on_as(Choice(Mode.SELF_SPECULATION, 4))
     assert offers(state, range(15, 16)) == [DRAFTS]
     state.go_on_as(None)
     assert offers(state, range(16, 18)) == [None, AUTOREGRESSIVE]
@@ -53,7 +63,7 @@ def test_where_blocks_take_any_number_of_steps_the_offer_stands_until_one_is_kno
     for step in range(1, 5):
         if step >= 2:
             state.end_step(emitted[step - 2])
-        seen.append((state.offer(step, COMMIT.steps_per_block(state.current)), state.current, state.block_length))
+        seen.append((state.offer(step, COMMIT.steps_per_block(state.current)), state.current, state.row_length))
     # Step 2 emitted, which is known before step 4.
     assert seen == [(AUTOREGRESSIVE, SURE_DRAFTS, 4)] * 3 + [(AUTOREGRESSIVE, AUTOREGRESSIVE, 1)]
 
@@ -71,7 +81,7 @@ def test_where_results_come_at_once_the_last_offer_is_the_one_that_is_taken() ->
 
 def test_blocks_of_two_steps_are_counted_from_where_the_row_took_the_offer() -> None:
     state = state_in(SURE_DRAFTS, DRAFTS_8, AUTOREGRESSIVE, step=0)
-    state.go_on_as((Mode.SELF_SPECULATION, 8))
+    state.go_on_as(Choice(Mode.SELF_SPECULATION, 8))
     state.offer(0, None)
     for num_emitted in (0, 2):
         state.end_step(num_emitted)
@@ -87,7 +97,7 @@ def test_steps_in_flight_count_for_the_mode_they_were_launched_in() -> None:
     for num_emitted in (0, 3, 1, 1):
         state.end_step(num_emitted)
     tallies = {choice: (tally.num_tokens, dict(tally.blocks)) for choice, tally in state.tallies.items()}
-    assert tallies == {(Mode.SELF_SPECULATION, 4): (3, {(3, 2, True): 1}), (Mode.AUTOREGRESSIVE, 1): (2, {})}
+    assert tallies == {Choice(Mode.SELF_SPECULATION, 4): (3, {(3, 2, True): 1}), AUTOREGRESSIVELY: (2, {})}
     assert (state.acceptance_length, len(state.evidence)) == (3.0, 1)
 
 
@@ -96,18 +106,18 @@ def test_the_last_block_is_evidence_of_what_the_answer_took_of_it() -> None:
     for num_emitted in (0, 4):
         state.end_step(num_emitted)
     state.end_answer(2)
-    assert state.evidence == [(Mode.SELF_SPECULATION, 4, 2, 2, True)]
+    assert state.evidence == [(Choice(Mode.SELF_SPECULATION, 4), 2, 2, True)]
 
 
 def test_what_is_decided_again_before_the_offer_replaces_it_and_behind_it_follows() -> None:
     state = state_in(DRAFTS, AUTOREGRESSIVE)
     state.go_on_as(None)
-    state.go_on_as((Mode.SELF_SPECULATION, 4))
+    state.go_on_as(Choice(Mode.SELF_SPECULATION, 4))
     assert not state.wants_switch
     other = state_in(SURE_DRAFTS, AUTOREGRESSIVE, step=0)
     other.go_on_as(None)
     other.offer(0, None)
-    other.go_on_as((Mode.SELF_SPECULATION, 4))
+    other.go_on_as(Choice(Mode.SELF_SPECULATION, 4))
     assert other.next_settings is SURE_DRAFTS
     other.end_step(2)
     assert other.offer(1, None) is AUTOREGRESSIVE

@@ -116,7 +116,7 @@ def settings(block_length: int, algorithm: str = "prob_conf", threshold: float =
 
 def logits_of(tokens: list[list[int]], rows: Rows, committed: torch.Tensor) -> torch.Tensor:
     """[B, W, V]: each row behind the first `starts` of its request's tokens, seen as its spec says."""
-    spec = COMMIT.attention_spec(rows, committed)
+    spec = COMMIT.attention_spec(rows, committed, MASK)
     return torch.stack([_logits_of(tokens[i], rows, spec, i, int(spec.prefix_lens[i])) for i in range(len(tokens))])
 
 
@@ -253,7 +253,7 @@ def test_one_token_rows_decode_beside_windows() -> None:
     """A row of the autoregressive mode is its pending token, keeps its KV and predicts the next."""
     rows = Rows.of([COMMIT.row_options(ModeSettings(Mode.AUTOREGRESSIVE, 1), 0, (), VOCAB_SIZE), settings(4)], 8)
     rows = rows.start_block(torch.tensor([7, 9]), MASK)
-    spec = COMMIT.attention_spec(rows, torch.tensor([20, 20]))
+    spec = COMMIT.attention_spec(rows, torch.tensor([20, 20]), MASK)
     assert spec.visible.mask().sum(2).tolist() == [[1] * 8, [4] * 8]
     assert (spec.kept.sum(1).tolist(), spec.shift.tolist()) == ([1, 0], [[1] * 8] * 2)
     ids = torch.arange(16).view(2, 8) + 10

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dlm_serve.decoding import (
+    AUTOREGRESSIVELY,
     BlockCommit,
     CausalCommit,
+    Choice,
     Commit,
     DecodePlan,
     Mode,
@@ -118,7 +120,7 @@ def test_modes_are_counted_for_what_they_decided() -> None:
     run(state, meter, CAUSAL, [0, 3])
     state.offer(2, 2)
     run(state, meter, CAUSAL, [1, 1])
-    state.go_on_as((Mode.SELF_SPECULATION, 4))
+    state.go_on_as(Choice(Mode.SELF_SPECULATION, 4))
     state.offer(4, 1)
     run(state, meter, CAUSAL, [0, 4])
     meter.end(state, 8, Outcome.STOP)
@@ -133,8 +135,8 @@ def test_modes_are_counted_for_what_they_decided() -> None:
         "dlm_mode_switches_total": {"self_speculation/autoregressive": 1, "autoregressive/self_speculation": 1},
     }
     assert {choice: tally.num_tokens for choice, tally in state.tallies.items()} == {
-        (Mode.SELF_SPECULATION, 4): 6,
-        (Mode.AUTOREGRESSIVE, 1): 2,
+        Choice(Mode.SELF_SPECULATION, 4): 6,
+        AUTOREGRESSIVELY: 2,
     }
     assert (state.num_switches, meter.num_decoded) == (2, -2)
 

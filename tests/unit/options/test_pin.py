@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from dlm_serve.decoding import Choice, Mode
+from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Mode
 from dlm_serve.errors import OptionError
 from dlm_serve.options.fields import validate
 from dlm_serve.options.pin import Pin
 
-CHOICES: tuple[Choice, ...] = ((Mode.SELF_SPECULATION, 8), (Mode.SELF_SPECULATION, 4))
+CHOICES: tuple[Choice, ...] = (Choice(Mode.SELF_SPECULATION, 8), Choice(Mode.SELF_SPECULATION, 4))
 
 
 def pinned(body: dict[str, Any], choices: tuple[Choice, ...] = CHOICES) -> Choice | None:
@@ -22,9 +22,9 @@ def pinned(body: dict[str, Any], choices: tuple[Choice, ...] = CHOICES) -> Choic
     ("body", "choice"),
     [
         ({"mode": "auto"}, None),
-        ({"mode": "autoregressive"}, (Mode.AUTOREGRESSIVE, 1)),
-        ({"mode": "self_speculation"}, (Mode.SELF_SPECULATION, 8)),
-        ({"mode": "self_speculation", "block_length": 4}, (Mode.SELF_SPECULATION, 4)),
+        ({"mode": "autoregressive"}, AUTOREGRESSIVELY),
+        ({"mode": "self_speculation"}, Choice(Mode.SELF_SPECULATION, 8)),
+        ({"mode": "self_speculation", "block_length": 4}, Choice(Mode.SELF_SPECULATION, 4)),
     ],
 )
 def test_what_is_pinned(body: dict[str, Any], choice: Choice | None) -> None:

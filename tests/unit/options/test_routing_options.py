@@ -15,33 +15,44 @@ from dlm_serve.options.request import RequestOptions
 from dlm_serve.options.server_file import ServerConfig
 
 AR, DIFFUSION, SPECULATION = Mode.AUTOREGRESSIVE, Mode.DIFFUSION, Mode.SELF_SPECULATION
+LINEAR = [(SPECULATION, width, None) for width in (32, 16, 4)]
+ONE_FORWARD = [(SPECULATION, 32, budget) for budget in (64, 32)]
 
 
 @pytest.mark.parametrize(
     ("options", "generation", "routing", "permitted"),
     [
-        ({}, {}, {}, [(SPECULATION, 32), (SPECULATION, 16), (SPECULATION, 4), (AR, 1)]),
-        ({"block_length": 16}, {}, {}, [(SPECULATION, 16), (AR, 1)]),
-        ({}, {"block_length": 16}, {}, [(SPECULATION, 16), (AR, 1)]),
-        ({"block_length": 12}, {}, {}, [(SPECULATION, 12)]),
-        ({}, {}, {"policy": "rules"}, [(SPECULATION, 32), (AR, 1)]),
-        ({}, {}, {"policy": "fixed"}, [(SPECULATION, 32)]),
+        ({}, {}, {}, [*LINEAR, *ONE_FORWARD, (AR, 1, None)]),
+        ({"speculation": "linear"}, {}, {}, [*LINEAR, (AR, 1, None)]),
+        ({"speculation": "one_forward"}, {}, {}, [*ONE_FORWARD, (AR, 1, None)]),
+        ({"speculation": "one_forward", "budget": 48}, {}, {}, [(SPECULATION, 32, 48), (AR, 1, None)]),
+        ({}, {"speculation": "one_forward"}, {}, [*ONE_FORWARD, (AR, 1, None)]),
+        ({}, {"draft_threshold": 0.5}, {}, [*LINEAR, (AR, 1, None)]),
+        ({"block_length": 16}, {}, {}, [(SPECULATION, 16, None), (AR, 1, None)]),
+        ({}, {"block_length": 16}, {}, [(SPECULATION, 16, None), (AR, 1, None)]),
+        ({"block_length": 12}, {}, {}, [(SPECULATION, 12, None)]),
+        ({}, {}, {"policy": "rules"}, [(SPECULATION, 32, None), (AR, 1, None)]),
+        ({}, {}, {"policy": "fixed"}, [(SPECULATION, 32, None)]),
         (
             {},
             {"allow_lossy": True},
             {},
-            [(SPECULATION, 32), (SPECULATION, 16), (SPECULATION, 4), (AR, 1), (DIFFUSION, 32)],
+            [*LINEAR, *ONE_FORWARD, (AR, 1, None), (DIFFUSION, 32, None)],
         ),
-        ({"mode": "self_speculation"}, {"allow_lossy": True}, {}, [(SPECULATION, 32)]),
+        ({"mode": "self_speculation"}, {"allow_lossy": True}, {}, [(SPECULATION, 32, None)]),
+        ({"mode": "self_speculation", "speculation": "one_forward"}, {}, {}, [(SPECULATION, 32, 64)]),
+        ({"mode": "self_speculation"}, {"speculation": "one_forward", "budget": 24}, {}, [(SPECULATION, 32, 24)]),
+        ({"speculation": "linear"}, {"speculation": "one_forward"}, {}, [*LINEAR, (AR, 1, None)]),
     ],
-    ids=["all", "asked", "by the file", "no width", "rules", "fixed", "lossy", "pinned"],
 )
 def test_among_what_the_router_chooses(
-    options: dict[str, Any], generation: dict[str, Any], routing: dict[str, Any], permitted: list[tuple[Mode, int]]
+    options: dict[str, Any], generation: dict[str, Any], routing: dict[str, Any], permitted: list[tuple[Any, ...]]
 ) -> None:
-    config = ServerConfig.model_validate({"generation": generation, "routing": {"widths": [4, 32, 16], **routing}})
+    config = ServerConfig.model_validate(
+        {"generation": generation, "routing": {"widths": [4, 32, 16], "budgets": [32, 64], **routing}}
+    )
     plan = resolving.resolve(RequestOptions.parse(options), config, NEMOTRON_LABS_DIFFUSION, 32, ())
-    assert [(settings.mode, settings.block_length) for settings in plan.permitted] == permitted
+    assert [settings.choice for settings in plan.permitted] == permitted
     assert plan.is_free is (len(permitted) > 1)
     assert all(settings.steps <= settings.block_length for settings in plan.permitted)
 
@@ -52,6 +63,14 @@ def test_among_what_the_router_chooses(
         ({"generation": {"allow_lossy": True}}, SDLM, "generation.allow_lossy", "always decode by diffusion"),
         ({"routing": {"policy": "rules"}}, BD3LM, "routing.policy", "always decode by diffusion"),
         ({"routing": {"hysteresis": 0.1}}, EFFICIENT_DLM, "routing.hysteresis", "always decode by diffusion"),
+        ({"generation": {"speculation": "one_forward"}}, SDLM, "generation.speculation", "no self-speculation"),
+        ({"routing": {"budgets": [64]}}, EFFICIENT_DLM, "routing.budgets", "no self-speculation"),
+        (
+            {"generation": {"speculation": "one_forward", "draft_threshold": 0.5}},
+            NEMOTRON_LABS_DIFFUSION,
+            "generation.draft_threshold",
+            "drafts all masks at once",
+        ),
         (
             {"generation": {"allow_lossy": True}, "routing": {"policy": "fixed"}},
             NEMOTRON_LABS_DIFFUSION,
@@ -67,9 +86,7 @@ def test_among_what_the_router_chooses(
         ),
     ],
 )
-def test_routing_options_that_nothing_reads_are_refused(
-    content: dict[str, Any], family: Family, field: str, says: str
-) -> None:
+def test_options_that_nothing_reads_are_refused(content: dict[str, Any], family: Family, field: str, says: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         check_file(ServerConfig.model_validate(content), family, 4 if family is not NEMOTRON_LABS_DIFFUSION else 32)
     assert refusal.value.field == field

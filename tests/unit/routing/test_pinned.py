@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 from router_scenes import CHOICES, FREE, ONE_BY_ONE, PINNED, card, drafts, requests_of
 
-from dlm_serve.decoding import Choice, DecodePlan, Mode
+from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, DecodePlan, Mode
 from dlm_serve.routing.costs import MeasuredCosts
 from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.pinned import PinnedPolicy
 from dlm_serve.routing.router import Router
 
-AUTOREGRESSIVE: Choice = (Mode.AUTOREGRESSIVE, 1)
-SHORT: Choice = (Mode.SELF_SPECULATION, 8)
+SHORT: Choice = Choice(Mode.SELF_SPECULATION, 8)
 OF_4_OR_32 = DecodePlan((drafts(32), drafts(4), ONE_BY_ONE))
 
 
@@ -26,8 +25,8 @@ def router_of() -> Router:
 @pytest.mark.parametrize(
     ("pinned", "choices", "first"),
     [
-        (AUTOREGRESSIVE, {"0": None, "1": None}, None),
-        (SHORT, {"0": SHORT, "1": (Mode.SELF_SPECULATION, 4)}, SHORT),
+        (AUTOREGRESSIVELY, {"0": None, "1": None}, None),
+        (SHORT, {"0": SHORT, "1": Choice(Mode.SELF_SPECULATION, 4)}, SHORT),
     ],
 )
 def test_all_that_may_move_do(pinned: Choice, choices: dict[str, Choice | None], first: Choice | None) -> None:
@@ -52,7 +51,7 @@ def test_requests_that_come_later_begin_so() -> None:
 
 def test_what_is_released_is_chosen_by_the_policy_again() -> None:
     router, requests = router_of(), requests_of([FREE] * 2)
-    router.pin(PinnedPolicy(CHOICES, AUTOREGRESSIVE))
+    router.pin(PinnedPolicy(CHOICES, AUTOREGRESSIVELY))
     router.decide(requests, 1)
     router.pin(None)
     assert router.is_due(1, 2)

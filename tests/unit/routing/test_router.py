@@ -9,7 +9,7 @@ import pytest
 from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, card, drafts, requests_of
 from router_simulation import DRAFTS, ONE_BY_ONE, Simulation, Text, best_fixed, measured
 
-from dlm_serve.decoding import Choice, Mode, RequestState, Tally
+from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Mode, RequestState, Tally
 from dlm_serve.routing.batch import RunningRequest
 from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
@@ -67,7 +67,7 @@ def test_requests_of_two_kinds_are_split() -> None:
 
 def share_in_blocks(state: RequestState) -> float:
     """The proportion of a request's steps that were of blocks."""
-    one_by_one = state.tallies.get((Mode.AUTOREGRESSIVE, 1), Tally())
+    one_by_one = state.tallies.get(AUTOREGRESSIVELY, Tally())
     return 1 - one_by_one.num_tokens / state.num_steps
 
 
@@ -164,18 +164,18 @@ def test_where_there_is_nothing_to_choose_costs_are_learned_all_the_same() -> No
 
 RULES = {
     "short": (40, False, None),
-    "long": (64, False, (Mode.DIFFUSION, 32)),
-    "streamed": (64, True, (Mode.SELF_SPECULATION, 32)),
+    "long": (64, False, Choice(Mode.DIFFUSION, 32)),
+    "streamed": (64, True, Choice(Mode.SELF_SPECULATION, 32)),
 }
 
 
 @pytest.mark.parametrize(("answer_length", "is_streaming", "way"), RULES.values(), ids=RULES)
 def test_rules(answer_length: int, is_streaming: bool, way: Choice | None) -> None:
-    choices = ((Mode.SELF_SPECULATION, 32), (Mode.DIFFUSION, 32))
+    choices = (Choice(Mode.SELF_SPECULATION, 32), Choice(Mode.DIFFUSION, 32))
     plan = type(FREE)((drafts(32), FREE.permitted[-1], type(FREE.permitted[0])(Mode.DIFFUSION, 32, 0.9, 32)))
     state = RequestState(plan, is_streaming=is_streaming)
     request = RunningRequest("r", state, 10, answer_length, answer_length)
-    kept = (Mode.SELF_SPECULATION, 32)
+    kept = Choice(Mode.SELF_SPECULATION, 32)
     found = decided(RulesPolicy(choices, short_answer=64, most_in_blocks=1), [request]).choices.get("r", kept)
     assert found == way
     crowd = [request, request._replace(rid="s", state=RequestState(plan))]

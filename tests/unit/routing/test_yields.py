@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from router_scenes import CHOICES, WIDTHS
 
-from dlm_serve.decoding import Evidence, Mode
+from dlm_serve.decoding import Choice, Evidence, Mode
 from dlm_serve.routing.yields import YieldModel
 
 MANY = np.array([1e9])
@@ -16,7 +16,7 @@ def block_of(chance: float, block_length: int, random: np.random.Generator) -> E
     """A block whose drafts are right with a chance that is the same at every position."""
     wrong = np.flatnonzero(random.random(block_length - 1) >= chance)
     num_right = int(wrong[0]) if len(wrong) else block_length - 1
-    return Evidence(Mode.SELF_SPECULATION, block_length, num_right + 1, 2)
+    return Evidence(Choice(Mode.SELF_SPECULATION, block_length), num_right + 1, 2)
 
 
 def tokens_per_block(chance: float, block_length: int) -> float:
@@ -69,7 +69,7 @@ def test_no_more_than_remains() -> None:
 def test_an_answer_that_ended_in_a_block_does_not_make_its_drafts_wrong() -> None:
     ended, wrong = YieldModel(CHOICES, 1), YieldModel(CHOICES, 1)
     for model, is_cut in ((ended, True), (wrong, False)):
-        model.observe([0] * 10, [Evidence(Mode.SELF_SPECULATION, 32, 5, 2, is_cut=is_cut)] * 10)
+        model.observe([0] * 10, [Evidence(Choice(Mode.SELF_SPECULATION, 32), 5, 2, is_cut=is_cut)] * 10)
         model.fade(0.0)
     assert ended.usual()[3] > 2 * wrong.usual()[3]
 
@@ -90,7 +90,27 @@ def test_time_makes_doubtful() -> None:
 
 
 def test_a_block_of_diffusion_yields_its_length() -> None:
-    model = YieldModel([*CHOICES, (Mode.DIFFUSION, 32)], 1)
+    model = YieldModel([*CHOICES, Choice(Mode.DIFFUSION, 32)], 1)
     for _ in range(400):
-        model.observe([0], [Evidence(Mode.DIFFUSION, 32, 32, 4)])
+        model.observe([0], [Evidence(Choice(Mode.DIFFUSION, 32), 32, 4)])
     assert model.usual()[4] == pytest.approx(8, rel=0.1)
+
+
+def test_speculation_in_one_forward_is_learned_apart() -> None:
+    """It yields what it does, however that compares with drafting in turn."""
+    choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=64)]
+    model, random = YieldModel(choices, 3), np.random.default_rng(4)
+    before = model.usual()
+    assert before[3] < before[4] < 2 * before[3], "it drafts and verifies at once, and is wrong more often"
+    for chance, slot in ((0.9, 0), (0.4, 1)) * 150:
+        block = block_of(chance, 32, random)
+        model.observe([slot], [block._replace(choice=choices[4], num_forwards=1)])
+        model.fade(0.01)
+    easy, hard = model.expected(np.arange(2), np.repeat(MANY, 2))[4]
+    assert easy == pytest.approx(tokens_per_block(0.9, 32), rel=0.25)
+    assert hard == pytest.approx(tokens_per_block(0.4, 32), rel=0.25)
+
+
+def test_many_requests_do_not_speculate_in_one_forward() -> None:
+    model = YieldModel([*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=64)], 64)
+    assert (model.expected(np.arange(64), np.repeat(MANY, 64))[4] == 1).all()

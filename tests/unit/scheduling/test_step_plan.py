@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,35 @@ COSTS = CostTable(
     decode_context_ms=0.0,
     block_context_ms=np.zeros(len(WIDTHS)),
 )
+
+
+def speculating(budget: int) -> DecodePlan:
+    options = {"mode": "self_speculation", "speculation": "one_forward", "budget": budget}
+    return resolve(RequestOptions.parse(options), ServerConfig(), NEMOTRON_LABS_DIFFUSION, 32, ())
+
+
+CAPTURED_FOR_2 = replace(
+    COSTS,
+    block_ms=np.vstack([COSTS.block_ms, [[*COSTS.block_ms[-1, :3], *[np.inf] * (MAX_ROWS - 2)]]]),
+    widths=(*WIDTHS, 64),
+    block_context_ms=np.zeros(5),
+)
+"""Costs where rows of 64 tokens are captured for up to two requests."""
+
+
+@pytest.mark.parametrize(
+    ("plans", "width"),
+    [
+        ([speculating(64)] * 2, 64),
+        ([speculating(64)] * 3, 32),
+        ([speculating(64)] * 2 + [AUTOREGRESSIVE], 64),
+        ([speculating(64)] * 2 + [BLOCK_8], 32),
+        ([speculating(16)] * 3 + [BLOCK_32], 32),
+        ([speculating(16)] * 3, 16),
+    ],
+)
+def test_rows_that_speculate_are_as_wide_as_graphs_are(plans: list[DecodePlan], width: int) -> None:
+    assert StepPlan.of(states_of(plans), NEMOTRON_LABS_DIFFUSION.commit, CAPTURED_FOR_2).width == width
 
 
 def states_of(plans: Sequence[DecodePlan]) -> list[RequestState]:
