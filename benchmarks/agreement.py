@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,13 +31,13 @@ MODEL = ROOT / "tests" / "data" / "nld-trained-b32-lora"
 NUM_PROMPTS, NUM_TOKENS = 200, 64
 FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tokens", "20000")
 
-EXACT = ("autoregressive", 16)
+EXACT = ({"mode": "autoregressive"}, 16)
 DRAFTED = {
-    "self_speculation": ("self_speculation", 16),
-    "auto, 1 at once": ("auto", 1),
-    "auto, 64 at once": ("auto", 64),
+    "self_speculation": ({"mode": "self_speculation"}, 16),
+    "auto, 1 at once": ({"mode": "auto"}, 1),
+    "auto, 64 at once": ({"mode": "auto"}, 64),
 }
-"""What is compared: a mode, and how many requests run at once."""
+"""What is compared: options of requests, and how many run at once."""
 
 
 def random_prompts() -> list[list[int]]:
@@ -45,8 +46,8 @@ def random_prompts() -> list[list[int]]:
     return [[random.randrange(110, 320) for _ in range(random.randrange(4, 40))] for _ in range(NUM_PROMPTS)]
 
 
-def answers(server: Server, prompts: list[list[int]], mode: str, concurrency: int) -> list[list[int]]:
-    bodies = [generate_body(ids, NUM_TOKENS, mode=mode, ignore_eos=True) for ids in prompts]
+def answers(server: Server, prompts: list[list[int]], dlm: Mapping[str, Any], concurrency: int) -> list[list[int]]:
+    bodies = [generate_body(ids, NUM_TOKENS, dlm=dlm, ignore_eos=True) for ids in prompts]
     return [answer["output_ids"] for answer in server.generate_all(bodies, concurrency)]
 
 
