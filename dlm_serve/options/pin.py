@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Mode
 from dlm_serve.errors import OptionError
@@ -28,23 +28,26 @@ class Pin(Frozen):
         if not choices:
             limit = "requests are not moved: there is one way to decode them, or routing.policy is fixed"
             raise OptionError("mode", str(self.mode), limit, "let requests name a mode")
-        lengths = [choice.block_length for choice in choices if choice.mode is self.mode and choice.budget is None]
         if self.mode in (Mode.AUTO, Mode.AUTOREGRESSIVE):
-            if self.block_length is not None:
-                raise OptionError("block_length", self.block_length, f"mode {self.mode} has no blocks", "leave it out")
+            for name in ("block_length", "budget"):
+                if getattr(self, name) is not None:
+                    raise OptionError(name, getattr(self, name), f"mode {self.mode} has no blocks", "leave it out")
             return AUTOREGRESSIVELY if self.mode is Mode.AUTOREGRESSIVE else None
-        if not lengths:
+        of_mode = [choice for choice in choices if choice.mode is self.mode]
+        if not of_mode:
             known = dict.fromkeys([Mode.AUTO, Mode.AUTOREGRESSIVE, *(choice.mode for choice in choices)])
             limit = f"requests with mode auto have {listed(list(known))}"
             raise OptionError("mode", str(self.mode), limit, "use one of these, or set generation.allow_lossy")
-        if self.block_length not in (None, *lengths):
-            limit = f"mode {self.mode} has blocks of {', '.join(map(str, sorted(lengths)))} tokens"
-            raise OptionError("block_length", self.block_length, limit, "use one of these")
-        if self.budget is None:
-            return Choice(self.mode, self.block_length or max(lengths))
-        found = {choice.budget: choice for choice in choices if choice.mode is self.mode}
-        if self.budget not in found:
-            budgets = sorted(budget for budget in found if budget is not None)
-            limit = f"mode {self.mode} has {listed(budgets) if budgets else 'no budgets'}"
-            raise OptionError("budget", self.budget, limit, "use one of these" if budgets else "leave it out")
-        return found[self.budget]
+        in_turn = {choice.block_length: choice for choice in of_mode if choice.budget is None}
+        in_one = {choice.budget: choice for choice in of_mode if choice.budget is not None}
+        if self.budget is not None:
+            return _one_of(in_one, "budget", self.budget)
+        return _one_of(in_turn, "block_length", self.block_length or max(in_turn)) if in_turn else in_one[max(in_one)]
+
+
+def _one_of(found: Mapping[int, Choice], name: str, value: int) -> Choice:
+    """Return the choice with this `value` of an option. Raises OptionError if there is none."""
+    if value not in found:
+        limit = f"requests with mode auto have {', '.join(map(str, sorted(found))) or 'none'}"
+        raise OptionError(name, value, limit, "use one of these, or leave it out")
+    return found[value]

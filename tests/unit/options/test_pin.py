@@ -38,7 +38,7 @@ def test_what_is_pinned(body: dict[str, Any], choice: Choice | None) -> None:
         ({"mode": "fast"}, CHOICES, "'autoregressive'"),
         ({"mode": "auto", "block": 4}, CHOICES, "did you mean 'block_length'"),
         ({"mode": "auto", "block_length": 4}, CHOICES, "mode auto has no blocks"),
-        ({"mode": "self_speculation", "block_length": 16}, CHOICES, "has blocks of 4, 8 tokens"),
+        ({"mode": "self_speculation", "block_length": 16}, CHOICES, "requests with mode auto have 4, 8"),
         ({"mode": "diffusion"}, CHOICES, "have auto, autoregressive, self_speculation; use one of these, or set"),
         ({"mode": "auto"}, (), "requests are not moved"),
     ],
