@@ -35,7 +35,8 @@ def test_status(trained: Server) -> None:
     assert status["family"] == "nemotron-labs-diffusion"
     assert status["modes"] == ["self_speculation", "diffusion", "autoregressive"]
     assert (status["block_size"], status["mask_token_id"]) == (8, MASK)
-    assert status["choices"] == ["autoregressive", "self_speculation/8", "self_speculation/4"]
+    budgets = [f"self_speculation/one_forward/{budget}" for budget in (128, 96, 64, 32, 16)]
+    assert status["choices"] == ["autoregressive", "self_speculation/8", "self_speculation/4", *budgets]
     assert status["options"]["routing"]["widths"] == [4, 8, 16, 32]
     [replica], [earlier] = status["replicas"], before["replicas"]
     assert (replica["dp_rank"], replica["policy"]) == (None, "measured")
