@@ -81,7 +81,11 @@ class Load:
 
     def ask(self, prompt: list[int], due: float) -> Answer:
         """Return the answer to a prompt. Raises RuntimeError, with the server's words, if there is none."""
-        sampling = {"temperature": 0, "max_new_tokens": self.max_tokens, "ignore_eos": self.ignore_eos}
+        sampling: dict[str, Any] = {
+            "temperature": 0,
+            "max_new_tokens": self.max_tokens,
+            "ignore_eos": self.ignore_eos,
+        }
         if self.way != PLAIN:
             refused = ("block_length",) if self.way == "autoregressive" else ()  # it decodes without blocks
             asked = {name: value for name, value in self.dlm.items() if name not in refused}

@@ -20,6 +20,8 @@ from dlm_serve.errors import ServerError
 MAX_NEW_TOKENS = 256
 _TIMEOUT = 300.0
 """Seconds."""
+_SETTLING = 0.5
+"""Seconds in which the step that overlapped the last answer ends: weights are not replaced before."""
 _FEWEST_PROMPTS = 16
 _PASSES = 50
 """How often the prompts are shuffled, before their order repeats."""
@@ -123,6 +125,7 @@ class Clients:
 
     def load(self, checkpoint: str) -> None:
         """Make the server load the weights of another checkpoint."""
+        time.sleep(_SETTLING)
         answer = self._post(self._connection(), "/update_weights_from_disk", {"model_path": checkpoint})
         if not answer["success"]:
             raise ServerError(answer["message"])
