@@ -81,8 +81,15 @@ class Load:
 
     def ask(self, prompt: list[int], due: float) -> Answer:
         """Return the answer to a prompt. Raises RuntimeError, with the server's words, if there is none."""
-        options = {} if self.way == PLAIN else {"custom_params": {"dlm": {**self.dlm, "mode": self.way}}}
-        sampling = {"temperature": 0, "max_new_tokens": self.max_tokens, "ignore_eos": self.ignore_eos, **options}
+        sampling: dict[str, Any] = {
+            "temperature": 0,
+            "max_new_tokens": self.max_tokens,
+            "ignore_eos": self.ignore_eos,
+        }
+        if self.way != PLAIN:
+            refused = ("block_length",) if self.way == "autoregressive" else ()  # it decodes without blocks
+            asked = {name: value for name, value in self.dlm.items() if name not in refused}
+            sampling["custom_params"] = {"dlm": {**asked, "mode": self.way}}
         body = json.dumps({"input_ids": prompt, "sampling_params": sampling, "stream": True})
         address = urlsplit(self.url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=300)

@@ -35,7 +35,12 @@ from dlm_serve.models.checkpoint import Checkpoint  # noqa: E402
 from dlm_serve.training.tasks import TASKS  # noqa: E402
 
 DEFAULT = ("compressed-fp8", "compressed-w4a16")
-UNCHANGED: dict[str, tuple[str, ...]] = {"bfloat16": (), "fp8, as it is loaded": ("--quantization", "fp8")}
+UNCHANGED: dict[str, tuple[str, ...]] = {
+    "bfloat16": (),
+    "float16": ("--dtype", "float16"),
+    "bfloat16, FlashInfer": ("--attention-backend", "flashinfer"),
+    "fp8, as it is loaded": ("--quantization", "fp8"),
+}
 """What is served from the model's own folder, and the flags."""
 THRESHOLD = 0.9
 

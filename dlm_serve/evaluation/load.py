@@ -20,6 +20,11 @@ from dlm_serve.errors import ServerError
 MAX_NEW_TOKENS = 256
 _TIMEOUT = 300.0
 """Seconds."""
+_SETTLING = 0.5
+"""Seconds in which the step that overlapped the last answer ends: weights are not replaced before."""
+_FEWEST_PROMPTS = 16
+_PASSES = 50
+"""How often the prompts are shuffled, before their order repeats."""
 
 
 @dataclass
@@ -80,20 +85,20 @@ class Clients:
     def measure(self, cell: Cell, options: Mapping[str, Any], concurrency: int, seconds: float, warm_up: float) -> None:
         """Add to `cell` what `concurrency` clients get in so many seconds, once `warm_up` seconds are over.
 
-        An answer counts for the part of its time that lies within those seconds.
+        An answer counts for the part of its time that lies within those seconds. Clients begin one after another
+        during the warm-up. A cell that is measured again goes on where it was in the order of prompts.
         """
         lock = Lock()
-        # Few enough that every way decodes the same ones, and as many as clients.
-        first = random.Random(concurrency).randrange(len(self._prompts))
-        chosen = [self._prompts[(first + i) % len(self._prompts)] for i in range(max(16, concurrency))]
-        numbers = itertools.count()
+        order = self._order(concurrency)
+        numbers = itertools.count(len(cell.statistics))
         start = time.perf_counter() + warm_up
         end = start + seconds
 
-        def client(_: int) -> None:
+        def client(number: int) -> None:
             connection = self._connection()
+            time.sleep(warm_up * number / concurrency)
             while (sent := time.perf_counter()) < end:
-                meta = self._ask(connection, chosen[next(numbers) % len(chosen)], options)
+                meta = self._ask(connection, order[next(numbers) % len(order)], options)
                 received = time.perf_counter()
                 share = (min(received, end) - max(sent, start)) / (received - sent)
                 if share > 0:
@@ -107,8 +112,20 @@ class Clients:
             list(pool.map(client, range(concurrency)))
         cell.seconds += seconds
 
+    def _order(self, concurrency: int) -> list[list[int]]:
+        """Return the prompts in the order in which they are asked: the same for all ways to decode.
+
+        They are few enough that every way gets to all of them, and as many as clients. Each pass over them is shuffled:
+        in a fixed order, answers would end together, or never, for as long as it is repeated.
+        """
+        chance = random.Random(concurrency)
+        first, number = chance.randrange(len(self._prompts)), max(_FEWEST_PROMPTS, concurrency)
+        chosen = [self._prompts[(first + i) % len(self._prompts)] for i in range(number)]
+        return [prompt for _ in range(_PASSES) for prompt in chance.sample(chosen, len(chosen))]
+
     def load(self, checkpoint: str) -> None:
         """Make the server load the weights of another checkpoint."""
+        time.sleep(_SETTLING)
         answer = self._post(self._connection(), "/update_weights_from_disk", {"model_path": checkpoint})
         if not answer["success"]:
             raise ServerError(answer["message"])
