@@ -181,7 +181,7 @@ CASES: Mapping[str, list[Case]] = {
             shown="`block_length`, another than the checkpoint's",
         ),
         Case(EVERYWHERE, options={"history": True}),
-        Case(TOKEN_BY_TOKEN, options={"max_thinking_tokens": 4, "end_think_token_id": 13}),
+        Case(SCORED, options={"max_thinking_tokens": 4, "end_think_token_id": 13}),
     ],
     "Refused": [
         *_each(NOWHERE, beam_width=2, use_beam_search=True, session_params={"id": "a"}, thinking_budget=4),
