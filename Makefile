@@ -3,6 +3,7 @@
 # make test    set up what is missing and run every test, on two cores (WORKERS=)
 # make test-quick  the unit tests but the slowest, and those of the reference on one server
 # make fuzz    thousands of random requests to a small server of each family (FLAGS="--seed 1 --count 20000")
+# make test-clients  what people ask such servers with, in an environment of its own: some ten minutes
 # make check   formatter, linter, type checker, generated pages of the documentation
 # make site    write the documentation as a site to site/
 # make lock    pin the dependencies anew
@@ -18,6 +19,7 @@ MODEL ?= $(or $(TINY_$(FAMILY)),$(error no FAMILY $(FAMILY): $(patsubst TINY_%,%
 FLAGS ?=
 WORKERS ?= 2
 PYTHON := .venv/bin/python
+CLIENTS := .venv-clients/bin
 PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
@@ -29,7 +31,7 @@ SLOW := $(wildcard tests/unit/test_block_a*.py tests/unit/test_*_reference.py te
 # Each process would compile what it imports, which takes longer than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-quick fuzz check site lock clean
+.PHONY: serve test test-quick test-clients fuzz check site lock clean
 
 serve: .venv/ready
 	$(PYTHON) -m sglang.launch_server --model-path $(MODEL) $(FLAGS)
@@ -39,6 +41,9 @@ test: .venv/ready
 
 test-quick: .venv/ready
 	$(PYTEST) tests/unit tests/server/test_golden.py::test_blocks_of_8 $(SLOW:%=--ignore=%)
+
+test-clients: .venv/ready .venv-clients/ready
+	LITELLM_LOCAL_MODEL_COST_MAP=True $(CLIENTS)/python -m pytest --confcutdir=tests/clients tests/clients
 
 fuzz: .venv/ready
 	$(PYTHON) tests/support/fuzz.py $(FLAGS)
@@ -56,13 +61,24 @@ lock: $(UV)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --no-emit-index-url \
 		--custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
+		--custom-compile-command "make lock" --output-file tests/clients/requirements.txt tests/clients/requirements.in
+
 clean:
-	rm -rf .venv .uv
+	rm -rf .venv .venv-clients .uv
 
 .venv/ready: requirements.lock pyproject.toml | $(UV)
 	test -x $(PYTHON) || $(UV) venv --quiet --python ">=3.11" .venv
 	$(UV) pip sync --quiet --python $(PYTHON) requirements.lock
 	$(UV) pip install --quiet --python $(PYTHON) --no-deps --editable .
+	touch $@
+
+# The client of JavaScript is left out, and its tests are skipped, where npm cannot install it.
+.venv-clients/ready: tests/clients/requirements.txt tests/clients/package.json | $(UV)
+	test -x $(CLIENTS)/python || $(UV) venv --quiet --python ">=3.11" .venv-clients
+	$(UV) pip sync --quiet --python $(CLIENTS)/python tests/clients/requirements.txt
+	cp tests/clients/package.json .venv-clients
+	-npm install --silent --no-package-lock --prefix .venv-clients
 	touch $@
 
 .uv/bin/uv:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import configuration
+import fields
 import metrics
 import pictures
 
@@ -147,7 +148,13 @@ def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, **configuration.PAGES, **metrics.PAGES, **pictures.PAGES}
+PAGES: dict[str, Callable[[], str]] = {
+    "hooks.md": hooks_page,
+    **configuration.PAGES,
+    **fields.PAGES,
+    **metrics.PAGES,
+    **pictures.PAGES,
+}
 """Files in this folder, and the functions that return their text."""
 
 

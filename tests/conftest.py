@@ -21,6 +21,9 @@ import torch  # noqa: E402
 from preloaded import shared_address  # noqa: E402
 from processes import users_environment  # noqa: E402
 
+collect_ignore = ["clients"]
+"""What `make test-clients` runs, in another environment."""
+
 SHARED_SERVERS = {
     "tests/server/test_answers.py": "trained",
     "tests/server/test_fuzz.py": "trained",

@@ -145,6 +145,20 @@ class RuledRows:
         if self.ends_thinking:
             self._end_thinking_(logits, tokens[:, 1:], num_output)
 
+    def with_ends(self, tokens: torch.Tensor, committed_lens: torch.Tensor) -> torch.Tensor:
+        """Return `tokens` [N, W] of blocks that are denoised, with the end of thinking where it must stand in them.
+
+        `committed_lens` [N] are as in `adjust_`, which sees to the first token of a block.
+
+        Semantics: `generate` of Nemotron-Labs-Diffusion with `max_thinking_tokens`, which asks whether thinking has
+        ended before the block.
+        """
+        end = self.end_think_token_id[:, None]
+        is_over = self.counts.gather(1, end) > (tokens[:, :1] == end).int()
+        column = (self.max_thinking_tokens - (committed_lens - self.num_prompt))[:, None]
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        return torch.where((columns == column) & (column > 0) & ~is_over, end, tokens)
+
     def count_(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
         """Count the first `lens` [N] of the `tokens` [N, W] that each row emits."""
         is_emitted = torch.arange(tokens.shape[1], device=tokens.device) < lens[:, None]

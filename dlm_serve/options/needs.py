@@ -29,6 +29,10 @@ _ONE_AT_A_TIME = ("custom_logit_processor",)
 THINKING_BUDGET = "max_thinking_tokens"
 """The option that is one, too: it says when a token must follow."""
 
+_OF_BLOCKS = ("return_logprob", THINKING_BUDGET)
+"""What a block has, too, that another forward commits: log-probabilities, and a token that stands in it from the
+beginning."""
+
 
 class Need(NamedTuple):
     """One of them."""
@@ -43,8 +47,8 @@ def honours(mode: ConcreteMode, need: Need, family: Family) -> bool:
     """Return whether a mode of `family` gives what a request needs.
 
     Self-speculation verifies each token behind those before it, as autoregression predicts it. A denoised block has
-    log-probabilities where another forward commits it, one token behind the other.
+    `_OF_BLOCKS` where another forward commits it, one token behind the other.
     """
     if mode is Mode.SELF_SPECULATION:
         return need.field not in _ONE_AT_A_TIME
-    return mode is Mode.AUTOREGRESSIVE or (need.field == "return_logprob" and family.commit.scores_tokens)
+    return mode is Mode.AUTOREGRESSIVE or (need.field in _OF_BLOCKS and family.commit.scores_tokens)

@@ -142,7 +142,7 @@ def _start_mode(options: RequestOptions, default: Mode, family: Family, needs: S
             f"{OPTIONS_FIELD}.mode",
             str(asked),
             f"does not support {', '.join(unmet)}",
-            "leave them out, or use mode auto or autoregressive",
+            "leave them out" + (", or use mode auto or autoregressive" if Mode.AUTOREGRESSIVE in family.modes else ""),
         )
     if options.diffusion_only is not None:
         raise OptionError(

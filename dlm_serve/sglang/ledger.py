@@ -135,6 +135,16 @@ HOOKS = (
         until="SGLang reads `enable_thinking if enable_thinking is defined else false`, as it does `else true`",
     ),
     Hook(
+        f"{_SRT}.function_call.function_call_parser.FunctionCallParser.parse_stream_chunk",
+        ("chunk_text",),
+        kind="around",
+        hook=f"{_OURS}.frontend.tools:whole_piece",
+        role=Role.MAIN,
+        why="a step may emit a tool's whole call or several, of which SGLang finds one part per piece of a stream: "
+        "without it arguments and later calls are lost at the end",
+        until="SGLang's detectors read a piece to its end",
+    ),
+    Hook(
         f"{_SRT}.managers.scheduler.Scheduler",
         kind="replace",
         hook=f"{_OURS}.engine.scheduler:DlmScheduler",

@@ -112,14 +112,29 @@ def test_logprobs_of_resumed_requests(crowded: Server) -> None:
 def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path, mode: str) -> None:
     """The reference's, whose autoregressive answers are cut off from thinking behind ten tokens."""
     server: Server = request.getfixturevalue(name)
-    reference = THINKING.cases(model)
+    reference = THINKING.cases(model, "ar")
     assert len(reference) == 3
     for case in reference:
         length, budget = case["params"]["max_new_tokens"], case["params"]["max_thinking_tokens"]
         answer = server.generate(case["prompt_ids"], length, mode=mode, dlm={"max_thinking_tokens": budget})
         assert answer["output_ids"] == case["output_ids"]
-    body = generate_body(reference[0]["prompt_ids"], 8, mode="diffusion", dlm={"max_thinking_tokens": 4})
-    assert "does not support custom_params.dlm.max_thinking_tokens" in server.post("/generate", body).text
+
+
+@pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("paged", RANDOM), ("with_adapter", WITH_ADAPTER)])
+def test_thinking_budgets_of_diffusion(request: pytest.FixtureRequest, name: str, model: Path) -> None:
+    """The reference's tokens and forward passes, which has the end stand in its block from the beginning."""
+    cases = THINKING.cases(model, "diffusion")
+    assert len(cases) == 3
+    answers = THINKING.ask(request.getfixturevalue(name), cases)
+    assert THINKING.differences(cases, answers) == []
+
+
+@pytest.mark.parametrize("budget", range(10))
+def test_a_budget_ends_thinking_wherever_it_falls(trained: Server, budget: int) -> None:
+    """At the first token of a block, which the commit before it predicts, as inside of one."""
+    asked = {"max_thinking_tokens": budget, "end_think_token_id": 65}
+    answer = trained.generate(PROMPTS[0], 24, mode="diffusion", dlm=asked, ignore_eos=True)["output_ids"]
+    assert answer.index(65) == budget
 
 
 def test_rules_do_what_they_say(trained: Server, expected: list[list[int]]) -> None:

@@ -110,6 +110,7 @@ def test_options_twice(trained: Server) -> None:
         ("/v1/completions", {"suffix": "x"}),
         ("/v1/completions", {"best_of": 2}),
         ("/v1/chat/completions", {"beam_width": 2}),
+        ("/v1/responses", {"guided_json": {}}),
         ("/v1/responses", {"session_params": {"id": "a"}}),
         ("/api/chat", {"format": "json"}),
         ("/api/chat", {"think": True}),

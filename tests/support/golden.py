@@ -88,7 +88,7 @@ def _nld_nfe(case: Case) -> int:
 
 NEMOTRON_LABS_DIFFUSION = Golden(DATA / "nld_cases.json", _nld_body, _nld_ids, _nld_nfe)
 THINKING = Golden(DATA / "nld_thinking_cases.json", _nld_body, _nld_ids, _nld_nfe)
-"""Autoregressive cases with a thinking budget."""
+"""Cases with a thinking budget."""
 
 
 def by_adapter(cases: list[Case], *, adapter: bool) -> list[Case]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dlm_serve.decoding import Commit, Prediction, Rows, StepOutput, TokenChoice
+from dlm_serve.decoding import Commit, Phase, Prediction, Rows, StepOutput, TokenChoice
 from dlm_serve.decoding.denoise import is_denoising
+from dlm_serve.decoding.logit_rules import RuledRows
 from dlm_serve.sglang.engine.grammar_masks import GrammarMasks
 from dlm_serve.sglang.engine.logit_rows import LogitRows
 from dlm_serve.sglang.engine.logprobs import StepLogprobs
@@ -67,8 +68,21 @@ class LogitStep:
 
         `indices` [B] int64 are those of the group in the table, `committed_lens` [B] their tokens before the forward.
         """
+        for mine in group.logit_rows:
+            if mine.ruled is not None and mine.ruled.ends_thinking:
+                self._end_thinking(mine.ruled, mine.rows[mine.ruled_rows], indices, committed_lens, width)
         parts = [self._begin(mine, indices, width, context.number) for mine in group.logit_rows]
         return GroupLogits(self, group, indices, committed_lens, context, parts)
+
+    def _end_thinking(
+        self, ruled: RuledRows, rows: torch.Tensor, indices: torch.Tensor, committed_lens: torch.Tensor, width: int
+    ) -> None:
+        """Write the end of thinking into the blocks that are to be denoised in which it must stand."""
+        at = indices[rows]
+        tokens = self.table.tokens[at, :width]
+        ended = ruled.with_ends(tokens, committed_lens[rows])
+        is_denoised = self.table.phase[at] == Phase.DENOISE
+        self.table.tokens[at, :width] = torch.where(is_denoised[:, None], ended, tokens)
 
     def _begin(self, mine: LogitRows, indices: torch.Tensor, width: int, step: int) -> _AskedRows:
         emitting = [row for row in mine.with_grammar if self.may_emit(mine, row, step)]
@@ -135,7 +149,9 @@ class GroupLogits:
             ruled = changed[mine.ruled_rows]
             committed_lens = self._committed_lens[mine.rows[mine.ruled_rows]]
             mine.ruled.adjust_(ruled, rows.tokens[mine.ruled_rows], committed_lens)
-            changed[mine.ruled_rows] = ruled
+            # What a block is denoised by stands for its own positions, and where thinking ends is written there.
+            is_denoised = rows.phase[mine.ruled_rows] == Phase.DENOISE
+            changed[mine.ruled_rows] = torch.where(is_denoised[:, None, None], changed[mine.ruled_rows], ruled)
         if part.masked is not None:
             self._context.barrier()
             at = part.masked.rows

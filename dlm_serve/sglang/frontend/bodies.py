@@ -148,6 +148,9 @@ def refuse_ignored(route: Route, body: Mapping[str, Any]) -> None:
     for name, nothing in route.ignored.items():
         if body.get(name) not in nothing:
             raise OptionError(name, body[name], "is not supported on this route", "leave it out")
+    for name, other in route.only_with.items():
+        if body.get(name) and not body.get(other):
+            raise OptionError(name, body[name], f"says nothing without {other}", f"give {other}, or leave it out")
     refuse_misplaced(body)
     inner = body.get(route.parameters) if route.parameters else None
     for parameters in inner if isinstance(inner, list) else [inner]:

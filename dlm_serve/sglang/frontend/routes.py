@@ -22,6 +22,23 @@ _UNREAD: Mapping[str, tuple[object, ...]] = {
     "session_params": (None,),
     "thinking_budget": (None,),
 }
+_ELSEWHERE: Mapping[str, tuple[object, ...]] = {
+    **_UNREAD,
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "audio": (None,),
+    "web_search_options": (None,),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "bad_words": (None, []),
+    "min_new_tokens": (None, 0),
+    "max_new_tokens": (None,),
+}
+"""On OpenAI's routes, with fields of its old interface, of other servers and of `/generate`."""
+
 _OLLAMA: Mapping[str, tuple[object, ...]] = {
     **_UNREAD,
     "format": (None, ""),
@@ -38,21 +55,23 @@ class Route:
     ignored: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Fields that SGLang reads over, which change the answer where they are honoured, with the values that ask for
     nothing."""
+    only_with: Mapping[str, str] = field(default_factory=dict)
+    """Fields that SGLang reads only where another one is given."""
     parameters: str | None = None
     """The field of its body in which SGLang's sampling parameters stand, or Ollama's options."""
     stumbles_without_model: bool = False
     """Whether SGLang answers a body without `model` with an error, although it may be left out."""
 
 
-_CHAT = Route(_UNREAD)
+_CHAT = Route(_ELSEWHERE, only_with={"top_logprobs": "logprobs"})
 
 GENERATES: Mapping[str, Route] = {
     "/generate": Route(parameters="sampling_params"),
-    "/v1/completions": Route({**_UNREAD, "suffix": (None, ""), "best_of": (None, 1)}),
+    "/v1/completions": Route({**_ELSEWHERE, "suffix": (None, ""), "best_of": (None, 1)}),
     "/v1/chat/completions": _CHAT,
     "/invocations": _CHAT,
-    "/v1/responses": Route(_UNREAD, stumbles_without_model=True),
-    "/v1/messages": _CHAT,
+    "/v1/responses": Route(_ELSEWHERE, stumbles_without_model=True),
+    "/v1/messages": Route(_UNREAD),
     os.environ.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): Route(_OLLAMA, parameters="options"),
     os.environ.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): Route(
         {

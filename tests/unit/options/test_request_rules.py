@@ -123,7 +123,7 @@ def test_a_budget_that_cannot_be_kept(rules: RequestRules, options: dict[str, in
 
 
 def test_a_budget(rules: RequestRules) -> None:
-    """It is one of the rules on logits, and goes with the modes that verify each token."""
+    """It is one of the rules on logits, and goes with every mode: `auto` moves between those of one answer."""
     plan = rules.plan({"custom_params": {"dlm": {"max_thinking_tokens": 4, "end_think_token_id": 13}}})
     assert (plan.logit_rules.max_thinking_tokens, plan.logit_rules.end_think_token_id) == (4, 13)
     assert {settings.mode for settings in plan.permitted} == {Mode.SELF_SPECULATION, Mode.AUTOREGRESSIVE}

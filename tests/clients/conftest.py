@@ -1,0 +1,59 @@
+"""One server of nano for all clients, started as users start it, by the Python that has SGLang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+ROOT = Path(__file__).parent.parent.parent
+PYTHON = os.environ.get("DLM_SERVER_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
+FLAGS = ("--dtype", "float32", "--tool-call-parser", "qwen", "--constrained-json-disable-any-whitespace")
+"""In float32 modes differ by no near-ties. For tools nano was not trained: it would write blanks for ever."""
+START_SECONDS = 300
+
+
+@pytest.fixture(scope="session")
+def server_python() -> str:
+    """The Python that has SGLang."""
+    return PYTHON
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [PYTHON, "-m", "sglang.launch_server", "--model-path", "nano", "--port", str(port), *FLAGS]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait(address, process, log)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the server takes requests."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(log.read_text()[-3000:])
+        try:
+            if requests.get(f"{address}/health", timeout=5).status_code == 200:
+                return
+        except (requests.ConnectionError, requests.Timeout):
+            time.sleep(0.2)
+    raise TimeoutError(log.read_text()[-3000:])
