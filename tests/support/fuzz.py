@@ -104,7 +104,7 @@ class Fuzzer:
     def _problems_of_the_server(self, batch: range) -> list[str]:
         """Whether it lives, rests once all is answered, and has lost nothing."""
         deadline = time.monotonic() + RESTED_SECONDS
-        while not self._server.is_healthy():
+        while not self._server.is_healthy("/health_generate"):
             if self._has_ended or time.monotonic() > deadline:
                 self._has_ended = True
                 return [f"not healthy after {batch}:\n{self._server.tail()}"]
