@@ -41,7 +41,7 @@ class Golden:
         return [case for case in found if case["variant"] == model.name and (not modes or case["mode"] in modes)]
 
     def ask(self, server: Server, cases: list[Case], concurrency: int = CONCURRENCY) -> list[Answer]:
-        """The server's answers to `cases`; the longest are asked first, so that few are left to run alone at the end."""
+        """The server's answers to `cases`; the longest are asked first, so that few run alone at the end."""
         order = sorted(range(len(cases)), key=lambda i: -self.expected_nfe(cases[i]))
         answers = server.generate_all([self.body_of(cases[i]) for i in order], concurrency)
         return [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]

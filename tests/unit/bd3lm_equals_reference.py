@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ class Decoder:
         size = self.checkpoint.block_size
         settings = ModeSettings(Mode.DIFFUSION, size, 1.0, size)
         self._rows = Rows.of([self._commit.row_options(settings, 0, (), self.checkpoint.vocab_size)], size)
-        self._committed = self._committed[: len(commonprefix([context, self._committed])) // size * size]
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, self._committed, strict=False)))
+        self._committed = self._committed[: shared // size * size]
         for i in range(self.position, len(context), size):
             self._set(context[i : i + size])
             self.commit()
