@@ -27,9 +27,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`python -m sglang.launch_server --model-path DIR` with blocks of 8, and nothing else said."""
-    port, log = free_port(), tmp_path_factory.mktemp("trained") / "log"
-    flags = ("--model-path", str(TRAINED), "--port", str(port))
-    with Server.python("-m", "sglang.launch_server", *flags, port=port, log=log) as server:
+    with Server.launch(TRAINED, log=tmp_path_factory.mktemp("trained") / "log") as server:
         yield server
 
 

@@ -86,10 +86,10 @@ class Server:
 
     @classmethod
     def launch(cls, model_path: Path | str, *flags: str, log: Path, env: Mapping[str, str] | None = None) -> Server:
-        """`python -m sglang.launch_server` on a free port, without the request that SGLang first sends itself."""
+        """`python -m sglang.launch_server` on a free port."""
         port = free_port()
         module = ("-m", "sglang.launch_server", "--model-path", str(model_path), "--port", str(port))
-        return cls.python(*module, "--skip-server-warmup", *flags, port=port, log=log, env=env)
+        return cls.python(*module, *flags, port=port, log=log, env=env)
 
     def __enter__(self) -> Server:
         deadline = time.monotonic() + START_SECONDS
