@@ -98,6 +98,13 @@ class Client:
             raise ConfigError("--modes", missing[0], f"this model offers {', '.join(offered)}", "leave it out")
         return offered if asked is None else tuple(dict.fromkeys(asked))
 
+    def threshold_algorithm(self) -> str | None:
+        """Return the `algorithm` of diffusion that a threshold needs, None where the family's default knows one."""
+        with self._errors():
+            status = _content_of(self._http.get(f"{self.url}/dlm/status"))
+        found: str | None = status["threshold_algorithm"]
+        return found
+
     def tokenize(self, messages: Sequence[Message], **template_options: object) -> list[int]:
         """Return the token ids of a conversation, up to where the assistant's next message begins."""
         body = {"messages": list(messages), "chat_template_kwargs": template_options}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from typing import Any
 
 from dlm_serve.errors import UnsupportedSGLangError
@@ -41,6 +42,13 @@ def register() -> None:
         return
     _register_algorithm()
     install.register(ENTRY_HOOKS)
+
+
+def before_cli_args(parser: ArgumentParser) -> None:
+    """Before `ServerArgs.add_cli_args`: let `--help` end with what is ours."""
+    from dlm_serve.sglang.frontend.usage import add_usage
+
+    add_usage(parser)
 
 
 def before_resolve(server_args: Any) -> None:

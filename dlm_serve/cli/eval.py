@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thresholds", nargs="+", type=float, default=(0.5, 0.7, 0.9), metavar="P", help="of diffusion (%(default)s)"
     )
-    parser.add_argument("--algorithm", metavar="NAME", help="of diffusion, where the family has several (its default)")
+    parser.add_argument(
+        "--algorithm",
+        metavar="NAME",
+        help="of diffusion (one that knows thresholds)",
+    )
     parser.add_argument("--count", type=positive, default=50, metavar="N", help="questions per task (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of their choice (%(default)s)")
     parser.add_argument("--max-new-tokens", type=positive, default=256, metavar="N", help="per answer (%(default)s)")
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     plan = Plan(
         modes=client.modes(args.modes),
         thresholds=tuple(args.thresholds),
-        algorithm=args.algorithm,
+        algorithm=args.algorithm or client.threshold_algorithm(),
         count=args.count,
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,

@@ -133,6 +133,13 @@ class Family:
         """Return the mode that `auto` stands for."""
         return self.modes[0]
 
+    @property
+    def threshold_algorithm(self) -> str | None:
+        """Return the algorithm of diffusion that a threshold needs, None where the default knows one."""
+        if not self.algorithms or self.algorithms[0] not in self.scheduled:
+            return None
+        return next(algorithm for algorithm in self.algorithms if algorithm not in self.scheduled)
+
     def token_choice(self, mask_token_id: int) -> TokenChoice:
         """Return its rules for choosing tokens."""
         may_shuffle = BlockAlgorithm.FIRST_HITTING in self.algorithms

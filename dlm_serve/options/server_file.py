@@ -110,8 +110,8 @@ class ServerConfig(Frozen):
 
         Raises ConfigError if the file cannot be read, or says something unknown or out of range.
         """
-        path = path or os.environ.get(CONFIG_VARIABLE)
-        if not path:
+        path = path_of(path)
+        if path is None:
             return cls()
         try:
             content = yaml.safe_load(Path(path).read_text())
@@ -128,3 +128,16 @@ class ServerConfig(Frozen):
                 "lower it, or add this width to routing.widths",
             )
         return config
+
+    def origins(self, path: str | None) -> dict[str, str]:
+        """Return where each option is from, by names such as `generation.steps`: the file at `path`, or a default."""
+        return {
+            f"{section}.{name}": f"server file {path}" if name in options.model_fields_set else "default"
+            for section, options in self
+            for name in type(options).model_fields
+        }
+
+
+def path_of(flag: str | None) -> str | None:
+    """Return the path of the server file: the flag's value, else the environment's; None if there is neither."""
+    return flag or os.environ.get(CONFIG_VARIABLE) or None

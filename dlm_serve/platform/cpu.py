@@ -21,6 +21,11 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # th
         """Let SGLang's layers run their `forward_native`."""
         return "native"
 
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        """Have what SGLang compiles run as it is: for the few small functions that models use, compiling takes seconds
+        and a C++ compiler."""
+        return "eager"
+
     def get_torch_profiler_activity_str(self) -> str:
         """Name what `/start_profile` records."""
         return "CPU"

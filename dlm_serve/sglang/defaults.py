@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,9 @@ def _refuse_unsupported(server_args: ServerArgsLike) -> None:
     if server_args.grammar_backend == "outlines":
         limit = "its grammars cannot go back behind a draft"
         raise ConfigError("--grammar-backend", "outlines", limit, "use xgrammar or llguidance")
+    if server_args.enable_trace and find_spec("opentelemetry") is None:
+        limit = "needs the package opentelemetry"
+        raise ConfigError("--enable-trace", True, limit, "pip install 'sglang[tracing]', or leave it out")
 
 
 def _refuse_quantization(server_args: ServerArgsLike, serving: Serving) -> None:

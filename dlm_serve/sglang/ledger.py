@@ -65,8 +65,18 @@ PUBLISH = Hook(
     until="SGLang loads plugins with the server's arguments",
 )
 
-ENTRY_HOOKS = (RESOLVE, PUBLISH)
-"""Registered in every process that loads the plugin; they do nothing where another model is served."""
+USAGE = Hook(
+    f"{_SRT}.server_args.ServerArgs.add_cli_args",
+    ("parser",),
+    kind="before",
+    hook="dlm_serve.plugin:before_cli_args",
+    role=Role.EVERY,
+    why="`--help` would not say which models and options there are",
+    until="a plugin can add to the help",
+)
+
+ENTRY_HOOKS = (RESOLVE, PUBLISH, USAGE)
+"""Registered in every process that loads the plugin; they change nothing of how another model is served."""
 
 HOOKS = (
     Hook(

@@ -258,6 +258,7 @@ class ServerArgsLike(Protocol):
     max_running_requests: int | None
     cuda_graph_max_bs_decode: int | None
     sleep_on_idle: bool
+    enable_trace: bool
 
 
 class GenerateRequestLike(Protocol):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 
+from pydantic import BaseModel, ConfigDict
+
+import dlm_serve
 from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Commit, Mode, TokenChoice
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options.file_rules import check_file, commit_of
 from dlm_serve.options.request_rules import RequestRules
-from dlm_serve.options.server_file import ServerConfig
+from dlm_serve.options.server_file import ServerConfig, path_of
 from dlm_serve.sglang.protocols import ServerArgsLike
 
 PIN = "dlm_pin"
@@ -21,12 +25,39 @@ STATISTICS_KEY = "dlm"
 """Where in an answer's `meta_info` its statistics are."""
 
 
+class Described(BaseModel):
+    """What a server says of what it serves."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: str
+    """Of dlm-serve."""
+    sglang_version: str
+    family: str
+    modes: list[Mode]
+    """Those of the family; the first is what `auto` begins with."""
+    threshold_algorithm: str | None
+    """The `algorithm` of diffusion that a threshold needs; null where the default knows one."""
+    block_size: int
+    """Tokens of a block that the checkpoint was trained with."""
+    mask_token_id: int
+    """The mask in `meta_info.dlm.history`."""
+    draft_adapter: str | None
+    """The folder of the adapter that drafts in self-speculation; null where none does."""
+    options: ServerConfig
+    """The server file in force, with all defaults."""
+    origins: dict[str, str]
+    """Where each of the options is from: a server file, or a default."""
+
+
 @dataclass(frozen=True)
 class Serving:
     """A checkpoint of ours with the configuration it is served under."""
 
     checkpoint: Checkpoint
     config: ServerConfig
+    config_path: str | None = None
+    """The server file; None where there is none."""
 
     @cached_property
     def commit(self) -> Commit:
@@ -73,6 +104,23 @@ class Serving:
             end_think_token_id=self.checkpoint.token_id("</think>"),
         )
 
+    def report(self) -> Described:
+        """Return what is served, and with which options."""
+        family = self.checkpoint.family
+        adapter = self.checkpoint.draft_adapter(self.config.lora.draft_adapter)
+        return Described(
+            version=dlm_serve.__version__,
+            sglang_version=version("sglang"),
+            family=family.name,
+            modes=list(family.modes),
+            threshold_algorithm=family.threshold_algorithm,
+            block_size=self.checkpoint.block_size,
+            mask_token_id=self.checkpoint.mask_token_id,
+            draft_adapter=None if adapter is None else str(adapter),
+            options=self.config,
+            origins=self.config.origins(self.config_path),
+        )
+
 
 _current: Serving | None = None
 
@@ -87,9 +135,10 @@ def find_serving(server_args: ServerArgsLike) -> Serving | None:
     if checkpoint is None:
         _current = None
         return None
-    config = ServerConfig.load(server_args.dllm_algorithm_config)
+    path = path_of(server_args.dllm_algorithm_config)
+    config = ServerConfig.load(path)
     check_file(config, checkpoint.family, checkpoint.block_size)
-    _current = Serving(checkpoint, config)
+    _current = Serving(checkpoint, config, path)
     return _current
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from golden import RANDOM, TRAINED, WITH_ADAPTER
-from serving import RETRACTIONS, Server, free_port
+from serving import RETRACTIONS, ROOT, Server, free_port
 
 
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The README's `make serve`: the bundled model."""
+    """The bundled model, by what the README's `make serve` runs."""
     port, log = free_port(), tmp_path_factory.mktemp("nano") / "log"
-    with Server.command("make", "serve", f"FLAGS=--port {port}", port=port, log=log) as server:
+    made = subprocess.run(["make", "-n", "serve", f"FLAGS=--port {port}"], cwd=ROOT, capture_output=True, text=True)
+    _, *arguments = shlex.split(made.stdout.splitlines()[-1])
+    with Server.python(*arguments, port=port, log=log) as server:
         yield server
 
 

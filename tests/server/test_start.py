@@ -38,6 +38,15 @@ def test_incomplete_checkpoint(without_weights: Path, tmp_path: Path) -> None:
     assert "no *.safetensors file" in message
 
 
+def test_help(tmp_path: Path) -> None:
+    """It ends with what is ours."""
+    log = tmp_path / "log"
+    assert Program(["-m", "sglang.launch_server", "--help"], users_environment(), log).wait(START_SECONDS) == 0
+    ours = " ".join(log.read_text().split()).partition("dlm-serve is installed")[2]
+    words = ("nemotron-labs-diffusion", "--dllm-algorithm-config", "generation.block_length", "routing.widths")
+    assert all(word in ours for word in words)
+
+
 def test_a_port_in_use(tmp_path: Path) -> None:
     """Found before anything is loaded."""
     log = tmp_path / "log"

@@ -38,6 +38,10 @@ def test_status(trained: Server) -> None:
     budgets = [f"self_speculation/one_forward/{budget}" for budget in (128, 96, 64, 32, 16)]
     assert status["choices"] == ["autoregressive", "self_speculation/8", "self_speculation/4", *budgets]
     assert status["options"]["routing"]["widths"] == [4, 8, 16, 32]
+    assert set(status["origins"].values()) == {"default"}
+    told = requests.get(f"{trained.url}/server_info", timeout=30).json()["internal_states"][0]["dlm"]
+    same = ("version", "sglang_version", "family", "modes", "draft_adapter", "options", "origins")
+    assert {name: told[name] for name in same} == {name: status[name] for name in same}
     [replica], [earlier] = status["replicas"], before["replicas"]
     assert (replica["dp_rank"], replica["policy"]) == (None, "measured")
     assert set(replica["captured"].values()) == {0}  # on a CPU nothing is

@@ -41,6 +41,7 @@ class FakeServer(AbstractContextManager["FakeServer"]):
         self.has_plugin = True
         self.modes: tuple[str, ...] = tuple(EMITTED)
         """Those of the model."""
+        self.threshold_algorithm: str | None = None
         self.api_key: str | None = None
         self._num_running = 0
         self._lock = threading.Lock()
@@ -116,6 +117,7 @@ class FakeServer(AbstractContextManager["FakeServer"]):
                 names = ["tiny", *(f"tiny:{mode}" for mode in fake.modes if fake.has_plugin)]
                 found: dict[str, Body] = {
                     "/server_info": {"version": "9.9.9", "model_path": "tiny"},
+                    "/dlm/status": {"threshold_algorithm": fake.threshold_algorithm},
                     "/v1/models": {"data": [{"id": name} for name in names]},
                 }
                 if self._may_enter():

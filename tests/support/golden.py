@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from serving import Server, generate_body
 
 DATA = Path(__file__).parent.parent / "data"
-CONCURRENCY = 16
+CONCURRENCY = 32
 
 TRAINED = DATA / "nld-trained-b8"
 RANDOM = DATA / "nld-random-b8"
@@ -40,8 +41,10 @@ class Golden:
         return [case for case in found if case["variant"] == model.name and (not modes or case["mode"] in modes)]
 
     def ask(self, server: Server, cases: list[Case], concurrency: int = CONCURRENCY) -> list[Answer]:
-        """The server's answers to `cases`."""
-        return server.generate_all([self.body_of(case) for case in cases], concurrency)
+        """The server's answers to `cases`; the longest are asked first, so that few run alone at the end."""
+        order = sorted(range(len(cases)), key=lambda i: -self.expected_nfe(cases[i]))
+        answers = server.generate_all([self.body_of(cases[i]) for i in order], concurrency)
+        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
 
     def differences(self, cases: list[Case], answers: list[Answer]) -> list[str]:
         """The cases whose ids or forward passes are not the reference's, in words.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,10 +25,21 @@ def users_environment() -> dict[str, str]:
 
 def output_of(script: Path, *arguments: str) -> str:
     """What `script` prints; it must succeed."""
-    environment = users_environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(_SUPPORT), environment.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder) / "output", Path(folder) / "errors"
-        code = Program([str(script), *arguments], environment, output, errors).wait(SECONDS)
+        code = Program([str(script), *arguments], _environment(), output, errors).wait(SECONDS)
         assert code == 0, errors.read_text()[-3000:]
         return output.read_text()
+
+
+def output_of_fresh(script: Path) -> str:
+    """The same of an interpreter that has imported nothing, as users' servers begin."""
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    environment = users_environment()
+    return {**environment, "PYTHONPATH": os.pathsep.join([str(_SUPPORT), environment.get("PYTHONPATH", "")])}

@@ -31,6 +31,10 @@ RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23",
 """SGLang's switch that retracts requests at random."""
 
 
+TESTED_OTHERWISE = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+"""`/health` answers at once: with a token for each question it sleeps for a second, and tests ask for tokens anyway."""
+
+
 def free_port() -> int:
     """A port that nothing listens on."""
     with socket.socket() as probe:
@@ -63,7 +67,7 @@ class Server:
     @classmethod
     def command(cls, *command: str, port: int, log: Path, env: Mapping[str, str] | None = None) -> Server:
         """Any command that starts a server at `port`."""
-        environment = {**users_environment(), **(env or {})}
+        environment = {**users_environment(), **TESTED_OTHERWISE, **(env or {})}
         with log.open("w") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
@@ -78,7 +82,7 @@ class Server:
         """
         if torch.accelerator.is_available():
             return cls.command(sys.executable, *arguments, port=port, log=log, env=env)
-        return cls(Program(arguments, {**users_environment(), **(env or {})}, log), port, log)
+        return cls(Program(arguments, {**users_environment(), **TESTED_OTHERWISE, **(env or {})}, log), port, log)
 
     @classmethod
     def launch(cls, model_path: Path | str, *flags: str, log: Path, env: Mapping[str, str] | None = None) -> Server:
@@ -111,10 +115,10 @@ class Server:
         """The end of the server's log."""
         return "\n".join(self.log.read_text().splitlines()[-num_lines:])
 
-    def is_healthy(self) -> bool:
-        """Whether the server takes requests."""
+    def is_healthy(self, route: str = "/health") -> bool:
+        """Whether the server takes requests; at `/health_generate`, whether it answers them."""
         try:
-            return requests.get(f"{self.url}/health", timeout=5).status_code == 200
+            return requests.get(f"{self.url}{route}", timeout=5).status_code == 200
         except (requests.ConnectionError, requests.Timeout):
             return False
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,20 @@ class Decoder:
         self._table = Rows.table(slot_table.shape[0], self.checkpoint.block_size, self.mask, "cpu")
         self._step = BlockStep(runner, self._table, self._commit, self.choice)
         self._at = torch.tensor([ROW])
+        self._committed: list[int] = []
         self.start([], [])
 
     def start(self, context: list[int], block: list[int]) -> None:
-        """Begin a sequence with the blocks of `context`, committed one by one, and the first tokens of the next."""
+        """Begin a sequence with the blocks of `context`, committed one by one, and the first tokens of the next.
+
+        The KV of blocks that the sequence before began with, too, is there.
+        """
         size = self.checkpoint.block_size
         settings = ModeSettings(Mode.DIFFUSION, size, 1.0, size)
         self._rows = Rows.of([self._commit.row_options(settings, 0, (), self.checkpoint.vocab_size)], size)
-        self._position = 0
-        for i in range(0, len(context), size):
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, self._committed, strict=False)))
+        self._committed = self._committed[: shared // size * size]
+        for i in range(self.position, len(context), size):
             self._set(context[i : i + size])
             self.commit()
         self._set(block)
@@ -72,7 +78,7 @@ class Decoder:
     @property
     def position(self) -> int:
         """Where the block starts."""
-        return self._position
+        return len(self._committed)
 
     def _set(self, tokens: list[int]) -> None:
         block = torch.full((1, self.checkpoint.block_size), self.mask)
@@ -84,7 +90,7 @@ class Decoder:
 
     def forward(self) -> torch.Tensor:
         """Logits [B, V] of the block as it is."""
-        committed = self._position - 1 + self._table.num_emitted[self._at].long()
+        committed = self.position - 1 + self._table.num_emitted[self._at].long()
         rows = self._table.gather(self._at)
         spec = self._commit.attention_spec(rows, committed, self.mask)
         logits, self._prediction = self._step.run(rows, self._at, spec)
@@ -95,7 +101,7 @@ class Decoder:
         """Advance the block after `forward`, which decided the `fixed` [position, token, ...] and nothing else."""
         ids, confidence = torch.zeros(2, 1, self.checkpoint.block_size)
         for position, token, *_ in fixed:
-            ids[0, position - self._position], confidence[0, position - self._position] = token, 1
+            ids[0, position - self.position], confidence[0, position - self.position] = token, 1
         self._prediction.ids.copy_(ids)
         self._prediction.confidence.copy_(confidence)
         self._prediction.entropy.zero_()
@@ -103,9 +109,9 @@ class Decoder:
 
     def commit(self) -> torch.Tensor:
         """The clean pass over the full block; then a new block of masks. Returns its logits [B, V]."""
-        logits = self.forward()
+        logits, block = self.forward(), self.tokens
         self._step.advance(self._at, self._anchors, self._prediction)
-        self._position += self.checkpoint.block_size
+        self._committed += block
         return logits
 
 

@@ -15,7 +15,7 @@ from sglang.srt.server_args import ServerArgs
 
 from dlm_serve import plugin
 from dlm_serve.sglang import compat, install
-from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, PUBLISH, RESOLVE, SEAMS, Hook, Role
+from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, RESOLVE, SEAMS, Hook, Role
 
 ALL = (*ENTRY_HOOKS, *HOOKS)
 CONTRACT = "sglang.srt.entrypoints.api_contract.generate_contract_error"
@@ -37,7 +37,7 @@ def start_without(failing: Hook, ours: ServerArgs, prepared: ServerArgs) -> str:
     try:
         if failing is RESOLVE:
             return refusal(lambda: plugin.before_publish(ours, role="tokenizer"))
-        if failing is PUBLISH or failing.role is Role.LAUNCHER:
+        if failing.role in (Role.EVERY, Role.LAUNCHER):
             return refusal(lambda: plugin.before_resolve(ours))
         if failing.role is Role.MAIN:
             return refusal(lambda: plugin.before_publish(prepared, role="tokenizer"))

@@ -95,6 +95,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"device": "cpu", "reasoning_parser": "deepseek-r1"},
         {"refused": ["--reasoning-parser", "deepseek-r1"]},
     ),
+    ("nld-trained-b8", {"device": "cpu", "enable_trace": True}, {"refused": ["--enable-trace", True]}),
 ]
 
 

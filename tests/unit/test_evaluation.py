@@ -144,6 +144,17 @@ def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert written["loss_by_position"] == [1.0] + [None] * (BLOCK_LENGTH - 1)
 
 
+def test_thresholds_are_measured_by_an_algorithm_that_knows_them(tmp_path: Path) -> None:
+    """Unless another is asked for."""
+    flags = ["--count", "1", "--modes", "diffusion", "--thresholds", "0.7", "--out", str(tmp_path / "e.json")]
+    with FakeServer(lambda question, options: "a") as server:
+        server.threshold_algorithm = "threshold"
+        assert cli.main(["eval", "--url", server.url, *flags]) == 0
+        assert cli.main(["eval", "--url", server.url, *flags, "--algorithm", "other"]) == 0
+    sent = [body["sampling_params"]["custom_params"]["dlm"]["algorithm"] for body in server.requests]
+    assert sent == ["threshold"] * len(TASKS) + ["other"] * len(TASKS)
+
+
 def test_cut_answers_are_counted(tmp_path: Path) -> None:
     out = tmp_path / "e.json"
     with FakeServer(lambda question, options: "abcd") as server:

@@ -155,6 +155,12 @@ def test_what_it_has_not_is_refused(options: dict[str, Any], field: str) -> None
     assert (refusal.value.field, refusal.value.value) == (f"custom_params.dlm.{field}", options[field])
 
 
+def test_the_algorithm_that_a_threshold_needs() -> None:
+    found = {family.name: family.threshold_algorithm for family in FAMILIES}
+    assert found.pop("bd3lm") == "threshold"
+    assert set(found.values()) == {None}
+
+
 def test_a_stop_rule_goes_with_every_mode() -> None:
     options = RequestOptions.parse({"mode": "autoregressive", "stop_rule": "eos"})
     assert resolving.resolve(options, ServerConfig(), SDLM, 4, ()).stop_rule is StopRule.EOS

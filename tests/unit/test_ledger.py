@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import output_of
+from processes import output_of_fresh
 
 from dlm_serve.sglang import compat
 from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, Hook, Seam
@@ -35,8 +35,8 @@ def test_a_missing_seam_is_named() -> None:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """What `hooks_in_place.py` finds in processes of SGLang's."""
-    found: dict[str, Any] = json.loads(output_of(SCRIPT).splitlines()[-1])
+    """What `hooks_in_place.py` finds in processes of SGLang's, which here import what is hooked only when it is."""
+    found: dict[str, Any] = json.loads(output_of_fresh(SCRIPT).splitlines()[-1])
     return found
 
 

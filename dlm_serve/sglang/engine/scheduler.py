@@ -117,10 +117,11 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         self._request_dispatcher += TypeBasedDispatcher([(Decision, self._apply_decision)])
 
     def get_internal_state(self, recv_req: Any) -> Any:
-        """Report what the router does and what was counted, and on which replica, beside SGLang's own state."""
+        """Report what is served, what the router does, what was counted and on which replica, beside SGLang's state."""
         output = super().get_internal_state(recv_req)
         worker = self.draft_worker
         output.internal_state[STATISTICS_KEY] = {
+            **current().report().model_dump(mode="json"),
             "dp_rank": get_parallel().dp_rank,
             **worker.router.report(),
             "captured": worker.captured(),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from sglang.srt.managers.io_struct import SetInternalStateReq
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
-import dlm_serve
-from dlm_serve.decoding import Mode, name_of
+from dlm_serve.decoding import name_of
 from dlm_serve.errors import ServerError
 from dlm_serve.options.pin import Pin
-from dlm_serve.options.server_file import ServerConfig
 from dlm_serve.sglang.frontend.page import add_page
 from dlm_serve.sglang.frontend.refusals import HTTP_SERVER
-from dlm_serve.sglang.serving import PIN, STATISTICS_KEY
+from dlm_serve.sglang.serving import PIN, STATISTICS_KEY, Described
 
 
 class _Answer(BaseModel):
@@ -47,25 +44,13 @@ class Replica(_Answer):
     """The counters of `/metrics`, by name and the values of their labels."""
 
 
-class Status(_Answer):
+class Status(Described):
     """What `GET /dlm/status` answers."""
 
-    version: str
-    """Of dlm-serve."""
-    sglang_version: str
     model: str
     """The name that the server gives its model."""
-    family: str
-    modes: list[Mode]
-    """Those of the family; the first is what `auto` begins with."""
-    block_size: int
-    """Tokens of a block that the checkpoint was trained with."""
-    mask_token_id: int
-    """The mask in `meta_info.dlm.history`."""
     choices: list[str]
     """What the router can be pinned to; none where requests are not moved."""
-    options: ServerConfig
-    """The server file in force, with all defaults."""
     replicas: list[Replica]
 
 
@@ -85,15 +70,9 @@ async def status() -> Status:
     serving = manager.serving
     states = await manager.get_internal_state()
     return Status(
-        version=dlm_serve.__version__,
-        sglang_version=version("sglang"),
+        **dict(serving.report()),
         model=manager.served_model_name,
-        family=serving.checkpoint.family.name,
-        modes=list(serving.checkpoint.family.modes),
-        block_size=serving.checkpoint.block_size,
-        mask_token_id=serving.checkpoint.mask_token_id,
         choices=[name_of(choice) for choice in serving.pins if choice] if serving.choices else [],
-        options=serving.config,
         replicas=[Replica(**state[STATISTICS_KEY]) for state in states],
     )
 

@@ -48,7 +48,8 @@ def sample_token(
             noise = gumbel_noise(own.seed, positions[part], logits.shape[1])
             ids[part] = (kept_scores(allowed[part], own, nucleus) + noise).argmax(-1)
     confidence = log_probs.gather(1, ids[:, None]).squeeze(1).exp()
-    return ids, confidence, torch.special.entr(log_probs.exp()).sum(-1)
+    entropy = (log_probs.exp() * -log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    return ids, confidence, entropy
 
 
 def kept_scores(allowed: torch.Tensor, sampling: Sampling, nucleus: Nucleus) -> torch.Tensor:

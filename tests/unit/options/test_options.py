@@ -427,6 +427,16 @@ def test_the_variable_names_the_file_unless_the_flag_does(tmp_path: Path, monkey
     assert ServerConfig.load(str(tmp_path / "flag")).generation.steps == 3
 
 
+def test_each_option_says_where_it_is_from(tmp_path: Path) -> None:
+    """Also one that the file gives as it would be by default."""
+    config = load(tmp_path, "generation: {threshold: 0.9}\nrouting: {widths: [8]}")
+    origins = config.origins("server.yaml")
+    given = {name for name, origin in origins.items() if origin == "server file server.yaml"}
+    assert given == {"generation.threshold", "routing.widths"}
+    assert set(origins.values()) == {"server file server.yaml", "default"}
+    assert {"generation.steps", "routing.policy", "lora.draft_adapter"} < origins.keys()
+
+
 @pytest.mark.parametrize(
     ("text", "field", "value", "says"),
     [

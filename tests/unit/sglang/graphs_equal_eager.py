@@ -25,6 +25,7 @@ from dlm_serve.sglang.engine.block_step import BlockStep
 from dlm_serve.sglang.engine.prompt_attention import SpanBackend
 
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_REQUESTS = 3, 11, 8, 12
+NUM_STEPS = 100
 
 
 def settings_of(family: Family, number: int) -> RowOptions:
@@ -101,7 +102,7 @@ def check(family: Family) -> None:
     committed_lens = torch.arange(NUM_REQUESTS + 1)
     earlier: list[tuple[torch.Tensor, torch.Tensor]] = []
     ways = set()
-    for number in range(300):
+    for number in range(NUM_STEPS):
         indices = torch.randperm(NUM_REQUESTS)[: int(torch.randint(1, NUM_REQUESTS + 1, ()))] + 1
         width = family.commit.row_width(int(eager.table.block_length[indices].max()))
         forward = graphs.forward(indices, committed_lens[indices], width)
