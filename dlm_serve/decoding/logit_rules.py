@@ -183,16 +183,23 @@ class RuledRows:
         unchanged = logits.gather(2, at)
         same = (drafted[:, :, None] == drafted[:, None, :]).int()
         along = pad(same.cumsum(1), (0, 0, 1, 0))  # [N, W, W - 1], how often before each position
-        logits.copy_(self._penalised(logits, self.counts[:, None]))
-        logits.scatter_(2, at, self._penalised(unchanged, self.counts.gather(1, drafted)[:, None] + along))
+        self._penalise_counted_(logits, self.counts[:, None])
+        self._penalise_counted_(unchanged, self.counts.gather(1, drafted)[:, None] + along)
+        logits.scatter_(2, at, unchanged)
 
-    def _penalised(self, logits: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Return `logits` [N, W, *] of tokens that stand in the answer `counts` [N, 1 or W, *] times."""
+    def _penalise_counted_(self, logits: torch.Tensor, counts: torch.Tensor) -> None:
+        """Penalise `logits` [N, W, *] of tokens that stand in the answer `counts` [N, 1 or W, *] times.
+
+        In place, with one more tensor of that size: logits of blocks are large.
+        """
         frequency, presence, repetition = (
             penalty[:, None, None]
             for penalty in (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
         )
         is_there = counts > 0
-        lowered = logits - (frequency * counts + presence * is_there)
+        logits -= frequency * counts + presence * is_there
         scale = torch.where(is_there, repetition, 1.0)
-        return torch.where(lowered < 0, lowered * scale, lowered / scale)
+        divided = logits / scale
+        is_negative = logits < 0
+        logits *= scale
+        torch.where(is_negative, logits, divided, out=logits)

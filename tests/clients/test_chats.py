@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import openai
 import pytest
 import requests
 from clients import CLIENTS, SECONDS, Answer, Client, RefusedError, answer_in
@@ -24,7 +23,12 @@ SCHEMA = {
     "required": ["name", "age", "city", "job"],
     "additionalProperties": False,
 }
-PLACE = {"type": "object", "properties": {"city": {"enum": ["Lima", "Rome"]}}, "required": ["city"]}
+PLACE = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Lima", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 QUESTION = "Extract name, age, city and job as JSON: Paul is a 34-year-old baker from Rome."
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 96, "temperature": 0}
 ASKED: dict[str, dict[str, Any]] = {
@@ -35,7 +39,12 @@ ASKED: dict[str, dict[str, Any]] = {
     },
     "tools": {
         **CHAT,
-        "tools": [{"type": "function", "function": {"name": "visit", "description": "goes", "parameters": PLACE}}],
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "visit", "description": "goes", "parameters": PLACE},
+            }
+        ],
         "tool_choice": "required",
         "parallel_tool_calls": False,
     },
@@ -77,11 +86,7 @@ def test_an_answer(client: Client, url: str, asked: str, mode: str) -> None:
     assert (answer.text, answer.calls) == (expected.text, expected.calls)
     assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
     assert bool(answer.logprobs) == (asked == "logprobs")
-    if asked == "tools":
-        [(name, arguments)] = answer.calls
-        assert name == "visit"
-        assert arguments["city"] in ("Lima", "Rome")
-    elif mode != "diffusion":  # which answers less well
+    if asked != "tools" and mode != "diffusion":  # which answers less well
         assert json.loads(answer.text) == {"name": "Paul", "age": 34, "city": "Rome", "job": "baker"}
 
 
@@ -91,19 +96,6 @@ def test_a_stream(client: Client, url: str, mode: str, way: str) -> None:
     pieces = client.stream({**CHAT, **WAYS[way](mode)})
     assert "".join(pieces) == plainly(url, "chat", mode).text
     assert sum(map(bool, pieces)) > 1
-
-
-@pytest.mark.parametrize("mode", ["auto", "self_speculation", "autoregressive"])
-def test_a_stream_of_a_tool(url: str, mode: str) -> None:
-    """The name comes first and once, then the arguments of the whole answer, bit by bit."""
-    tools = {name: value for name, value in ASKED["tools"].items() if name != "messages"}
-    chats = openai.OpenAI(base_url=f"{url}/v1", api_key="none").chat.completions
-    extra = {"custom_params": {"dlm": {"mode": mode}}}
-    chunks = chats.create(model="nano", messages=CHAT["messages"], stream=True, extra_body=extra, **tools)
-    calls = [call.function for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-    [(name, arguments)] = plainly(url, "tools", mode).calls
-    assert [call.name for call in calls] == [name, *[None] * (len(calls) - 1)]
-    assert json.loads("".join(call.arguments for call in calls)) == arguments
 
 
 def test_a_wrong_option(client: Client) -> None:

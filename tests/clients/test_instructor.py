@@ -1,8 +1,8 @@
-"""instructor fills a model of pydantic, by a schema and by a tool."""
+"""instructor fills a model of pydantic, by a schema."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import instructor
 import openai
@@ -21,12 +21,6 @@ class Person(BaseModel):
     job: str
 
 
-class Visit(BaseModel):
-    """Go somewhere."""
-
-    city: Literal["Lima", "Rome"]
-
-
 def ask(url: str, way: instructor.Mode, model: type[BaseModel], name: str, **more: Any) -> BaseModel:
     """What instructor makes of the answer to the question."""
     client = instructor.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"), mode=way)
@@ -41,8 +35,6 @@ def ask(url: str, way: instructor.Mode, model: type[BaseModel], name: str, **mor
 def test_a_model_of_pydantic(url: str, mode: str) -> None:
     person = ask(url, instructor.Mode.JSON_SCHEMA, Person, f"nano:{mode}")
     assert isinstance(person, Person)
-    visit = ask(url, instructor.Mode.TOOLS, Visit, f"nano:{mode}", parallel_tool_calls=False)
-    assert isinstance(visit, Visit)
 
 
 def test_diffusion_refuses_it(url: str) -> None:

@@ -111,6 +111,8 @@ def test_options_twice(trained: Server) -> None:
         ("/v1/completions", {"best_of": 2}),
         ("/v1/chat/completions", {"beam_width": 2}),
         ("/v1/responses", {"guided_json": {}}),
+        ("/v1/responses", {"min_tokens": 2}),
+        ("/v1/messages", {"frequency_penalty": 1.0}),
         ("/v1/responses", {"session_params": {"id": "a"}}),
         ("/api/chat", {"format": "json"}),
         ("/api/chat", {"think": True}),

@@ -149,9 +149,11 @@ class GroupLogits:
             ruled = changed[mine.ruled_rows]
             committed_lens = self._committed_lens[mine.rows[mine.ruled_rows]]
             mine.ruled.adjust_(ruled, rows.tokens[mine.ruled_rows], committed_lens)
-            # What a block is denoised by stands for its own positions, and where thinking ends is written there.
-            is_denoised = rows.phase[mine.ruled_rows] == Phase.DENOISE
-            changed[mine.ruled_rows] = torch.where(is_denoised[:, None, None], changed[mine.ruled_rows], ruled)
+            if mine.ruled.ends_thinking:
+                # What a block is denoised by stands for its own positions, and where thinking ends is written there.
+                is_denoised = rows.phase[mine.ruled_rows] == Phase.DENOISE
+                ruled = torch.where(is_denoised[:, None, None], changed[mine.ruled_rows], ruled)
+            changed[mine.ruled_rows] = ruled
         if part.masked is not None:
             self._context.barrier()
             at = part.masked.rows

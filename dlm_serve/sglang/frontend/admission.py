@@ -111,8 +111,12 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
             said().begun[rid] = self.rid_to_state[rid]
 
     async def _tokenize_one_request(self, obj: Any) -> Any:
-        with unreadable_is_refused():
-            return await super()._tokenize_one_request(obj)
+        try:
+            with unreadable_is_refused():
+                return await super()._tokenize_one_request(obj)
+        except ValueError as refusal:
+            said().refusal = str(refusal)
+            raise
 
     def _create_tokenized_object(self, obj: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         tokenized = super()._create_tokenized_object(obj, input_text, input_ids, *args, **kwargs)
@@ -129,6 +133,7 @@ class DlmTokenizerManager(TokenizerManager):  # type: ignore[misc]  # the base i
         if getattr(params, "n", 1) > 1:
             tokenized_obj.sampling_params = copy.copy(params)
             params.sampling_seed = (params.sampling_seed + _SEED_STEP) % _INT64
+        said().is_admitted = True
         await super()._send_one_request(tokenized_obj)
 
     def update_request_meta_info(

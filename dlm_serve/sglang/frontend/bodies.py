@@ -25,7 +25,7 @@ from dlm_serve.sglang.frontend.routes import GENERATES, REFUSED, WITH_TEXT, Rout
 from dlm_serve.sglang.serving import current
 
 
-@dataclass(frozen=True)
+@dataclass
 class Said:
     """What the body of a request says beside what its route reads."""
 
@@ -34,6 +34,10 @@ class Said:
     """Its fields at the top level, by name."""
     begun: dict[str, Any] = field(default_factory=dict)
     """SGLang's states of the requests that were made of it, by request id."""
+    is_admitted: bool = False
+    """Whether one of these was checked and sent to a scheduler."""
+    refusal: str | None = None
+    """Why one of them was not."""
 
 
 _said: ContextVar[Said | None] = ContextVar("said", default=None)
@@ -84,6 +88,8 @@ class Bodies:
             await self._app(scope, receive, send)
             return
         _said.set(carried)
+        if GENERATES[path].begins_before_it_reads:
+            send = _held(send, carried, lambda message: error_body(style, 400, message))
         try:
             await self._app(scope, receive, send)
         finally:
@@ -198,6 +204,42 @@ def _shaping(send: Any, shape: Callable[[int, Mapping[str, Any]], Mapping[str, A
                 held.clear()
 
     return shaped
+
+
+def _held(send: Any, said: Said, refused: Callable[[str], Mapping[str, Any]]) -> Any:
+    """Return a `send` that holds back the beginning of a stream until its request is admitted.
+
+    Where it is refused, HTTP 400 is sent in place of all.
+    """
+    held: list[Any] = []
+    status = 0
+    is_refused = False
+
+    async def sent(message: Any) -> None:
+        nonlocal status, is_refused
+        if is_refused:
+            return
+        status = message.get("status", status)
+        held.append(message)
+        if status == 200 and not said.is_admitted:
+            is_refused = said.refusal is not None
+            if is_refused:
+                held[:] = _messages_of(refused(str(said.refusal)))
+            elif message["type"] == "http.response.start" or message.get("more_body", False):
+                return
+        for part in held:
+            await send(part)
+        held.clear()
+
+    return sent
+
+
+def _messages_of(body: Mapping[str, Any]) -> list[Any]:
+    """Return the messages of an answer of HTTP 400."""
+    content = orjson.dumps(body)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    start = {"type": "http.response.start", "status": 400, "headers": headers}
+    return [start, {"type": "http.response.body", "body": content}]
 
 
 def _shaped(messages: list[Any], shape: Callable[[int, Mapping[str, Any]], Mapping[str, Any]]) -> list[Any]:

@@ -39,6 +39,32 @@ _ELSEWHERE: Mapping[str, tuple[object, ...]] = {
 }
 """On OpenAI's routes, with fields of its old interface, of other servers and of `/generate`."""
 
+_NOT_OF_MESSAGES: Mapping[str, tuple[object, ...]] = {
+    "custom_logit_processor": (None, ""),
+    "ebnf": (None, ""),
+    "ignore_eos": (None, False),
+    "json_schema": (None, ""),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "min_tokens": (None, 0),
+    "n": (None, 1),
+    "regex": (None, ""),
+    "response_format": (None,),
+    "seed": (None,),
+    "stop_regex": (None, "", []),
+    "stop_token_ids": (None, []),
+    "frequency_penalty": (None, 0.0),
+    "min_p": (None, 0.0),
+    "presence_penalty": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "stop": (None, "", []),
+    "top_logprobs": (None, 0),
+}
+"""Fields of chats that `/v1/messages` does not have."""
+
+_OF_RESPONSES = ("frequency_penalty", "min_p", "presence_penalty", "repetition_penalty", "stop", "top_logprobs")
+_NOT_OF_RESPONSES = {name: nothing for name, nothing in _NOT_OF_MESSAGES.items() if name not in _OF_RESPONSES}
+
 _OLLAMA: Mapping[str, tuple[object, ...]] = {
     **_UNREAD,
     "format": (None, ""),
@@ -59,6 +85,8 @@ class Route:
     """Fields that SGLang reads only where another one is given."""
     parameters: str | None = None
     """The field of its body in which SGLang's sampling parameters stand, or Ollama's options."""
+    begins_before_it_reads: bool = False
+    """Whether SGLang begins to stream before it has read the whole request."""
     stumbles_without_model: bool = False
     """Whether SGLang answers a body without `model` with an error, although it may be left out."""
 
@@ -70,8 +98,10 @@ GENERATES: Mapping[str, Route] = {
     "/v1/completions": Route({**_ELSEWHERE, "suffix": (None, ""), "best_of": (None, 1)}),
     "/v1/chat/completions": _CHAT,
     "/invocations": _CHAT,
-    "/v1/responses": Route(_ELSEWHERE, stumbles_without_model=True),
-    "/v1/messages": Route(_UNREAD),
+    "/v1/responses": Route(
+        {**_ELSEWHERE, **_NOT_OF_RESPONSES}, begins_before_it_reads=True, stumbles_without_model=True
+    ),
+    "/v1/messages": Route({**_ELSEWHERE, **_NOT_OF_MESSAGES}, begins_before_it_reads=True),
     os.environ.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): Route(_OLLAMA, parameters="options"),
     os.environ.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): Route(
         {

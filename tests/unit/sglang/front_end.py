@@ -17,9 +17,11 @@ load_plugins()  # before the names that it changes are looked up
 
 from fastapi.testclient import TestClient  # noqa: E402
 from sglang.srt.entrypoints import http_server  # noqa: E402
+from sglang.srt.entrypoints.anthropic.serving import AnthropicServing  # noqa: E402
 from sglang.srt.entrypoints.engine import init_tokenizer_manager  # noqa: E402
 from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat  # noqa: E402
 from sglang.srt.entrypoints.openai.serving_completions import OpenAIServingCompletion  # noqa: E402
+from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses  # noqa: E402
 from sglang.srt.runtime_context import publish  # noqa: E402
 from sglang.srt.server_args import PortArgs, ServerArgs  # noqa: E402
 
@@ -35,8 +37,8 @@ class Manager(DlmTokenizerManager):
 
     admitted: list[Any]
 
-    async def _send_one_request(self, tokenized_obj: Any) -> None:
-        self.admitted.append(tokenized_obj)
+    def _dispatch_to_scheduler(self, obj: Any) -> None:
+        self.admitted.append(obj)
         raise ValueError("there is no scheduler")
 
 
@@ -45,12 +47,16 @@ def manager_of(model_path: str) -> Manager:
     args = ServerArgs(model_path=model_path, log_level="error", enable_custom_logit_processor=True)
     args.resolve_once()
     publish(args, role="tokenizer")
+    manager: Manager
     manager, templates = init_tokenizer_manager(args, PortArgs.init_new(args), Manager)
     manager.max_req_input_len = 500
     manager.admitted = []
     http_server.set_global_state(SimpleNamespace(tokenizer_manager=manager, template_manager=templates))
-    http_server.app.state.openai_serving_chat = OpenAIServingChat(manager, templates)
-    http_server.app.state.openai_serving_completion = OpenAIServingCompletion(manager, templates)
+    state = http_server.app.state
+    state.openai_serving_chat = OpenAIServingChat(manager, templates)
+    state.openai_serving_completion = OpenAIServingCompletion(manager, templates)
+    state.openai_serving_responses = OpenAIServingResponses(manager, templates)
+    state.anthropic_serving = AnthropicServing(state.openai_serving_chat)
     return manager
 
 

@@ -32,6 +32,17 @@ CELLS = [
 ]
 ANSWERS = [(case, mode) for cases in CASES.values() for case in cases for mode in Mode]
 
+LATE = [
+    (path, {**body, **fields, "stream": stream})
+    for path, body in (
+        ("/v1/responses", {"model": "default", "input": "hi"}),
+        ("/v1/messages", {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}),
+    )
+    for fields in ({"top_p": 3.0}, {"temperature": -1.0})
+    for stream in (False, True)
+]
+"""Requests of which SGLang finds only when it has begun to stream that they cannot be answered."""
+
 Found = dict[tuple[str, str, Mode], Any]
 """What became of requests, by family, case and mode."""
 
@@ -41,13 +52,21 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     sdar = tmp_path_factory.mktemp("sdar")
     write_checkpoint(sdar)
     models = {**MODELS, SDAR.name: sdar}
-    bodies = [(case.path, case.body(mode)) for case, mode in ANSWERS]
+    bodies = [*((case.path, case.body(mode)) for case, mode in ANSWERS), *LATE]
     answers = json.loads(output_of(SCRIPT, json.dumps([[*map(str, models.values())], bodies])).splitlines()[-1])
     return {
         (family, case.name, mode): answer
         for family, model in models.items()
-        for (case, mode), answer in zip(ANSWERS, answers[str(model)], strict=True)
-    }
+        for (case, mode), answer in zip(ANSWERS, answers[str(model)], strict=False)
+    } | {("late", str(number), Mode.AUTO): answer for number, answer in enumerate(answers[str(sdar)][len(ANSWERS) :])}
+
+
+@pytest.mark.parametrize("number", range(len(LATE)))
+def test_what_is_found_after_a_stream_began(found: Found, number: int) -> None:
+    """SGLang's first events are held back until the request is admitted."""
+    status, answer = found["late", str(number), Mode.AUTO]
+    assert status == 400
+    assert next(name for name in ("top_p", "temperature") if name in LATE[number][1]) in answer
 
 
 @pytest.mark.parametrize(
