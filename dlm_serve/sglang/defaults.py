@@ -162,9 +162,17 @@ def _refuse_unsupported(server_args: ServerArgsLike) -> None:
     if server_args.grammar_backend == "outlines":
         limit = "its grammars cannot go back behind a draft"
         raise ConfigError("--grammar-backend", "outlines", limit, "use xgrammar or llguidance")
-    if server_args.enable_trace and find_spec("opentelemetry") is None:
-        limit = "needs the package opentelemetry"
+    if server_args.enable_trace and not _has_tracing():
+        limit = "needs packages of OpenTelemetry that are not installed"
         raise ConfigError("--enable-trace", True, limit, "pip install 'sglang[tracing]', or leave it out")
+
+
+def _has_tracing() -> bool:
+    """Return whether there is all that SGLang traces with; a part of it comes with other packages."""
+    try:
+        return all(find_spec(f"opentelemetry.{part}") is not None for part in ("sdk", "exporter.otlp.proto.grpc"))
+    except ModuleNotFoundError:
+        return False
 
 
 def _refuse_quantization(server_args: ServerArgsLike, serving: Serving) -> None:

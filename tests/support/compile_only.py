@@ -23,13 +23,13 @@ class _Card:
     """As much of a driver of Triton's as compiling takes."""
 
     def __init__(self, capability: int) -> None:
-        self._target = GPUTarget("cuda", capability, 32)
+        self._capability = capability
 
     def get_current_target(self) -> GPUTarget:
-        return self._target
+        return GPUTarget("cuda", self._capability, 32)
 
     def get_current_device(self) -> int:
-        return self._target.arch
+        return self._capability  # another device each: kernels are kept by it
 
     def get_current_stream(self, device: int) -> int:
         return 0
