@@ -8,6 +8,7 @@
   tokens per forward.
 
 The checkpoints, if given, are loaded into the server one after another: the same model with drafts of another quality.
+Beside the figures it draws tokens per second over concurrency, a panel for each checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from typing import Any
 import agreement
 import report
 from decode_speed import AUTOREGRESSIVE, step_ms
+from matplotlib.figure import Figure
 from router import PROMPTS
 from sampling_speed import RunningServer
 
 from dlm_serve.evaluation.load import Cell, Clients
+from dlm_serve.evaluation.load_plot import AUTO
 
 BUDGETS = (16, 32, 64, 96, 128)
 WIDTHS = (4, 8, 16, 32)
@@ -50,9 +53,6 @@ WAYS: dict[str, dict[str, Any]] = {
     **{f"linear {width}": linear(width) for width in WIDTHS},
     **{f"one forward {budget}": one_forward(budget) for budget in BUDGETS},
 }
-
-
-AUTO = "auto"
 
 
 def answers(server: RunningServer, prompts: list[list[int]]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def speeds(clients: Clients, concurrency: int, seconds: float, warm_up: float) -
             f"{concurrency:3d} {name:16} {figures['tokens_per_s']:9.1f} tok/s ({figures['over_autoregressive']:.2f}), "
             f"{figures['tokens_per_forward']:.2f} tokens a forward, accepts {figures['acceptance_length']}"
         )
-    best = {kind: max(found[name]["tokens_per_s"] for name in found if name.startswith(kind)) for kind in _KINDS}
+    best = {kind: found[best_of(found, kind)]["tokens_per_s"] for kind in KINDS}
     best_fixed = max(figures["tokens_per_s"] for name, figures in found.items() if name != AUTO)
     _print(
         f"{concurrency:3d} one forward over linear: {best['one forward'] / best['linear']:.3f}, "
@@ -104,7 +104,42 @@ def speeds(clients: Clients, concurrency: int, seconds: float, warm_up: float) -
     return found
 
 
-_KINDS = ("linear", "one forward")
+KINDS = ("linear", "one forward")
+
+
+def best_of(found: Mapping[str, Mapping[str, Any]], kind: str) -> str:
+    """Return the fastest of the ways of a kind at one concurrency."""
+    return max((name for name in found if name.startswith(kind)), key=lambda name: found[name]["tokens_per_s"])
+
+
+def draw(cells: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw tokens per second against concurrency, a panel for each checkpoint whose speed is among `cells`."""
+    rows = {
+        name: {concurrency: found[f"speed at {concurrency}"] for concurrency in _measured(found)}
+        for name, found in cells.items()
+    }
+    panels = [row for row in rows.values() if row]
+    if not panels:
+        return
+    figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
+    for axes, row in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in ("autoregressive", *KINDS, AUTO):
+            style: dict[str, Any] = {"color": "black", "linewidth": 2.5} if name == AUTO else {"linewidth": 1.5}
+            speeds = [found[best_of(found, name)]["tokens_per_s"] for found in row.values()]
+            axes.plot(list(row), speeds, "o-", label=f"best {name}" if name in KINDS else name, **style)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set_xticks(list(row), map(str, row))
+        axes.yaxis.set_major_formatter("{x:.0f}")
+        accepted = next(iter(row.values()))[f"linear {max(WIDTHS)}"]["acceptance_length"]
+        axes.set(xlabel="requests at once", title=f"blocks of {max(WIDTHS)} accept {accepted:.1f} tokens")
+    figure.axes[0].set_ylabel("output tokens per second")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def _measured(found: Mapping[str, Any]) -> list[int]:
+    return sorted(int(part.removeprefix("speed at ")) for part in found if part.startswith("speed at "))
 
 
 def _print(line: str) -> None:
@@ -148,6 +183,7 @@ def main() -> None:
                 found[f"speed at {concurrency}"] = speeds(clients, concurrency, options.seconds, options.warm_up)
                 report.write(options.out, {"cells": figures}, "sglang", "torch", "triton")
         report.write(options.out, {"cells": figures}, "sglang", "torch", "triton")
+    draw(figures, report.RESULTS / f"{options.out}.png")
 
 
 if __name__ == "__main__":

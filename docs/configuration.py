@@ -44,6 +44,7 @@ $request
 - The default `threshold` of self-speculation is the server file's `generation.draft_threshold`.
 - A request that gives `steps` but neither `threshold` nor `algorithm` gets the fixed schedule: that many forwards per
   block, each filling an equal share of the masks.
+- `speculation` and `budget` are explained in [one-forward.md](one-forward.md).
 - `block_length` may be at most the largest of the server file's `routing.widths`, and `steps` at most `block_length`.
 """)
 

@@ -75,7 +75,7 @@ _VALUES: dict[str, Sequence[str]] = {
     "phase": list(PHASE_LABELS.values()),
     "outcome": list(Outcome),
     "kind": list(StepKind),
-    "width": ["the server file's `routing.widths`; 1 without a block forward"],
+    "width": ["the server file's `routing.widths` and `routing.budgets`; 1 without a block forward"],
     "state": ["free", "cached", "held"],
 }
 

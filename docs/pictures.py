@@ -205,6 +205,68 @@ def step() -> str:
     return picture.svg()
 
 
+def one_forward() -> str:
+    """Return the picture of a row that speculates in one forward: chain, groups, who sees whom, whose KV is kept."""
+    picture = Picture(1020, 452, "A row that verifies a draft and drafts the next in one forward")
+    size, left, top, chain = 22, 190, 98, "PTTTTT"
+    groups = ((1, 3), (3, 2), (5, 3))  # the column that each stands behind, and its masks
+    columns = [(column, column) for column in range(len(chain))]  # of each column: what it stands behind, its group
+    for anchor, num_masks in groups:
+        columns += [(anchor, len(columns))] * num_masks
+    for number, (letter, (anchor, first)) in enumerate(zip(chain + "M" * 8, columns, strict=True)):
+        fill, stroke, _ = CELLS[letter]
+        x, y = left + number * size, top + number * size
+        offset = number if letter != "M" else anchor + 1 + number - first
+        for place in ((x, top - 34), (left - 34, y)):
+            picture.rect(*place, size - 3, size - 3, fill, stroke)
+        picture.text(x + 9, top - 42, str(offset), 11, anchor="middle", fill=FAINT)
+        for key in range(len(columns)):
+            in_group = letter == "M" and columns[key] == (anchor, first) and key >= first
+            seen = key <= anchor or in_group
+            picture.rect(
+                left + key * size, y, size - 3, size - 3, "#3f6fae" if seen else "#ffffff", "#c5d3e6", radius=0
+            )
+    picture.text(left - 48, top - 42, "position", 12, anchor="end", fill=FAINT)
+    picture.text(left - 48, top - 20, "tokens in", 13, anchor="end", bold=True)
+    names = ("the chain", *(f"group behind {anchor}" for anchor, _ in groups))
+    middles = (3.0, 7.5, 10.0, 12.5)
+    for name, middle in zip(names, middles, strict=True):
+        picture.text(left - 48, top + int(middle * size) + 4, name, 12, anchor="end")
+    x = left + len(columns) * size + 36
+    remarks = (
+        (
+            "The chain",
+            "the newest token and the draft behind it; causal, as in autoregression.",
+            "Its KV is kept, that of rejected tokens until it is overwritten.",
+        ),
+        (
+            "The groups",
+            "masks behind the tokens at which verification is likeliest to stop.",
+            "They see the chain up to there and each other; no KV is kept.",
+        ),
+        (
+            "Verification",
+            "stops behind 1, say: the draft at 2 is not what the model chooses.",
+            "Tokens up to there are emitted, and the model's own at position 2.",
+        ),
+        (
+            "The next row",
+            "begins with that token; its draft is what the group behind 1 found",
+            "for positions 3 and 4. Had none stood there: the nearest before it.",
+        ),
+        ("The draft adapter", "counts in the groups alone.", ""),
+    )
+    for number, (name, *lines) in enumerate(remarks):
+        y = top + 8 + 62 * number
+        picture.text(x, y, name, 14, bold=True)
+        for at, line in enumerate(lines):
+            picture.text(x, y + 18 + 16 * at, line, 12, fill=FAINT)
+    picture.legend(24, 424, (("P", 195), ("T", 140), ("M", 75)))
+    picture.rect(440, 424, CELL, CELL, "#3f6fae", "#c5d3e6", radius=0)
+    picture.text(458, 435, "row: query, column: key it sees; committed KV is seen by all", 12, fill=FAINT)
+    return picture.svg()
+
+
 def _mask(picture: Picture, x: int, y: int, *, sees_all: bool, num_tokens: int, size: int = 7) -> None:
     """Draw which new keys each of `num_tokens` queries sees: all of them, or those up to itself."""
     shift = (BLOCK - 1) * size // 2 if num_tokens == 1 else 0
@@ -217,5 +279,9 @@ def _mask(picture: Picture, x: int, y: int, *, sees_all: bool, num_tokens: int, 
             )
 
 
-PAGES: dict[str, Callable[[], str]] = {"pictures/request.svg": request, "pictures/step.svg": step}
+PAGES: dict[str, Callable[[], str]] = {
+    "pictures/request.svg": request,
+    "pictures/step.svg": step,
+    "pictures/one_forward.svg": one_forward,
+}
 """Files in this folder, and the functions that return their text."""

@@ -17,6 +17,7 @@ from dlm_serve import bundled
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README, PERFORMANCE, MODELS = (ROOT / name for name in ("README.md", "docs/performance.md", "docs/models.md"))
+ONE_FORWARD = ROOT / "docs" / "one-forward.md"
 CARD = bundled.FOLDER / "README.md"
 COLUMNS = ("exact match", "forward passes", "tokens per forward", "acceptance length", "equal to `autoregressive`")
 HEAD = f"| mode | {' | '.join(COLUMNS)} |\n|---|---|---|---|---|---|"
@@ -235,6 +236,63 @@ def test_router_over_all_cells() -> None:
     means = [statistics.geometric_mean(over_best_fixed(load, number)[0] for number in rows_of(load)) for load in LOADS]
     said = "The geometric means are {:.2f}, {:.2f}, {:.2f} and {:.2f} for acceptance lengths 26, 7, 2.7 and the mix"
     assert said.format(*means) in PERFORMANCE.read_text()
+
+
+def one_forward_cells() -> dict[str, Any]:
+    cells: dict[str, Any] = measured("one_forward")["cells"]
+    return cells
+
+
+def test_steps_of_one_forward() -> None:
+    page, steps = ONE_FORWARD.read_text(), one_forward_cells()["m2.25"]["steps"]
+    for tokens in (4, 8, 16, 32, 64, 96, 128):
+        found = (steps.get(f"{kind} {tokens}") for kind in ("linear", "one forward"))
+        cells = (f"{each['ms']:.2f} ms | {each['ratio']:.2f}" if each else " | " for each in found)
+        assert f"| {tokens} | {' | '.join(cells)} |" in page
+    ratios = [f"{steps[f'one forward {budget}']['ratio']:.2f}" for budget in (64, 96, 128)]
+    assert f"| {', '.join(ratios)}: missed |" in page
+
+
+def test_speed_of_one_forward() -> None:
+    page, over = ONE_FORWARD.read_text(), []
+    for found in one_forward_cells().values():
+        alone = found["speed at 1"]
+        accepted = f"{alone['linear 32']['acceptance_length']:.1f}"
+        ways = "linear 32", *(f"one forward {budget}" for budget in (16, 32, 64, 96, 128))
+        per_forward = " | ".join("{tokens_per_forward:.1f}".format(**alone[way]) for way in ways)
+        assert f"| {accepted} | {per_forward} |" in page
+        for concurrency in (1, 2, 4, 8):
+            speeds = {way: figures["tokens_per_s"] for way, figures in found[f"speed at {concurrency}"].items()}
+            linear, one = (
+                max((way for way in speeds if way.startswith(kind)), key=speeds.__getitem__)
+                for kind in ("linear", "one forward")
+            )
+            auto, plain = speeds.pop("auto"), speeds["autoregressive"]
+            cells = [
+                *(accepted, str(concurrency), f"{plain:,.0f}"),
+                *(f"{speeds[way]:,.0f} ({way.split()[-1]})" for way in (linear, one)),
+                *(f"{auto:,.0f}", f"{speeds[one] / speeds[linear]:.2f}", f"{speeds[one] / plain:.2f}"),
+                f"{auto / max(speeds.values()):.2f}",
+            ]
+            assert f"| {' | '.join(cells)} |" in page
+            if concurrency == 1:
+                over.append((accepted, cells[6], cells[7]))
+    accepted, in_turn, plain = ("{}, {} and {}".format(*each) for each in zip(*over, strict=True))
+    assert (
+        f"{in_turn} times the tokens per second of drafting in turn where {accepted} tokens of a draft are accepted, "
+        f"which is {plain} times autoregression"
+    ) in PERFORMANCE.read_text()
+
+
+def test_agreement_of_one_forward() -> None:
+    found, page = one_forward_cells()["m2.25"]["answers"], ONE_FORWARD.read_text()
+    [linear, narrow, wide] = (found[way] for way in ("linear 32", "one forward 32", "one forward 64"))
+    largest = [f"{max(each['gaps_nats']):.3f}" for each in (narrow, wide, linear)]
+    assert (
+        f"{narrow['different']} of {narrow['answers']} answers differed from autoregression with a budget of 32, and "
+        f"{wide['different']} with 64, by up to {largest[0]} and {largest[1]} nats where they part; "
+        f"{linear['different']} when drafted in turn, by up to {largest[2]}."
+    ) in page
 
 
 @pytest.mark.parametrize("machine", ["cpu", "gpu"])
