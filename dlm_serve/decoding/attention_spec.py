@@ -61,6 +61,20 @@ class AttentionSpec:
         """Return the positions [B, W] int64 that the logits are about."""
         return self.positions + self.shift
 
+    def where(self, condition: torch.Tensor, other: AttentionSpec) -> AttentionSpec:
+        """Return, row by row, this spec where `condition` [B] bool holds, else `other`, of the same width."""
+        columns = condition[:, None]
+        return AttentionSpec(
+            prefix_lens=torch.where(condition, self.prefix_lens, other.prefix_lens),
+            tokens=torch.where(columns, self.tokens, other.tokens),
+            positions=torch.where(columns, self.positions, other.positions),
+            kept=torch.where(columns, self.kept, other.kept),
+            visible=Visible(*(torch.where(columns, *pair) for pair in zip(self.visible, other.visible, strict=True))),
+            shift=torch.where(columns, self.shift, other.shift),
+            lora_on=torch.where(columns, self.lora_on, other.lora_on),
+            anchors=torch.where(columns, self.anchors, other.anchors),
+        )
+
     def keeping(self, rows: torch.Tensor) -> AttentionSpec:
         """Return the spec with KV kept only in the rows where `rows` [B] bool holds."""
         return replace(self, kept=self.kept & rows[:, None])

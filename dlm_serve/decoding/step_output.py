@@ -20,6 +20,11 @@ class StepOutput:
         tokens = torch.zeros(num_rows, width, dtype=torch.int64, device=device)
         return cls(tokens, torch.zeros(num_rows, dtype=torch.int32, device=device))
 
+    def where(self, condition: torch.Tensor, other: StepOutput) -> StepOutput:
+        """Return, row by row, this output where `condition` [B] bool holds, else `other`, of the same width."""
+        tokens = torch.where(condition[:, None], self.tokens, other.tokens)
+        return StepOutput(tokens, torch.where(condition, self.lens, other.lens))
+
     def put_(self, rows: torch.Tensor, part: StepOutput) -> None:
         """Write `part`, of no greater width, into the rows `rows` [N] int64."""
         self.tokens[:, : part.tokens.shape[1]].index_copy_(0, rows, part.tokens)

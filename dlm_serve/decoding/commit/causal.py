@@ -40,33 +40,44 @@ class CausalCommit(Commit):
     def attention_spec(self, rows: Rows, committed_lens: torch.Tensor, mask_token_id: int) -> AttentionSpec:
         """See `Commit`: denoising rows are bidirectional and predict their own positions, others are causal.
 
-        Those that speculate in one forward are `one_forward.Layout`s. On a GPU one kernel does it.
+        Those that speculate in one forward are a chain and groups. On a GPU kernels do it.
         """
-        starts = rows.starts(committed_lens)
         if rows.tokens.is_cuda:
-            from dlm_kernels.one_forward.layout import lay_out as lay_out_on_gpu
-
-            found = lay_out_on_gpu(rows, starts, LONGEST_CHAIN, self.group_form.num_copies, mask_token_id)
-            visible = Visible(found.prefix, found.lo, found.hi)
-            return AttentionSpec(
-                starts, found.tokens, found.positions, found.kept, visible, found.shift, found.lora_on, found.anchors
-            )
-        spec = self._spec_in_turn(rows, committed_lens)
-        speculating = (rows.phase == Phase.SPECULATE)[:, None]
+            return self._spec_by_kernels(rows, committed_lens, mask_token_id)
+        spec, speculating = self._spec_in_turn(rows, committed_lens), rows.phase == Phase.SPECULATE
         if not speculating.any():
             return spec
-        plan = plan_groups(rows, mask_token_id, self.group_form.num_copies)
-        layout = lay_out(rows, plan, self.group_form, mask_token_id)
-        bounds = zip((layout.prefix, layout.lo, layout.hi), spec.visible, strict=True)
+        return self._spec_of_groups(rows, committed_lens, mask_token_id).where(speculating, spec)
+
+    def _spec_by_kernels(self, rows: Rows, committed_lens: torch.Tensor, mask_token_id: int) -> AttentionSpec:
+        from dlm_kernels.one_forward import layout
+
+        starts, copies = rows.starts(committed_lens), self.group_form.num_copies
+        found = layout.lay_out(rows, starts, LONGEST_CHAIN, copies, mask_token_id)
         return AttentionSpec(
             prefix_lens=starts,
-            tokens=torch.where(speculating, layout.tokens, spec.tokens),
-            positions=torch.where(speculating, starts[:, None] + layout.offsets, spec.positions),
-            kept=torch.where(speculating, layout.is_main, spec.kept),
-            visible=Visible(*(torch.where(speculating, mine, theirs) for mine, theirs in bounds)),
-            shift=torch.where(speculating, layout.is_main.long(), spec.shift),
-            lora_on=torch.where(speculating, layout.is_noisy, spec.lora_on),
-            anchors=torch.where(speculating, layout.anchors, spec.anchors),
+            tokens=found.tokens,
+            positions=found.positions,
+            kept=found.kept,
+            visible=Visible(found.prefix, found.lo, found.hi),
+            shift=found.shift,
+            lora_on=found.lora_on,
+            anchors=found.anchors,
+        )
+
+    def _spec_of_groups(self, rows: Rows, committed_lens: torch.Tensor, mask_token_id: int) -> AttentionSpec:
+        """Return the spec of rows that speculate in one forward."""
+        starts, plan = rows.starts(committed_lens), plan_groups(rows, mask_token_id, self.group_form.num_copies)
+        layout = lay_out(rows, plan, self.group_form, mask_token_id)
+        return AttentionSpec(
+            prefix_lens=starts,
+            tokens=layout.tokens,
+            positions=starts[:, None] + layout.offsets,
+            kept=layout.is_main,
+            visible=Visible(layout.prefix, layout.lo, layout.hi),
+            shift=layout.is_main.long(),
+            lora_on=layout.is_noisy,
+            anchors=layout.anchors,
         )
 
     def _spec_in_turn(self, rows: Rows, committed_lens: torch.Tensor) -> AttentionSpec:
@@ -102,21 +113,13 @@ class CausalCommit(Commit):
     ) -> StepOutput:
         """See `Commit`. On a GPU a kernel does it for each kind of row."""
         if indices.is_cuda:
-            from dlm_kernels.block_advance.triton import advance_
-            from dlm_kernels.one_forward.advance import advance_ as advance_groups_
-
-            predicted = (prediction.ids, prediction.confidence)
-            emitted = advance_(table, indices, *predicted, prediction.entropy, mask_token_id)
-            advance_groups_(table, indices, anchors, *predicted, mask_token_id, emitted)
-            return StepOutput(*emitted)
+            return _advance_by_kernels(table, indices, anchors, prediction, mask_token_id)
         rows = table.gather(indices, prediction.ids.shape[1])
         after, output = self.advance(rows, prediction, mask_token_id)
         speculating = rows.phase == Phase.SPECULATE
         if speculating.any():
             speculated, found = one_forward.advance(rows, anchors, prediction, mask_token_id)
-            after = speculated.where(speculating, after)
-            tokens = torch.where(speculating[:, None], found.tokens, output.tokens)
-            output = StepOutput(tokens, torch.where(speculating, found.lens, output.lens))
+            after, output = speculated.where(speculating, after), found.where(speculating, output)
         table.scatter_(indices, after)
         return StepOutput(output.tokens[:, : table.width], output.lens)
 
@@ -177,3 +180,15 @@ def _committed_lens(rows: Rows) -> torch.Tensor:
     stop = first_stop(rows, rows.tokens)
     stops = (stop > 0) & (stop < rows.width)
     return torch.where(stops, stop, rows.new_len.long())
+
+
+def _advance_by_kernels(
+    table: Rows, indices: torch.Tensor, anchors: torch.Tensor, prediction: Prediction, mask_token_id: int
+) -> StepOutput:
+    from dlm_kernels.block_advance import triton as blocks
+    from dlm_kernels.one_forward import advance as groups
+
+    predicted = prediction.ids, prediction.confidence
+    emitted = blocks.advance_(table, indices, *predicted, prediction.entropy, mask_token_id)
+    groups.advance_(table, indices, anchors, *predicted, mask_token_id, emitted)
+    return StepOutput(*emitted)
