@@ -239,7 +239,8 @@ def test_speed_of_one_forward() -> None:
         alone = found["speed at 1"]
         accepted = f"{alone['linear 32']['acceptance_length']:.1f}"
         ways = "linear 32", *(f"one forward {budget}" for budget in (16, 32, 64, 96, 128))
-        assert f"| {accepted} | {' | '.join(f'{alone[way]["tokens_per_forward"]:.1f}' for way in ways)} |" in page
+        per_forward = (f"{alone[way]['tokens_per_forward']:.1f}" for way in ways)
+        assert f"| {accepted} | {' | '.join(per_forward)} |" in page
         for concurrency in (1, 2, 4, 8):
             speeds = {way: figures["tokens_per_s"] for way, figures in found[f"speed at {concurrency}"].items()}
             linear, one = (
