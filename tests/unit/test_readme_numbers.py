@@ -231,6 +231,16 @@ def test_steps_of_one_forward() -> None:
         assert f"| {tokens} | {' | '.join(cells)} |" in page
     ratios = [f"{steps[f'one forward {budget}']['ratio']:.2f}" for budget in (64, 96, 128)]
     assert f"| {', '.join(ratios)}: missed |" in page
+    without_adapter = measured("decode_speed")["measured"]
+    plain = statistics.median(without_adapter["dlm-serve step ms, batch 1, 1024"])
+    apart = [
+        statistics.median(without_adapter[f"block step ms, batch 1, width {width}, 1024"]) / plain for width in (4, 32)
+    ]
+    seen = [f"{ratio:.2f}" for ratio in (*(steps[f"linear {width}"]["ratio"] for width in (4, 32)), *apart)]
+    assert (
+        "blocks of 4 and 32 cost {} and {} of it here, with a draft adapter, and {} and {} with a model".format(*seen)
+        in page
+    )
 
 
 def test_speed_of_one_forward() -> None:
