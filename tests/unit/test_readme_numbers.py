@@ -251,6 +251,16 @@ def test_steps_of_one_forward() -> None:
         assert f"| {tokens} | {' | '.join(cells)} |" in page
     ratios = [f"{steps[f'one forward {budget}']['ratio']:.2f}" for budget in (64, 96, 128)]
     assert f"| {', '.join(ratios)}: missed |" in page
+    without_adapter = measured("decode_speed")["measured"]
+    plain = statistics.median(without_adapter["dlm-serve step ms, batch 1, 1024"])
+    apart = [
+        statistics.median(without_adapter[f"block step ms, batch 1, width {width}, 1024"]) / plain for width in (4, 32)
+    ]
+    seen = [f"{ratio:.2f}" for ratio in (*(steps[f"linear {width}"]["ratio"] for width in (4, 32)), *apart)]
+    assert (
+        "blocks of 4 and 32 cost {} and {} of it here, with a draft adapter, and {} and {} with a model".format(*seen)
+        in page
+    )
 
 
 def test_speed_of_one_forward() -> None:
@@ -259,8 +269,8 @@ def test_speed_of_one_forward() -> None:
         alone = found["speed at 1"]
         accepted = f"{alone['linear 32']['acceptance_length']:.1f}"
         ways = "linear 32", *(f"one forward {budget}" for budget in (16, 32, 64, 96, 128))
-        per_forward = " | ".join("{tokens_per_forward:.1f}".format(**alone[way]) for way in ways)
-        assert f"| {accepted} | {per_forward} |" in page
+        per_forward = (f"{alone[way]['tokens_per_forward']:.1f}" for way in ways)
+        assert f"| {accepted} | {' | '.join(per_forward)} |" in page
         for concurrency in (1, 2, 4, 8):
             speeds = {way: figures["tokens_per_s"] for way, figures in found[f"speed at {concurrency}"].items()}
             linear, one = (
