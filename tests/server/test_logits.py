@@ -59,7 +59,7 @@ def expected(trained: Server) -> list[list[int]]:
     "dlm",
     [
         {"mode": "self_speculation"},
-        {"mode": "self_speculation", "speculation": "one_forward", "budget": 32},
+        {"mode": "self_speculation", "speculation": "one_forward", "budget": 48},
         {"mode": "auto"},
     ],
     ids=["in turn", "in one forward", "auto"],

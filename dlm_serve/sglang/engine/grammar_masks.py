@@ -37,9 +37,11 @@ class GrammarMasks:
         for row, req in enumerate(self._reqs):
             fill_along(req.grammar, drafts[row, :width].tolist(), masks[row * width : (row + 1) * width])
         masks = grammar.move_vocab_mask(masks, logits.device)
-        chosen = logits[:, :width].flatten(0, 1)
+        drafted = logits[:, :width]
+        chosen = drafted.flatten(0, 1)
         grammar.apply_vocab_mask(logits=chosen, vocab_mask=masks)
-        logits[:, :width] = chosen.view(-1, *logits[:, :width].shape[1:])
+        if chosen.data_ptr() != drafted.data_ptr():  # rows with more logits than these were copied
+            drafted.copy_(chosen.view_as(drafted))
 
 
 def fill_along(grammar: GrammarLike, tokens: Sequence[int], masks: torch.Tensor) -> None:

@@ -73,14 +73,16 @@ def test_along_a_draft(tokens: list[int], allowed: list[set[int] | None]) -> Non
     assert grammar.accepted == [tokens[0]], "the grammar is where it was"
 
 
+@pytest.mark.parametrize("rows", [[[4, 5, 6], [7, 9, 9]], [[4, 5, 6]]], ids=["rows", "a row"])
 @pytest.mark.parametrize("width", [1, 3, 5])
-def test_logits_of_any_width(width: int) -> None:
+def test_logits_of_any_width(width: int, rows: list[list[int]]) -> None:
     """Of as many positions as the rows have tokens, fewer, or more: a graph may be wider."""
-    rows = [[4, 5, 6], [7, 9, 9]]
     reqs: list[Any] = [SimpleNamespace(grammar=Counting(tokens[0])) for tokens in rows]
-    logits = torch.zeros(2, width, VOCAB_SIZE)
+    logits = torch.zeros(len(rows), width, VOCAB_SIZE)
     GrammarMasks(reqs, torch.tensor(rows), VOCAB_SIZE).apply_(logits)
-    finite = [[set(logits[row, i].isfinite().nonzero().flatten().tolist()) for i in range(width)] for row in range(2)]
+    finite = [
+        [set(logits[row, i].isfinite().nonzero().flatten().tolist()) for i in range(width)] for row in range(len(rows))
+    ]
     anything = set(range(VOCAB_SIZE))
     expected = [[{5, END}, {6}, {7, END}, anything, anything], [{8}, anything, anything, anything, anything]]
-    assert finite == [row[:width] for row in expected]
+    assert finite == [row[:width] for row in expected[: len(rows)]]
