@@ -13,6 +13,8 @@ from serving import Server, generate_body
 PROMPTS = ([145, 20, 30], [33, 44, 55, 66, 77])
 LENGTH = 60
 
+ONE_FORWARD = {"mode": "self_speculation", "speculation": "one_forward", "budget": 48}
+
 FAVOURED = {"logit_bias": {"65": 9.0, "20": 8.0, "70": 8.5}, "ignore_eos": True}
 """Answers that repeat themselves, so that penalties have something to count."""
 
@@ -59,7 +61,7 @@ def expected(trained: Server) -> list[list[int]]:
     "dlm",
     [
         {"mode": "self_speculation"},
-        {"mode": "self_speculation", "speculation": "one_forward", "budget": 48},
+        ONE_FORWARD,
         {"mode": "auto"},
     ],
     ids=["in turn", "in one forward", "auto"],
@@ -107,16 +109,20 @@ def test_logprobs_of_resumed_requests(crowded: Server) -> None:
             assert [entry[0][1] for entry in meta["output_top_logprobs"]] == answer["output_ids"]
 
 
-@pytest.mark.parametrize("mode", ["autoregressive", "self_speculation", "auto"])
+@pytest.mark.parametrize(
+    "dlm",
+    [{"mode": "autoregressive"}, {"mode": "self_speculation"}, ONE_FORWARD, {"mode": "auto"}],
+    ids=["autoregressive", "in turn", "in one forward", "auto"],
+)
 @pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("paged", RANDOM), ("with_adapter", WITH_ADAPTER)])
-def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path, mode: str) -> None:
+def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path, dlm: dict[str, Any]) -> None:
     """The reference's, whose autoregressive answers are cut off from thinking behind ten tokens."""
     server: Server = request.getfixturevalue(name)
     reference = THINKING.cases(model, "ar")
     assert len(reference) == 3
     for case in reference:
         length, budget = case["params"]["max_new_tokens"], case["params"]["max_thinking_tokens"]
-        answer = server.generate(case["prompt_ids"], length, mode=mode, dlm={"max_thinking_tokens": budget})
+        answer = server.generate(case["prompt_ids"], length, dlm={**dlm, "max_thinking_tokens": budget})
         assert answer["output_ids"] == case["output_ids"]
 
 
@@ -158,11 +164,13 @@ def test_rules_do_what_they_say(trained: Server, expected: list[list[int]]) -> N
 def test_logprobs(trained: Server, asked: dict[str, Any]) -> None:
     """Of the chosen, the likeliest and the listed tokens, as autoregressively; also in a batch of mixed modes."""
     want = {"return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 2, "token_ids_logprob": [5, 65]}
-    modes = ["autoregressive", "self_speculation", *([] if asked else ["diffusion"])]
-    body = {mode: generate_body(PROMPTS[0], LENGTH, mode=mode, request=want, **asked) for mode in modes}
-    expected, *alone = (trained.generate_all([body[mode]], 1)[0] for mode in modes)
-    others = [generate_body(PROMPTS[1], 40, mode=mode, ignore_eos=True) for mode in modes * 2]
-    together = trained.generate_all([*others, *body.values()], 9)[len(others) :]
+    ways = [{"mode": "autoregressive"}, {"mode": "self_speculation"}, ONE_FORWARD, {"mode": "diffusion"}]
+    if asked:
+        ways.pop()  # diffusion refuses them
+    bodies = [generate_body(PROMPTS[0], LENGTH, dlm=way, request=want, **asked) for way in ways]
+    expected, *alone = (trained.generate_all([body], 1)[0] for body in bodies)
+    others = [generate_body(PROMPTS[1], 40, dlm=way, ignore_eos=True) for way in ways * 2]
+    together = trained.generate_all([*others, *bodies], 12)[len(others) :]
     for answer in (*alone, *together):
         if answer["output_ids"] != expected["output_ids"]:
             assert answer["meta_info"]["dlm"]["mode"] == "diffusion"  # whose tokens are its own
