@@ -28,15 +28,16 @@ class Visit(BaseModel):
     unit: Literal["C"]
 
 
-WAYS: list[tuple[instructor.Mode, type[BaseModel], dict[str, Any], str]] = [
-    (instructor.Mode.JSON_SCHEMA, Person, {}, "response_format"),
-    (instructor.Mode.TOOLS, Visit, {"parallel_tool_calls": False}, "tools"),
-]
-way_table = pytest.mark.parametrize(("way", "model", "more", "field"), WAYS, ids=["schema", "tool"])
+WAYS: dict[str, tuple[instructor.Mode, type[BaseModel], dict[str, Any]]] = {
+    "response_format": (instructor.Mode.JSON_SCHEMA, Person, {}),
+    "tools": (instructor.Mode.TOOLS, Visit, {"parallel_tool_calls": False}),
+}
+"""By the field of a request that holds the model of pydantic."""
 
 
-def ask(url: str, way: instructor.Mode, model: type[BaseModel], name: str, **more: Any) -> BaseModel:
+def ask(url: str, field: str, name: str) -> BaseModel:
     """What instructor makes of the answer to the question."""
+    way, model, more = WAYS[field]
     client = instructor.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"), mode=way)
     messages = [{"role": "user", "content": QUESTION}]
     found: BaseModel = client.chat.completions.create(
@@ -45,17 +46,14 @@ def ask(url: str, way: instructor.Mode, model: type[BaseModel], name: str, **mor
     return found
 
 
-@way_table
 @pytest.mark.parametrize("mode", ["auto", "self_speculation", "autoregressive"])
-def test_a_model_of_pydantic(
-    url: str, mode: str, way: instructor.Mode, model: type[BaseModel], more: dict[str, Any], field: str
-) -> None:
-    assert isinstance(ask(url, way, model, f"nano:{mode}", **more), model)
+@pytest.mark.parametrize("field", WAYS)
+def test_a_model_of_pydantic(url: str, field: str, mode: str) -> None:
+    _, model, _ = WAYS[field]
+    assert isinstance(ask(url, field, f"nano:{mode}"), model)
 
 
-@way_table
-def test_diffusion_refuses_it(
-    url: str, way: instructor.Mode, model: type[BaseModel], more: dict[str, Any], field: str
-) -> None:
+@pytest.mark.parametrize("field", WAYS)
+def test_diffusion_refuses_it(url: str, field: str) -> None:
     with pytest.raises(Exception, match=f"does not support {field}"):
-        ask(url, way, model, "nano:diffusion", **more)
+        ask(url, field, "nano:diffusion")
