@@ -15,8 +15,13 @@ import requests
 
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = os.environ.get("DLM_SERVER_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
-FLAGS = ("--dtype", "float32", "--tool-call-parser", "qwen", "--constrained-json-disable-any-whitespace")
-"""In float32 modes differ by no near-ties. For tools nano was not trained: it would write blanks for ever."""
+FLAGS = ("--dtype", "float32", "--tool-call-parser", "pythonic", "--constrained-json-disable-any-whitespace")
+"""In float32 modes differ by no near-ties.
+
+For tools nano was not trained: the grammar has to force a whole call. This parser's is that of a JSON schema, which is
+without blanks and ends behind one call; those of structural tags hold a tool that is not strict to any JSON, allow
+blanks for ever and go on behind the call.
+"""
 START_SECONDS = 300
 
 

@@ -1,8 +1,8 @@
-"""instructor fills a model of pydantic, by a schema."""
+"""instructor fills a model of pydantic, by a schema and by a tool."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import instructor
 import openai
@@ -21,8 +21,23 @@ class Person(BaseModel):
     job: str
 
 
-def ask(url: str, way: instructor.Mode, model: type[BaseModel], name: str, **more: Any) -> BaseModel:
+class Visit(BaseModel):
+    """Go somewhere."""
+
+    city: Literal["Lima", "Rome"]
+    unit: Literal["C"]
+
+
+WAYS: dict[str, tuple[instructor.Mode, type[BaseModel], dict[str, Any]]] = {
+    "response_format": (instructor.Mode.JSON_SCHEMA, Person, {}),
+    "tools": (instructor.Mode.TOOLS, Visit, {"parallel_tool_calls": False}),
+}
+"""By the field of a request that holds the model of pydantic."""
+
+
+def ask(url: str, field: str, name: str) -> BaseModel:
     """What instructor makes of the answer to the question."""
+    way, model, more = WAYS[field]
     client = instructor.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"), mode=way)
     messages = [{"role": "user", "content": QUESTION}]
     found: BaseModel = client.chat.completions.create(
@@ -32,11 +47,13 @@ def ask(url: str, way: instructor.Mode, model: type[BaseModel], name: str, **mor
 
 
 @pytest.mark.parametrize("mode", ["auto", "self_speculation", "autoregressive"])
-def test_a_model_of_pydantic(url: str, mode: str) -> None:
-    person = ask(url, instructor.Mode.JSON_SCHEMA, Person, f"nano:{mode}")
-    assert isinstance(person, Person)
+@pytest.mark.parametrize("field", WAYS)
+def test_a_model_of_pydantic(url: str, field: str, mode: str) -> None:
+    _, model, _ = WAYS[field]
+    assert isinstance(ask(url, field, f"nano:{mode}"), model)
 
 
-def test_diffusion_refuses_it(url: str) -> None:
-    with pytest.raises(Exception, match="does not support response_format"):
-        ask(url, instructor.Mode.JSON_SCHEMA, Person, "nano:diffusion")
+@pytest.mark.parametrize("field", WAYS)
+def test_diffusion_refuses_it(url: str, field: str) -> None:
+    with pytest.raises(Exception, match=f"does not support {field}"):
+        ask(url, field, "nano:diffusion")
