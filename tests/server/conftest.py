@@ -18,7 +18,9 @@ from serving import RETRACTIONS, ROOT, Server, free_port
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The bundled model, by what the README's `make serve` runs."""
     port, log = free_port(), tmp_path_factory.mktemp("nano") / "log"
-    made = subprocess.run(["make", "-n", "serve", f"FLAGS=--port {port}"], cwd=ROOT, capture_output=True, text=True)
+    # Under `make test` this is a make within another, which says what directory it enters and leaves.
+    command = ("make", "-n", "--no-print-directory", "serve", f"FLAGS=--port {port}")
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     _, *arguments = shlex.split(made.stdout.splitlines()[-1])
     with Server.python(*arguments, port=port, log=log) as server:
         yield server
