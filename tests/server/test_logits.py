@@ -13,7 +13,7 @@ from serving import Server, generate_body
 PROMPTS = ([145, 20, 30], [33, 44, 55, 66, 77])
 LENGTH = 60
 
-ONE_FORWARD = {"mode": "self_speculation", "speculation": "one_forward", "budget": 48}
+ONE_FORWARD: dict[str, Any] = {"mode": "self_speculation", "speculation": "one_forward", "budget": 48}
 
 FAVOURED = {"logit_bias": {"65": 9.0, "20": 8.0, "70": 8.5}, "ignore_eos": True}
 """Answers that repeat themselves, so that penalties have something to count."""
@@ -164,7 +164,12 @@ def test_rules_do_what_they_say(trained: Server, expected: list[list[int]]) -> N
 def test_logprobs(trained: Server, asked: dict[str, Any]) -> None:
     """Of the chosen, the likeliest and the listed tokens, as autoregressively; also in a batch of mixed modes."""
     want = {"return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 2, "token_ids_logprob": [5, 65]}
-    ways = [{"mode": "autoregressive"}, {"mode": "self_speculation"}, ONE_FORWARD, {"mode": "diffusion"}]
+    ways: list[dict[str, Any]] = [
+        {"mode": "autoregressive"},
+        {"mode": "self_speculation"},
+        ONE_FORWARD,
+        {"mode": "diffusion"},
+    ]
     if asked:
         ways.pop()  # diffusion refuses them
     bodies = [generate_body(PROMPTS[0], LENGTH, dlm=way, request=want, **asked) for way in ways]
