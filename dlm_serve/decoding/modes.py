@@ -31,8 +31,8 @@ class Phase(IntEnum):
     """What a row does in one forward; the value is what the device stores.
 
     `DENOISE` and `DRAFT` fill the masks of a block; `SPECULATE` verifies one draft and makes the next; the other phases
-    have no masks left to fill. What a row sees in its
-    phase, which KV it keeps and what it emits is decided by the family's `Commit`.
+    have no masks left to fill. What a row sees in its phase, which KV it keeps and what it emits is decided by the
+    family's `Commit`.
     """
 
     DECODE = 0

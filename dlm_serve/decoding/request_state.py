@@ -98,16 +98,17 @@ class RequestState:
     @property
     def row_length(self) -> int:
         """Return the most tokens of its row in the next step, which may have begun with other settings by then."""
-        offered = self._wanted if self._first_offer is not None else None
-        return max(self.current.choice.row_length, offered.choice.row_length if offered else 1)
+        return max(settings.choice.row_length for settings in self._may_be_in_force)
 
     @property
     def least_row_length(self) -> int:
         """Return the fewest tokens that will do for its row: one that speculates in one forward takes any number."""
-        if self.current.budget is None:
-            return self.row_length
-        offered = self._wanted if self._first_offer is not None else None
-        return 1 if offered is None or offered.budget is not None else offered.block_length
+        return max(1 if settings.budget else settings.block_length for settings in self._may_be_in_force)
+
+    @property
+    def _may_be_in_force(self) -> tuple[ModeSettings, ...]:
+        """Return the settings that the device may have for it: its own, and those that it was offered."""
+        return (self.current,) if self._wanted is None or self._first_offer is None else (self.current, self._wanted)
 
     @property
     def acceptance_length(self) -> float | None:
@@ -151,12 +152,12 @@ class RequestState:
         self._counted, self._tally = self.current, None
 
     def start_as(self, choice: Choice | None) -> None:
-        """Begin, where the plan leaves it open, with this mode and block length, or autoregressively where None."""
+        """Begin, where the plan leaves it open, with this choice, or autoregressively where None."""
         if self.is_free:
             self.current = self.settings_of(choice or AUTOREGRESSIVELY) or self.current
 
     def go_on_as(self, choice: Choice | None) -> None:
-        """Go on with this mode and block length, or autoregressively where None, at the next block.
+        """Go on with this choice, or autoregressively where None, at the next block.
 
         If other settings are offered for that already, at the one behind it. What the plan does not permit is ignored.
         """

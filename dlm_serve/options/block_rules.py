@@ -59,7 +59,8 @@ class DenoiseRules(BlockRules):
     ) -> ModeSettings:
         """See `BlockRules`."""
         given = options.model_fields_set
-        threshold = self._threshold(options, defaults, mode, algorithm)
+        budget = self._budget(options, defaults, mode)
+        threshold = self._threshold(options, defaults, mode, algorithm) if budget is None else 0.0
         if mode is Mode.SELF_SPECULATION and threshold is None:
             name = "threshold" if "threshold" in given else "steps"
             raise OptionError(
@@ -84,12 +85,10 @@ class DenoiseRules(BlockRules):
             steps or block_length,
             converges.convergence_threshold,
             algorithm,
-            self._budget(options, defaults, mode, threshold),
+            budget,
         )
 
-    def _budget(
-        self, options: RequestOptions, defaults: GenerationConfig, mode: Mode, threshold: float | None
-    ) -> int | None:
+    def _budget(self, options: RequestOptions, defaults: GenerationConfig, mode: Mode) -> int | None:
         """Return the tokens of a row that speculates in one forward, None where it does not."""
         if mode is not Mode.SELF_SPECULATION:
             return None
@@ -98,10 +97,11 @@ class DenoiseRules(BlockRules):
                 limit, remedy = "only speculation one_forward has it", "leave it out, or give speculation: one_forward"
                 raise OptionError(f"{OPTIONS_FIELD}.budget", options.budget, limit, remedy)
             return None
-        if threshold:
+        schedule = options.diffusion_only or ("threshold" if options.threshold else None)
+        if schedule is not None:
             raise OptionError(
-                f"{OPTIONS_FIELD}.threshold",
-                threshold,
+                f"{OPTIONS_FIELD}.{schedule}",
+                getattr(options, schedule),
                 "speculation one_forward drafts all masks at once",
                 "leave it out, or use speculation linear",
             )

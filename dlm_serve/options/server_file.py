@@ -27,7 +27,7 @@ class GenerationConfig(Frozen):
     threshold: Probability | None = 0.9
     """Confidence at which diffusion fixes a token; None is the fixed schedule of `steps`."""
     draft_threshold: Probability = 0.0
-    """The same for the drafts of self-speculation; 0 drafts in one forward."""
+    """The same for the drafts of self-speculation in turn; 0 fills all masks of a draft at once."""
     speculation: Speculation | None = None
     """How self-speculation drafts and verifies: in turn (`linear`), or in one forward; None leaves it to `routing` for
     requests with mode `auto`, and is `linear` for others."""

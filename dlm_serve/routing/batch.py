@@ -48,7 +48,7 @@ class RunningBatch:
     num_pinned_blocks: int
     """Pinned requests that decode blocks."""
     pinned_width: int
-    """The longest row of a pinned request, at least 1."""
+    """The longest row that a pinned request needs, at least 1; one that speculates in one forward takes any."""
     mean_context: float
     """Tokens, over all requests."""
 
@@ -109,6 +109,6 @@ class Roster:
             self._choices,
             num_pinned_decode,
             len(pinned) - num_pinned_decode,
-            max((settings.choice.row_length for settings in pinned), default=1),
+            max((settings.block_length for settings in pinned if settings.budget is None), default=1),
             sum([request.context for request in requests]) / max(len(requests), 1),
         )

@@ -8,7 +8,7 @@ estimates have a closed form, a block that was cut short says nothing about late
 length show serves for those of others.
 
 A row that speculates in one forward verifies a draft that was made further behind, or for another stop. Its drafts
-are wrong more often by a factor that depends on its budget, and it emits in every forward.
+are wrong more often, by a factor that depends on its budget, and it emits in every forward.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _LEAST_HAZARD = 1e-4
 
 _BUDGETS = (16, 32, 64, 96, 128)
 _HAZARD_BY_BUDGET = (2.1, 1.7, 1.45, 1.37, 1.3)
-"""How much more often drafts are wrong in one forward of so many tokens, in simulations of text of many kinds."""
+"""How much more often drafts are wrong in one forward of so many tokens: a first guess, which blocks correct."""
 _MOST_SPECULATING = 16
-"""Requests from which on speculation in one forward is left out: their rows cost more than they yield."""
+"""Requests up to which speculation in one forward is weighed; with more, deciding would take too long."""
 
 
 def _drafts_per_segment(number: int) -> Array:
@@ -149,18 +149,24 @@ class YieldModel:
         return np.asarray((1 / self._variance + self._wrong[slots]) / (1 / self._variance + expected_wrong))
 
     def _per_forward(self, hazard: Array, remaining: Array) -> Array:
-        tokens = self._per_block(hazard) * self._correction[:, None]
+        may_speculate = len(hazard) <= _MOST_SPECULATING
+        tokens = self._per_block(hazard, may_speculate) * self._correction[:, None]
         tokens[self._is_diffusion] = self._whole
+        if not may_speculate:
+            tokens[self._speculates] = 1  # never better than autoregression
         return np.asarray(np.minimum(tokens, np.maximum(remaining, 1)) / (self._forwards / self._blocks)[:, None])
 
-    def _per_block(self, hazard: Array) -> Array:
-        """Return the tokens of a verified block [K, B] where drafts are wrong with `hazard` [B, S]."""
+    def _per_block(self, hazard: Array, may_speculate: bool = True) -> Array:
+        """Return the tokens of a verified block [K, B] where drafts are wrong with `hazard` [B, S].
+
+        Where not `may_speculate` those of speculation in one forward are not worked out.
+        """
         speculates = self._speculates
         if not speculates.any():
             return _tokens(hazard, self._lengths)
         found = np.ones((len(speculates), len(hazard)))
         found[~speculates] = _tokens(hazard, self._lengths[~speculates])
-        if len(hazard) <= _MOST_SPECULATING:
+        if may_speculate:
             found[speculates] = _tokens(self._factor[speculates, None, None] * hazard, self._lengths[speculates])
         return found
 

@@ -78,11 +78,8 @@ def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -
 
 def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch:
     """Run one forward of all rows and append what they emit to `answers`."""
-    rows, width, spec = (
-        batch.rows,
-        batch.rows.width,
-        _COMMIT.attention_spec(batch.rows, batch.lens, model.mask_token_id),
-    )
+    rows, width = batch.rows, batch.rows.width
+    spec = _COMMIT.attention_spec(rows, batch.lens, model.mask_token_id)
     context = int(batch.lens.max())
     tokens = torch.cat((batch.committed[:, :context], rows.tokens), dim=1)
     positions, mask = _positions_and_mask(batch, context, is_denoising(rows.phase))

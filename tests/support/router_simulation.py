@@ -54,9 +54,9 @@ class Running:
     is_drafted: bool = False
 
 
-def measured(num_slots: int = 256) -> MeasuredPolicy:
-    """The policy as servers have it by default."""
-    return MeasuredPolicy(CHOICES, num_slots, hysteresis=0.03, trial_share=0.01)
+def measured(num_slots: int = 256, choices: Sequence[Choice] = CHOICES) -> MeasuredPolicy:
+    """The policy with the settings that servers have by default."""
+    return MeasuredPolicy(choices, num_slots, hysteresis=0.03, trial_share=0.01)
 
 
 class Clairvoyant(Policy):

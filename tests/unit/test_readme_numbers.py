@@ -75,6 +75,8 @@ def test_readme() -> None:
     ) in page
     ratio = measured("decode_speed")["ratios"]["block step of width 32 / autoregressive step, batch 1"]
     assert f"a forward pass over a block of 32 tokens costs {ratio:.2f} of one over a single token" in page
+    drafting = measured("one_forward")["cells"]["m2.25"]["steps"]["linear 32"]["ratio"]
+    assert f"{drafting:.2f} with a draft adapter" in page
 
 
 def test_tasks() -> None:
@@ -223,6 +225,7 @@ def test_router(load: str) -> None:
     if load == "router_gpu":
         assert f"`auto` has {min(over_plain):.1f} to {max(over_plain):.1f} times the tokens" in README.read_text()
     if load == "router_gpu_hard":
+        assert f"with 2.7, {min(over_plain):.2f} to {max(over_plain):.2f}:" in README.read_text()
         assert f"the lowest over autoregression is {min(over_plain):.2f}" in page
 
 

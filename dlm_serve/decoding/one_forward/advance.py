@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch.nn.functional import pad
 
@@ -48,13 +50,12 @@ def advance(rows: Rows, anchors: torch.Tensor, prediction: Prediction, mask_toke
     return after, StepOutput(emitted, (num_right - given + 1).squeeze(1).to(torch.int32))
 
 
-class _Group:
+class _Group(NamedTuple):
     """The group whose draft goes on behind the stop, in each row."""
 
-    def __init__(self, columns: torch.Tensor, num_drafted: torch.Tensor, is_broken: torch.Tensor) -> None:
-        self.columns = columns  # [B, W] int64, those of its masks behind the next pending token, and any others
-        self.num_drafted = num_drafted  # [B, 1] int64, how many there are
-        self.is_broken = is_broken  # [B, 1] bool, whether it found other tokens than were verified
+    columns: torch.Tensor  # [B, W] int64, those of its masks behind the next pending token, then any others
+    num_drafted: torch.Tensor  # [B, 1] int64, how many there are
+    is_broken: torch.Tensor  # [B, 1] bool, whether it found other tokens than were verified
 
 
 def _behind(anchors: torch.Tensor, ids: torch.Tensor, num_right: torch.Tensor) -> _Group:

@@ -31,16 +31,16 @@ class GroupPlan:
     """What enters a forward of B rows: the first `num_main` tokens of each, and the masks behind them."""
 
     num_main: torch.Tensor  # [B] int64
-    num_masks: torch.Tensor  # [B, W] int64, behind each token; 0 where no group stands
+    num_masks: torch.Tensor  # [B, C] int64, behind each of the first C tokens; 0 where no group stands
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """What the rows hold, as the planner sees it."""
+    """What the rows hold in the C columns that a chain may have, as the planner sees it."""
 
-    reach: torch.Tensor  # [B, W] float32: how likely all tokens up to this one are right; 0 behind the draft
+    reach: torch.Tensor  # [B, C] float32: how likely all tokens up to this one are right; 0 behind the draft
     num_given: torch.Tensor  # [B, 1] int64: tokens that are right for sure, at least one
-    may_stop: torch.Tensor  # [B, W] bool: verification may end behind this token, and the answer go on
+    may_stop: torch.Tensor  # [B, C] bool: verification may end behind this token, and the answer go on
     most_masks: torch.Tensor  # [B, 1] int64: masks that a group may have
 
 
@@ -61,7 +61,7 @@ def plan_groups(rows: Rows, mask_token_id: int, copies: int = 0) -> GroupPlan:
 
     `copies` is how many tokens a group has besides its masks.
     """
-    draft, width = _draft(rows, mask_token_id), rows.width
+    draft, width = _draft(_heads(rows), mask_token_id), rows.width
     low, high = rows.threshold.new_zeros(len(rows.tokens)), rows.threshold.new_ones(len(rows.tokens))
     for _ in range(_HALVINGS):
         price = (low + high) / 2
@@ -69,6 +69,12 @@ def plan_groups(rows: Rows, mask_token_id: int, copies: int = 0) -> GroupPlan:
         low, high = torch.where(fits, low, price), torch.where(fits, price, high)
     plan, wanted = _at(draft, high), _at(draft, low)
     return _filled(plan, wanted, _stops(draft, plan.num_main), width, copies)
+
+
+def _heads(rows: Rows) -> Rows:
+    """Return `rows` with as many columns as a chain may have."""
+    tokens, confidence = rows.tokens[:, :LONGEST_CHAIN], rows.draft_confidence[:, :LONGEST_CHAIN]
+    return rows.replace(tokens=tokens, draft_confidence=confidence)
 
 
 def _draft(rows: Rows, mask_token_id: int) -> _Draft:
@@ -96,7 +102,7 @@ def _at(draft: _Draft, price: torch.Tensor) -> GroupPlan:
 
 
 def _stops(draft: _Draft, num_main: torch.Tensor) -> torch.Tensor:
-    """Return how likely verification ends behind each of the first `num_main` [B] tokens, [B, W] float32."""
+    """Return how likely verification ends behind each of the first `num_main` [B] tokens, [B, C] float32."""
     columns = torch.arange(draft.reach.shape[1], device=num_main.device)
     following = torch.where(columns < num_main[:, None], draft.reach, 0.0).roll(-1, dims=1)
     following[:, -1] = 0

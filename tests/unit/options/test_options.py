@@ -623,22 +623,3 @@ def test_a_server_cannot_leave_the_grid_of_bd3lm(content: dict[str, Any], field:
     with pytest.raises(ConfigError) as refusal:
         check_file(config, BD3LM, BLOCK_SIZE)
     assert refusal.value.field == field
-
-
-@pytest.mark.parametrize(
-    ("options", "field", "says"),
-    [
-        ({"mode": "diffusion", "speculation": "linear"}, "speculation", "only mode self_speculation"),
-        ({"mode": "self_speculation", "budget": 32}, "budget", "only speculation one_forward"),
-        (
-            {"mode": "self_speculation", "speculation": "one_forward", "threshold": 0.5},
-            "threshold",
-            "all masks at once",
-        ),
-        ({"mode": "self_speculation", "speculation": "one_forward", "budget": 500}, "budget", "less than or equal"),
-    ],
-)
-def test_speculation_that_cannot_be_is_refused(options: dict[str, Any], field: str, says: str) -> None:
-    with pytest.raises(OptionError, match=says) as refusal:
-        resolve(options)
-    assert refusal.value.field == f"custom_params.dlm.{field}"

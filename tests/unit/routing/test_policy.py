@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, WIDTHS, batch_of, card, request_of, requests_of
 
-from dlm_serve.decoding import DecodePlan
+from dlm_serve.decoding import DecodePlan, Mode, ModeSettings
 from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch
 from dlm_serve.routing.costs import CostTable, StepShape
 from dlm_serve.routing.policy import Splits
@@ -90,3 +90,10 @@ def test_one_request() -> None:
     batch = batch_of([request_of()])
     assert Splits(batch, card()).best(np.array([[1.2], [1.4], [1.6], [1.8]])).kinds.tolist() == [3]
     assert Splits(batch, card()).best(np.full((4, 1), 0.9)).kinds.tolist() == [AUTOREGRESSIVE]
+
+
+def test_a_pinned_row_that_can_be_narrower_widens_no_other() -> None:
+    speculates = DecodePlan((ModeSettings(Mode.SELF_SPECULATION, 32, 0.0, budget=64),))
+    batch = batch_of(requests_of([speculates, FREE]))
+    assert (batch.num_pinned_blocks, batch.pinned_width) == (1, 1)
+    assert batch_of(requests_of([speculates, PINNED_BLOCKS])).pinned_width == 16

@@ -112,5 +112,10 @@ def test_speculation_in_one_forward_is_learned_apart() -> None:
 
 
 def test_many_requests_do_not_speculate_in_one_forward() -> None:
-    model = YieldModel([*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=64)], 64)
+    choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=64)]
+    model, whole = YieldModel(choices, 64), Evidence(choices[4], 32, 1)
+    for _ in range(100):  # drafts that are better than those of other ways
+        model.observe([0, 1], [whole, Evidence(choices[3], 2, 2)])
+        model.fade(0.01)
+    assert (model.expected(np.arange(16), np.repeat(MANY, 16))[4] > 2).all()
     assert (model.expected(np.arange(64), np.repeat(MANY, 64))[4] == 1).all()

@@ -7,7 +7,7 @@ what a CUDA graph does. Everything around it is the real one: shapes, padding, b
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from dlm_serve.decoding import AttentionSpec, Mode, ModeSettings, Prediction, RowOptions, Rows
+from dlm_serve.decoding import AttentionSpec, Mode, ModeSettings, Phase, Prediction, RowOptions, Rows
 from dlm_serve.families import FAMILIES, Family
 from dlm_serve.scheduling.graph_shapes import GraphShapes
 from dlm_serve.sglang.engine import block_graphs
@@ -26,6 +26,8 @@ from dlm_serve.sglang.engine.prompt_attention import SpanBackend
 
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_REQUESTS = 3, 11, 8, 12
 NUM_STEPS = 100
+BUDGET = 16
+"""Tokens of rows that speculate in one forward, more than the table's."""
 
 
 def settings_of(family: Family, number: int) -> RowOptions:
@@ -35,7 +37,8 @@ def settings_of(family: Family, number: int) -> RowOptions:
     longest = family.commit.longest_block(MAX_WIDTH, MAX_WIDTH)
     block_length = 1 if mode is Mode.AUTOREGRESSIVE else (longest // 2, longest - 1, longest)[turn % 3]
     algorithm = family.algorithms[turn % len(family.algorithms)] if family.algorithms else None
-    settings = ModeSettings(mode, block_length, 0.5, 4, algorithm=algorithm)
+    in_one_forward = mode is Mode.SELF_SPECULATION and turn % 2 == 1
+    settings = ModeSettings(mode, block_length, 0.5, 4, algorithm=algorithm, budget=BUDGET if in_one_forward else None)
     options = family.commit.row_options(settings, number, (), VOCAB_SIZE)
     return replace(options, temperature=1.5, top_k=1 + 2 * (number % 3), top_p=0.9)
 
@@ -59,7 +62,7 @@ class Step(BlockStep):
         on_slots_read: Callable[[], None] | None = None,
     ) -> tuple[torch.Tensor, Prediction]:
         ids = torch.arange(VOCAB_SIZE)
-        logits = (rows.tokens[..., None] * 7 + spec.positions[..., None] * 3 + ids * 13) % 17
+        logits = (spec.tokens[..., None] * 7 + spec.positions[..., None] * 3 + ids * 13) % 17
         return logits.float(), self.choice.predict(logits.float(), spec.predicted_positions, rows)
 
 
@@ -81,8 +84,8 @@ class Replaying:
         self._programs[key]()
 
 
-def graphs_of(step: Step) -> BlockGraphs:
-    """Real graphs but for the capturing, of widths 4 and 8 and at most 64 tokens."""
+def graphs_of(step: Step, budgets: Sequence[int]) -> BlockGraphs:
+    """Real graphs but for the capturing, of widths 4, 8 and `budgets`, and at most 64 tokens."""
     with (
         mock.patch.object(block_graphs, "FullCudaGraphBackend", Replaying),
         mock.patch.object(block_graphs, "graph_capture", return_value=contextlib.nullcontext()),
@@ -91,13 +94,13 @@ def graphs_of(step: Step) -> BlockGraphs:
     ):
         runner = SimpleNamespace(device="cpu", shared_read_done_event="of the step before")
         step._model_runner = runner
-        shapes = GraphShapes.within((4, 8), NUM_REQUESTS, 64)
+        shapes = GraphShapes.within((4, 8), NUM_REQUESTS, 64, budgets)
         return BlockGraphs(step, runner, shapes)
 
 
 def check(family: Family) -> None:
     eager, captured = Step(family), Step(family)
-    graphs = graphs_of(captured)
+    graphs = graphs_of(captured, [BUDGET] if Mode.SELF_SPECULATION in family.modes else [])
     torch.manual_seed(0)
     committed_lens = torch.arange(NUM_REQUESTS + 1)
     earlier: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -105,6 +108,8 @@ def check(family: Family) -> None:
     for number in range(NUM_STEPS):
         indices = torch.randperm(NUM_REQUESTS)[: int(torch.randint(1, NUM_REQUESTS + 1, ()))] + 1
         width = family.commit.row_width(int(eager.table.block_length[indices].max()))
+        if number % 3 and (eager.table.phase[indices] == Phase.SPECULATE).any():
+            width = BUDGET
         forward = graphs.forward(indices, committed_lens[indices], width)
         expected = eager.forward(indices, committed_lens[indices], forward.prediction.ids.shape[1])
         ways.add(forward.is_captured)

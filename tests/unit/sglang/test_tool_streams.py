@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from processes import output_of
 
+from dlm_serve.sglang.frontend.tools import whole_piece
+
 SCRIPT = Path(__file__).parent / "tool_streams.py"
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "array"}}}
@@ -75,3 +77,8 @@ def test_streamed_calls_are_the_whole_ones(found: dict[str, Any], name: str) -> 
             calls[number][1] += arguments
         assert [function for function, _ in calls.values()] == [function for function, _ in whole]
         assert [json.loads(arguments) for _, arguments in calls.values()] == [json.loads(text) for _, text in whole]
+
+
+def test_a_detector_that_always_finds_something_does_not_hold_up_the_server() -> None:
+    text, calls = whole_piece(lambda parser, piece: ("x", [piece]), None, "a piece")
+    assert (set(text), calls[0], set(calls[1:])) == ({"x"}, "a piece", {""})
