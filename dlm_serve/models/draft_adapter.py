@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dlm_kernels.draft_adapter import add_low_rank
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.runtime_context import get_parallel
+from torch.nn.functional import linear
 
 from dlm_serve.errors import CheckpointError
 from dlm_serve.models.checkpoint import AdapterConfig
@@ -25,7 +28,8 @@ class DraftAdapter:
 
     def __init__(self, weights: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
         self._weights = weights
-        self._token_on: torch.Tensor | None = None
+        self.token_on: torch.Tensor | None = None
+        """For which tokens of a forward it counts [T] bool; None where it counts for none."""
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> DraftAdapter:
@@ -54,7 +58,10 @@ class DraftAdapter:
         )
 
     def attach(self, layer_id: int, o_proj: torch.nn.Module) -> None:
-        """Add this adapter's product to what `o_proj` puts out, before ranks are summed."""
+        """Add this adapter's product to what `o_proj` puts out, before ranks are summed.
+
+        Where weights are not quantised, A moves below those of `o_proj`: a product less in every layer.
+        """
         if layer_id not in self._weights:
             raise CheckpointError(
                 "draft adapter",
@@ -63,13 +70,18 @@ class DraftAdapter:
                 "use an adapter made for this model",
             )
         lora_a, lora_b = self._weights[layer_id]
+        if isinstance(o_proj.quant_method, UnquantizedLinearMethod) and o_proj.bias is None:
+            stacked = torch.cat((o_proj.weight.data, lora_a))
+            o_proj.weight.data, lora_a = stacked.split((len(lora_b), len(lora_a)))
+            self._weights[layer_id] = lora_a, lora_b
+            o_proj.quant_method = _StackedLinear(self, stacked, lora_b)
+            return
 
         def add(module: torch.nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if self._token_on is None:
+            if self.token_on is None:
                 return None
             hidden, *rest = output
-            low_rank = (args[0] @ lora_a.T) * self._token_on.to(hidden.dtype)
-            return (torch.addmm(hidden, low_rank, lora_b.T), *rest)
+            return (add_low_rank(hidden, args[0] @ lora_a.T, lora_b, self.token_on), *rest)
 
         o_proj.register_forward_hook(add)
 
@@ -92,8 +104,26 @@ class DraftAdapter:
     @contextmanager
     def switched(self, token_on: torch.Tensor) -> Iterator[None]:
         """Let the adapter count, within this context, for the tokens of a forward where `token_on` [T] bool holds."""
-        self._token_on = token_on[:, None]
+        self.token_on = token_on
         try:
             yield
         finally:
-            self._token_on = None
+            self.token_on = None
+
+
+class _StackedLinear(UnquantizedLinearMethod):  # type: ignore[misc]  # the base is untyped
+    """A projection whose weights end with the adapter's A: one product gives what is projected and its low rank."""
+
+    def __init__(self, adapter: DraftAdapter, stacked: torch.Tensor, lora_b: torch.Tensor) -> None:
+        self._adapter = adapter
+        self._stacked = stacked
+        self._lora_b = lora_b
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return `x` [T, in] projected, with the adapter where it counts."""
+        token_on = self._adapter.token_on
+        if token_on is None:
+            projected: torch.Tensor = super().apply(layer, x, bias)
+            return projected
+        hidden, low_rank = linear(x, self._stacked).split((len(self._lora_b), self._lora_b.shape[1]), dim=1)
+        return add_low_rank(hidden, low_rank, self._lora_b, token_on)

@@ -8,6 +8,7 @@ import sys
 import torch
 from compile_only import CAPABILITIES, compiled
 from dlm_kernels.block_advance import triton as block_advance
+from dlm_kernels.draft_adapter import triton as draft_adapter
 from dlm_kernels.sample_token import triton as sample_token
 from dlm_kernels.sample_token.sampling import Sampling
 
@@ -35,8 +36,16 @@ def sample() -> None:
     sample_token.sample_token(logits(), positions, sampling, exclude_id=MASK)
 
 
+def add_low_rank(num_tokens: int) -> None:
+    """The adapter of the 8B model."""
+    both, lora_b = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((num_tokens, 4096 + 128), (4096, 128)))
+    draft_adapter.add_low_rank(both[:, :4096], both[:, 4096:], lora_b, torch.ones(num_tokens, dtype=torch.bool))
+
+
 LAUNCHES = {
     "block_advance": advance,
+    "draft_adapter, 4 tokens": lambda: add_low_rank(4),
+    "draft_adapter, 256 tokens": lambda: add_low_rank(256),
     "sample_token, greedy": lambda: sample_token.sample_token(logits(), exclude_id=MASK),
     "sample_token": sample,
 }

@@ -12,6 +12,8 @@ from processes import output_of
 SCRIPT = Path(__file__).with_name("kernels_compile.py")
 KERNELS = {
     "block_advance": {"_advance_kernel"},
+    "draft_adapter, 4 tokens": {"_add_low_rank_kernel"},
+    "draft_adapter, 256 tokens": {"_add_low_rank_kernel"},
     "sample_token, greedy": {"stretch_kernel", "merge_kernel"},
     "sample_token": {"stretch_kernel", "merge_kernel", "filter_kernel"},
 }
