@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from enum import Enum
 
 _FIELD = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*) = ")  # of an InvalidValueError, where its message begins
 
@@ -26,6 +27,7 @@ class InvalidValueError(DlmServeError, ValueError):
     """A value outside its limits. A ValueError, which SGLang's server answers with HTTP 400."""
 
     def __init__(self, field: str, value: object, limit: str, remedy: str) -> None:
+        value = value.value if isinstance(value, Enum) else value  # as it was written
         self.field, self.value, self.limit, self.remedy = field, value, limit, remedy
         shown = value if isinstance(value, str) and value.startswith("<") else repr(value)
         super().__init__(f"{field} = {shown}: {limit}; {remedy}.")

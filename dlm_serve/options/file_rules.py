@@ -18,7 +18,7 @@ def check_file(config: ServerConfig, family: Family, block_size: int) -> None:
     """Raise ConfigError if `config` asks for what a checkpoint of `family` and `block_size` does not have."""
     mode = config.generation.mode
     if mode not in (Mode.AUTO, *family.modes):
-        raise ConfigError("generation.mode", str(mode), family.refusals[mode], use_one_of(family))
+        raise ConfigError("generation.mode", mode, family.refusals[mode], use_one_of(family))
     if family.commit.on_grid:
         _check_grid(config, family, block_size)
     if Mode.SELF_SPECULATION not in family.modes:
@@ -34,7 +34,7 @@ def commit_of(config: ServerConfig, family: Family) -> Commit:
     commits = {commit.prompt_mask: commit for commit in (family.commit, *family.other_commits)}
     mask = config.generation.prefill or family.commit.prompt_mask
     if mask not in commits:
-        raise ConfigError("generation.prefill", str(mask), f"{family.name} has {listed(list(commits))}", "leave it out")
+        raise ConfigError("generation.prefill", mask, f"{family.name} has {listed(list(commits))}", "leave it out")
     commit = commits[mask]
     return replace(commit, group_form=config.generation.group_form) if isinstance(commit, CausalCommit) else commit
 

@@ -27,7 +27,7 @@ class Pin(Frozen):
         """
         if not choices:
             limit = "requests are not moved: there is one way to decode them, or routing.policy is fixed"
-            raise OptionError("mode", str(self.mode), limit, "let requests name a mode")
+            raise OptionError("mode", self.mode, limit, "let requests name a mode")
         if self.mode in (Mode.AUTO, Mode.AUTOREGRESSIVE):
             for name in ("block_length", "budget"):
                 if getattr(self, name) is not None:
@@ -37,7 +37,7 @@ class Pin(Frozen):
         if not of_mode:
             known = dict.fromkeys([Mode.AUTO, Mode.AUTOREGRESSIVE, *(choice.mode for choice in choices)])
             limit = f"requests with mode auto have {listed(list(known))}"
-            raise OptionError("mode", str(self.mode), limit, "use one of these, or set generation.allow_lossy")
+            raise OptionError("mode", self.mode, limit, "use one of these, or set generation.allow_lossy")
         in_turn = {choice.block_length: choice for choice in of_mode if choice.budget is None}
         in_one = {choice.budget: choice for choice in of_mode if choice.budget is not None}
         if self.budget is not None:

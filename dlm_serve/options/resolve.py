@@ -49,7 +49,7 @@ def resolve(
         _refuse_block_options(options, needs)
     permitted = _permitted(start, options.mode or config.generation.mode, config, family)
     modes = [mode for mode in permitted if not _unmet(mode, needs, family)]
-    _check_speculation(options, modes)
+    _check_speculation(options, modes, family)
     settings = [_settings(mode, options, config, family, block_size) for mode in modes]
     if settings[0].block_length not in config.routing.widths:
         settings = settings[:1]  # the router knows no costs of such blocks
@@ -89,13 +89,15 @@ def _narrowed(settings: ModeSettings, options: RequestOptions, config: ServerCon
     return linear if asks_in_turn else [*linear, *speculating]
 
 
-def _check_speculation(options: RequestOptions, modes: Sequence[Mode]) -> None:
+def _check_speculation(options: RequestOptions, modes: Sequence[Mode], family: Family) -> None:
     """Refuse what only self-speculation reads where a request does not decode by it."""
     for name in ("speculation", "budget"):
         value = getattr(options, name)
         if value is not None and Mode.SELF_SPECULATION not in modes:
-            limit = "only mode self_speculation has it"
-            raise OptionError(f"{OPTIONS_FIELD}.{name}", value, limit, "leave it out, or use that mode")
+            limit, remedy = "only mode self_speculation has it", "leave it out"
+            if Mode.SELF_SPECULATION in family.modes:
+                remedy += ", or use that mode"
+            raise OptionError(f"{OPTIONS_FIELD}.{name}", value, limit, remedy)
 
 
 def _settings(
@@ -131,7 +133,7 @@ def _start_mode(options: RequestOptions, default: Mode, family: Family, needs: S
     """
     asked = default if options.mode is None else options.mode
     if asked not in (Mode.AUTO, *family.modes):
-        raise OptionError(f"{OPTIONS_FIELD}.mode", str(asked), family.refusals[asked], use_one_of(family))
+        raise OptionError(f"{OPTIONS_FIELD}.mode", asked, family.refusals[asked], use_one_of(family))
     by_options = family.auto if options.diffusion_only is None else Mode.DIFFUSION
     mode = by_options if asked is Mode.AUTO else asked
     unmet = _unmet(mode, needs, family)
@@ -198,7 +200,7 @@ def _resolve_stop_rule(options: RequestOptions, family: Family) -> StopRule:
     if options.stop_rule not in (None, *family.stop_rules):
         raise OptionError(
             f"{OPTIONS_FIELD}.stop_rule",
-            str(options.stop_rule),
+            options.stop_rule,
             f"{family.name} has {listed(family.stop_rules)}",
             "use one of these",
         )

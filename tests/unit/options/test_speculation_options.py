@@ -8,7 +8,7 @@ import pytest
 
 from dlm_serve.decoding import ModeSettings
 from dlm_serve.errors import OptionError
-from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
+from dlm_serve.families import EFFICIENT_DLM, NEMOTRON_LABS_DIFFUSION, Family
 from dlm_serve.options.request import RequestOptions
 from dlm_serve.options.resolve import resolve
 from dlm_serve.options.server_file import ServerConfig
@@ -38,6 +38,17 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], field: str, says: st
     with pytest.raises(OptionError, match=says) as refusal:
         settings_of(options)
     assert refusal.value.field == f"custom_params.dlm.{field}"
+
+
+@pytest.mark.parametrize(
+    ("family", "remedy"), [(NEMOTRON_LABS_DIFFUSION, "leave it out, or use that mode"), (EFFICIENT_DLM, "leave it out")]
+)
+def test_a_refusal_says_what_was_written_and_only_what_can_be_done(family: Family, remedy: str) -> None:
+    options = RequestOptions.parse({"mode": "diffusion", "speculation": "one_forward"})
+    with pytest.raises(OptionError) as refusal:
+        resolve(options, ServerConfig(), family, 32, ())
+    written = "custom_params.dlm.speculation = 'one_forward'"
+    assert str(refusal.value) == f"{written}: only mode self_speculation has it; {remedy}."
 
 
 def test_one_forward_drafts_at_once_whatever_drafts_in_turn_do() -> None:
