@@ -306,6 +306,7 @@ SEAMS = (
     Seam(f"{_SRT}.mem_cache.allocation_sizing.get_alloc_reserve_per_decode"),
     Seam(f"{_SRT}.mem_cache.allocation_sizing.get_alloc_page_size"),
     Seam(f"{_SRT}.mem_cache.memory_pool.KVWriteLoc"),
+    Seam(f"{_SRT}.runtime_context.get_exec"),
     Seam(f"{_SRT}.runtime_context.get_parallel"),
     Seam(f"{_SRT}.runtime_context.get_schedule"),
     Seam(f"{_SRT}.speculative.spec_registry.CustomSpecAlgo"),
@@ -321,6 +322,7 @@ SEAMS = (
         f"{_SRT}.model_executor.runner_backend.full_cuda_graph_backend.FullCudaGraphBackend.replay",
         ("shape_key", "static_forward_batch"),
     ),
+    Seam(f"{_SRT}.model_executor.cuda_graph_config.PhaseConfig", ("bs",)),
     Seam(f"{_SRT}.model_executor.runner_utils.capture_mode.model_capture_mode"),
     Seam(f"{_SRT}.model_executor.runner_utils.pool.get_or_create_global_graph_capture_stream"),
     Seam(f"{_SRT}.model_executor.runner_utils.shared_read_event.make_external_event", ("device_module",)),
@@ -349,6 +351,7 @@ SEAMS = (
     Seam(
         f"{_SRT}.layers.quantization.base_config.QuantizationConfig.apply_weight_name_mapper", ("hf_to_sglang_mapper",)
     ),
+    Seam(f"{_SRT}.layers.quantization.unquant.UnquantizedLinearMethod.apply", ("layer", "x", "bias")),
     Seam(f"{_SRT}.models.utils.WeightsMapper._map_name", ("key",)),
     Seam(f"{_SRT}.model_loader.auto_loader.STANDARD_STACKED_MAPPING.mappings"),
     Seam(f"{_SRT}.model_loader.weight_utils.maybe_remap_kv_scale_name", ("name", "params_dict")),

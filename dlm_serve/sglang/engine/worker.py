@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from sglang.srt.runtime_context import get_exec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
@@ -61,6 +62,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
         # What is left to SGLang's runner is prefill and plain decode, whose graphs it captures then.
         self.model_runner.spec_algorithm = SpeculativeAlgorithm.NONE
+        _capture_prefills_of_one_token()
         self.model_runner.sampler = DlmSampler(serving.token_choice)
         model = self.model_runner.model
         # A request's last block reaches past the context, and so do the step that SGLang overlaps with it and the masks
@@ -204,3 +206,13 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         for row, state in enumerate(group.states):
             assert state.history is not None
             state.history.launch(snapshot, row)
+
+
+def _capture_prefills_of_one_token() -> None:
+    """Let SGLang capture a prefill of one token: all that is left of a prompt whose KV is cached.
+
+    It captures prefills of 4 tokens and more, pads fewer at most to twice as many, and would run one token eagerly.
+    """
+    prefill = get_exec().graph.cuda_graph_config.prefill
+    if prefill.bs and prefill.bs[0] > 1:
+        prefill.bs = [1, *prefill.bs]
