@@ -12,7 +12,7 @@ class QueryScale:
     """The scale that SGLang computes anew in each layer, by nine small kernels: the layers share the first one's."""
 
     def __init__(self) -> None:
-        self._scale = torch.ones(1, 1)  # [T, 1], of the forward that runs
+        self._scale = torch.ones(1, 1)  # [T, 1], of the forward that runs and its precision
 
     def attach(self, attention: Any, *, is_first: bool) -> None:
         """Take over from a layer's `Ministral3Attention`; the first layer of the model computes."""
@@ -22,11 +22,12 @@ class QueryScale:
         attention.llama_4_scaling_beta = None
 
         def compute(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._scale = _get_llama_4_attn_scale(kwargs["positions"], beta, period)
+            scale = _get_llama_4_attn_scale(kwargs["positions"], beta, period)
+            self._scale = scale.to(kwargs["hidden_states"].dtype)
 
         def scale(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
             queries, *rest = args
-            return (queries * self._scale.to(queries.dtype), *rest)
+            return (queries * self._scale, *rest)
 
         if is_first:
             attention.register_forward_pre_hook(compute, with_kwargs=True)
