@@ -27,52 +27,68 @@ def ids(server: Server, prompt: list[int], max_new_tokens: int, **options: Any) 
     return output
 
 
-@mode_table
-@pytest.mark.parametrize("max_new_tokens", [1, 2, 7, 8, 9, 30])
-def test_shorter_answer_is_a_prefix(trained: Server, mode: str, max_new_tokens: int) -> None:
-    whole = ids(trained, PROMPT, 40, mode=mode, ignore_eos=True)
-    assert ids(trained, PROMPT, max_new_tokens, mode=mode, ignore_eos=True) == whole[:max_new_tokens]
+def all_ids(server: Server, bodies: list[dict[str, Any]]) -> list[list[int]]:
+    """The output ids of many requests, asked at once."""
+    return [answer["output_ids"] for answer in server.generate_all(bodies, len(bodies))]
 
 
 @mode_table
-@pytest.mark.parametrize("position", [0, 1, 5, 8, 13])
-def test_stop_token_ends_the_answer(trained: Server, mode: str, position: int) -> None:
+def test_shorter_answer_is_a_prefix(trained: Server, mode: str) -> None:
+    lengths = (1, 2, 7, 8, 9, 30, 40)
+    *shorter, whole = all_ids(trained, [generate_body(PROMPT, n, mode=mode, ignore_eos=True) for n in lengths])
+    assert shorter == [whole[:n] for n in lengths[:-1]]
+
+
+@mode_table
+def test_stop_token_ends_the_answer(trained: Server, mode: str) -> None:
     """The stop token is the last one returned and counted; the next request finds nothing after it in the cache."""
-    whole = ids(trained, PROMPT, 24, mode=mode)
-    stop = whole[position]
-    expected = whole[: whole.index(stop) + 1]
+    positions = (0, 1, 5, 8, 13)
+    prompts = [[145 + at, 20, 30] for at in positions]
+    wholes = all_ids(trained, [generate_body(prompt, 24, mode=mode) for prompt in prompts])
+    stops = [whole[at] for whole, at in zip(wholes, positions, strict=True)]
+    expected = [whole[: whole.index(stop) + 1] for whole, stop in zip(wholes, stops, strict=True)]
     trained.flush_cache()
-    answer = trained.generate(PROMPT, 24, mode=mode, stop_token_ids=[stop])
-    assert answer["output_ids"] == expected
-    assert answer["meta_info"]["completion_tokens"] == len(expected)
-    assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
-    follow_up = trained.generate(PROMPT + whole, 1, mode="autoregressive")
-    assert len(PROMPT) - 1 <= follow_up["meta_info"]["cached_tokens"] <= len(PROMPT) + len(expected)
+    bodies = [
+        generate_body(prompt, 24, mode=mode, stop_token_ids=[stop]) for prompt, stop in zip(prompts, stops, strict=True)
+    ]
+    answers = trained.generate_all(bodies, len(bodies))
+    assert [answer["output_ids"] for answer in answers] == expected
+    assert [answer["meta_info"]["completion_tokens"] for answer in answers] == [len(output) for output in expected]
+    ends = [answer["meta_info"]["finish_reason"] for answer in answers]
+    assert ends == [{"type": "stop", "matched": stop} for stop in stops]
+    follow_ups = [
+        generate_body(prompt + whole, 1, mode="autoregressive") for prompt, whole in zip(prompts, wholes, strict=True)
+    ]
+    for answer, output in zip(trained.generate_all(follow_ups, len(follow_ups)), expected, strict=True):
+        assert len(PROMPT) - 1 <= answer["meta_info"]["cached_tokens"] <= len(PROMPT) + len(output)
 
 
 @mode_table
-@pytest.mark.parametrize("start", [4, 8, 20])
-def test_stop_string(trained: Server, mode: str, start: int) -> None:
+def test_stop_string(trained: Server, mode: str) -> None:
     """Inside a block and across its end, as a string and as a regular expression."""
     options: dict[str, Any] = {"mode": mode, "ignore_eos": True, "skip_special_tokens": False}
     text = trained.generate(PROMPT, 40, **options)["text"]
-    at = next(i for i in range(start, len(text)) if text[i : i + 2].isalnum() and text[i : i + 2].isascii())
-    stop = text[at : at + 2]
-    for asked in ({"stop": [stop]}, {"stop_regex": [stop]}):
-        answer = trained.generate(PROMPT, 40, **options, **asked)
+    readable = [at for at in range(len(text)) if text[at : at + 2].isalnum() and text[at : at + 2].isascii()]
+    places = [next(at for at in readable if at >= start) for start in (4, 8, 20)]
+    stops = [text[at : at + 2] for at in places for _ in range(2)]
+    asked = [{("stop", "stop_regex")[i % 2]: [stop]} for i, stop in enumerate(stops)]
+    answers = trained.generate_all([generate_body(PROMPT, 40, **options, **each) for each in asked], len(asked))
+    for answer, stop in zip(answers, stops, strict=True):
         assert answer["text"].removesuffix(stop) == text[: text.index(stop)]
         assert answer["meta_info"]["finish_reason"]["type"] == "stop"
 
 
 @mode_table
-@pytest.mark.parametrize("order", [1, -1])
-def test_the_first_of_two_stops_ends_the_answer(trained: Server, mode: str, order: int) -> None:
+def test_the_first_of_two_stops_ends_the_answer(trained: Server, mode: str) -> None:
     """Whichever the request names first, and also where a step emits both."""
     text = trained.generate(PROMPT, 24, mode=mode, ignore_eos=True)["text"]
     places = [at for at in range(24) if text[at].isascii() and text.index(text[at]) == at]
-    for at, later in itertools.pairwise(places):
-        stops = [text[at], text[later]][::order]
-        answer = trained.generate(PROMPT, 24, mode=mode, ignore_eos=True, stop=stops)
+    pairs = [(at, order) for at in itertools.pairwise(places) for order in (1, -1)]
+    bodies = [
+        generate_body(PROMPT, 24, mode=mode, ignore_eos=True, stop=[text[at], text[later]][::order])
+        for (at, later), order in pairs
+    ]
+    for answer, ((at, _), _) in zip(trained.generate_all(bodies, len(bodies)), pairs, strict=True):
         assert answer["text"] == text[:at]
         assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": text[at]}
 
@@ -85,8 +101,8 @@ def test_nothing_behind_the_end_is_a_stop(trained: Server, mode: str) -> None:
     ends = [at for at in range(20) if tokens.index(tokens[at]) == at]
     cases = [(at, text[at + 1 :][:2]) for at in ends if text[at + 1 :][:2] not in text[: at + 2]]
     assert cases
-    for at, behind in cases:
-        answer = trained.generate(PROMPT, 24, mode=mode, stop_token_ids=[tokens[at]], stop=[behind])
+    bodies = [generate_body(PROMPT, 24, mode=mode, stop_token_ids=[tokens[at]], stop=[stop]) for at, stop in cases]
+    for answer, (at, _) in zip(trained.generate_all(bodies, len(bodies)), cases, strict=True):
         assert answer["output_ids"] == tokens[: at + 1]
         assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": tokens[at]}
 
@@ -114,19 +130,19 @@ def test_many_autoregressive_beside_one_block(with_adapter: Server) -> None:
         {"temperature": 1.0, "sampling_seed": 5, "top_p": 0.8},
         {"frequency_penalty": 0.7},
         {"logit_bias": {"200": 4.0}},
-        {"regex": "[a-z]{24}"},
+        {"regex": "[a-z]{16}"},
     ]
     bodies = [
         generate_body(
             [*PROMPT, 60 + i],
-            32,
+            24,
             mode="autoregressive",
             request={"return_logprob": True, "top_logprobs_num": 2} if i % 3 == 0 else {},
             **sampling[i % len(sampling)],
         )
-        for i in range(12)
+        for i in range(10)
     ]
-    bodies.append(generate_body(PROMPT, 200, mode="self_speculation", ignore_eos=True))
+    bodies.append(generate_body(PROMPT, 100, mode="self_speculation", ignore_eos=True))
     alone = with_adapter.generate_all(bodies, 1)
     together = with_adapter.generate_all(bodies[::-1], len(bodies))[::-1]
     assert [a["output_ids"] for a in together] == [a["output_ids"] for a in alone]
@@ -137,16 +153,19 @@ def test_many_autoregressive_beside_one_block(with_adapter: Server) -> None:
 
 def test_second_turn_after_a_stop_is_as_uncached(trained: Server) -> None:
     """What a finished diffusion request leaves in the cache is the KV of its tokens, as autoregression computes it."""
-    for mode in MODES:
-        trained.forget()
-        first = ids(trained, PROMPT, 24, mode=mode)
-        prompt = PROMPT + first + [50, 60]
-        cached = trained.generate(prompt, 24, mode=mode)
-        trained.flush_cache()
-        uncached = trained.generate(prompt, 24, mode=mode)
-        assert cached["meta_info"]["cached_tokens"] > len(PROMPT)
-        assert uncached["meta_info"]["cached_tokens"] == 0
-        assert cached["output_ids"] == uncached["output_ids"]
+    prompts = [[145 + i, 20, 30] for i in range(len(MODES))]
+    trained.forget()
+    firsts = all_ids(trained, [generate_body(p, 24, mode=m) for p, m in zip(prompts, MODES, strict=True)])
+    turns = [
+        generate_body([*prompt, *first, 50, 60], 24, mode=mode)
+        for prompt, first, mode in zip(prompts, firsts, MODES, strict=True)
+    ]
+    cached = trained.generate_all(turns, len(turns))
+    trained.flush_cache()
+    uncached = trained.generate_all(turns, len(turns))
+    assert all(answer["meta_info"]["cached_tokens"] > len(PROMPT) for answer in cached)
+    assert [answer["meta_info"]["cached_tokens"] for answer in uncached] == [0] * len(turns)
+    assert [answer["output_ids"] for answer in cached] == [answer["output_ids"] for answer in uncached]
 
 
 @mode_table
@@ -158,45 +177,38 @@ def test_prompt_wholly_in_the_cache(trained: Server, mode: str) -> None:
     assert again["output_ids"] == first["output_ids"]
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        pytest.param([7], id="one-token"),
-        pytest.param([EOS], id="eos-alone"),
-        pytest.param([MASK], id="mask-alone"),
-        pytest.param([20, EOS, 30, MASK, MASK, EOS, 40], id="eos-and-mask-inside"),
-        pytest.param([14 + i % 80 for i in range(300)], id="many-blocks-and-chunks"),
-    ],
-)
-def test_odd_prompts(trained: Server, crowded: Server, prompt: list[int]) -> None:
+ODD_PROMPTS = {
+    "one token": [7],
+    "eos alone": [EOS],
+    "mask alone": [MASK],
+    "eos and mask inside": [20, EOS, 30, MASK, MASK, EOS, 40],
+    "many blocks and chunks": [14 + i % 80 for i in range(300)],
+}
+
+
+def test_odd_prompts(trained: Server, crowded: Server) -> None:
     """Any prompt decodes to the same tokens in both exact modes, prefilled at once or in chunks of 64."""
-    expected = ids(trained, prompt, 20, mode="autoregressive")
-    assert MASK not in expected
-    for server in (trained, crowded):
-        assert ids(server, prompt, 20, mode="self_speculation") == expected
-        assert ids(server, prompt, 20, mode="diffusion") == ids(trained, prompt, 20, mode="diffusion")
-        assert ids(server, prompt, 20, mode="autoregressive") == expected
+
+    def answers(server: Server, mode: str) -> dict[str, list[int]]:
+        bodies = [generate_body(prompt, 20, mode=mode) for prompt in ODD_PROMPTS.values()]
+        return dict(zip(ODD_PROMPTS, all_ids(server, bodies), strict=True))
+
+    expected, diffusion = answers(trained, "autoregressive"), answers(trained, "diffusion")
+    assert all(MASK not in output for output in expected.values())
+    assert answers(trained, "self_speculation") == expected
+    for mode, wanted in (("self_speculation", expected), ("autoregressive", expected), ("diffusion", diffusion)):
+        assert answers(crowded, mode) == wanted
 
 
 def test_largest_request_beside_a_neighbour(with_adapter: Server) -> None:
     """prompt + max_new_tokens at the limit of the context: served whole, and the neighbour is not disturbed."""
     limit = 991 - 2
-    prompt = [14 + i % 80 for i in range(limit - 40)]
-    neighbour = [200, 201, 202]
+    prompt = [14 + i % 80 for i in range(limit - 20)]
     for mode in MODES:
-        alone = [
-            ids(with_adapter, prompt, 40, mode=mode, ignore_eos=True),
-            ids(with_adapter, neighbour, 60, mode=mode, ignore_eos=True),
-        ]
-        together = with_adapter.generate_all(
-            [
-                generate_body(prompt, 40, mode=mode, ignore_eos=True),
-                generate_body(neighbour, 60, mode=mode, ignore_eos=True),
-            ],
-            2,
-        )
-        assert [len(output) for output in alone] == [40, 60]
-        assert [answer["output_ids"] for answer in together] == alone
+        bodies = [generate_body(asked, 20, mode=mode, ignore_eos=True) for asked in (prompt, [200, 201, 202])]
+        alone = [answer["output_ids"] for answer in with_adapter.generate_all(bodies, 1)]
+        assert [len(output) for output in alone] == [20, 20]
+        assert all_ids(with_adapter, bodies) == alone
 
 
 @mode_table
@@ -273,9 +285,9 @@ def test_convergence_threshold_saves_forwards(trained: Server) -> None:
 
 def test_others_join_and_leave(trained: Server) -> None:
     """Autoregressive steps with and without block rows beside them continue one another."""
-    alone = ids(trained, PROMPT, 200, mode="autoregressive", ignore_eos=True)
+    alone = ids(trained, PROMPT, 100, mode="autoregressive", ignore_eos=True)
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(ids, trained, PROMPT, 200, mode="autoregressive", ignore_eos=True)
+        running = pool.submit(ids, trained, PROMPT, 100, mode="autoregressive", ignore_eos=True)
         while not running.done():
             ids(trained, [150, 20], 10, mode="diffusion", ignore_eos=True)
             time.sleep(0.02)
