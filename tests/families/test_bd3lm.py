@@ -29,8 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_reference_cases(server: Server) -> None:
     """Many at a time over a shared prefix cache, which the reference has not."""
     reference = GOLDEN.cases(BLOCKS_OF_4)
-    answers = GOLDEN.ask(server, reference)
-    assert GOLDEN.differences(reference, answers) == []
+    assert GOLDEN.differences(reference, GOLDEN.ask(server, reference)) == []
+    reference = reference[::4]
     answers = GOLDEN.ask(server, reference)
     assert GOLDEN.differences(reference, answers) == []
     assert sum(answer["meta_info"]["cached_tokens"] for answer in answers) > 0

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from golden import DATA
 from golden import SDLM as GOLDEN
 from history import assert_history_tells
+from safetensors.torch import load_file
 from serving import AUDITS, Server, generate_body
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 WINDOWS_OF_4, WINDOWS_OF_8 = DATA / "sdlm" / "sdlm-d4-tied", DATA / "sdlm" / "sdlm-d8-untied"
 CONFIDENCE = ("prob_conf", "prob_conf_first_only", "entropy_conf")
@@ -91,39 +93,37 @@ def test_defaults(server: Server) -> None:
     assert server.post("/v1/chat/completions", chat).status_code == 200
 
 
-def test_one_by_one_is_the_causal_model(server: Server, tmp_path: Path) -> None:
-    """Mode autoregressive answers as SGLang does with its own class, which a checkpoint without windows keeps."""
-    plain = tmp_path / "plain"
-    shutil.copytree(WINDOWS_OF_4, plain)
-    config = json.loads((plain / "config.json").read_text())
-    marks = ("block_size", "text_mask_token_id")
-    (plain / "config.json").write_text(json.dumps({name: config[name] for name in config if name not in marks}))
+def test_one_by_one_is_the_causal_model(server: Server) -> None:
+    """Mode autoregressive answers as Transformers' Qwen2 does, whose weights these are."""
+    config = json.loads((WINDOWS_OF_4 / "config.json").read_text())
+    fields = {name: value for name, value in config.items() if name not in ("model_type", "architectures")}
+    model = Qwen2ForCausalLM(Qwen2Config(**fields)).float().eval()
+    model.load_state_dict(load_file(WINDOWS_OF_4 / "model.safetensors"), strict=False)
     prompts = [PROMPT[:length] for length in (1, 5, len(PROMPT))]
-    flags = ("--device", "cpu", "--dtype", "float32", "--max-total-tokens", "4096", "--log-level", "info")
-    with Server.launch(plain, *flags, log=tmp_path / "log") as sglang:
-        expected = [sglang.generate(prompt, 30, ignore_eos=True)["output_ids"] for prompt in prompts]
-        assert "type=Qwen2ForCausalLM" in sglang.log.read_text()
-    answers = [server.generate(prompt, 30, mode="autoregressive", ignore_eos=True) for prompt in prompts]
-    assert [answer["output_ids"] for answer in answers] == expected
-    assert "type=SDLMForCausalLM" in server.log.read_text()
+    bodies = [generate_body(prompt, 30, mode="autoregressive", ignore_eos=True) for prompt in prompts]
+    answers = [answer["output_ids"] for answer in server.generate_all(bodies, len(bodies))]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        assert answer == logits.argmax(-1).tolist()
 
 
 @each_algorithm
-@pytest.mark.parametrize("max_new_tokens", [1, 4, 5, 30])
-def test_shorter_answer_is_a_prefix(server: Server, algorithm: str, max_new_tokens: int) -> None:
-    options = {"ignore_eos": True, **ALGORITHMS[algorithm]}
-    whole = server.generate(PROMPT, 40, **options)["output_ids"]
-    assert server.generate(PROMPT, max_new_tokens, **options)["output_ids"] == whole[:max_new_tokens]
+def test_shorter_answer_is_a_prefix(server: Server, algorithm: str) -> None:
+    lengths = (1, 4, 5, 30, 40)
+    asked = [generate_body(PROMPT, length, ignore_eos=True, **ALGORITHMS[algorithm]) for length in lengths]
+    *shorter, whole = [answer["output_ids"] for answer in server.generate_all(asked, len(asked))]
+    assert shorter == [whole[:length] for length in lengths[:-1]]
 
 
 @each_algorithm
-@pytest.mark.parametrize("position", [0, 2, 9])
-def test_stop_token(server: Server, algorithm: str, position: int) -> None:
+def test_stop_token(server: Server, algorithm: str) -> None:
     options = ALGORITHMS[algorithm]
     whole = server.generate(PROMPT, 24, ignore_eos=True, **options)["output_ids"]
-    stop = whole[position]
-    answer = server.generate(PROMPT, 24, ignore_eos=False, stop_token_ids=[stop], **options)
-    assert answer["output_ids"] == whole[: whole.index(stop) + 1]
+    stops = [whole[position] for position in (0, 2, 9)]
+    asked = [generate_body(PROMPT, 24, ignore_eos=False, stop_token_ids=[stop], **options) for stop in stops]
+    answers = server.generate_all(asked, len(asked))
+    assert [answer["output_ids"] for answer in answers] == [whole[: whole.index(stop) + 1] for stop in stops]
 
 
 @each_algorithm
@@ -173,26 +173,32 @@ def test_sampled_drafts_answer_as_one_token_per_window(server: Server) -> None:
 
 
 @each_algorithm
-@pytest.mark.parametrize("max_new_tokens", [1, 2, 6, 22, 23])
-def test_next_turn_is_as_uncached(server: Server, algorithm: str, max_new_tokens: int) -> None:
+def test_next_turn_is_as_uncached(server: Server, algorithm: str) -> None:
     """The cache holds no token whose KV the next step would have written: at whatever point of a run an answer ended.
 
     Log-probabilities of the next turn tell what its prefix was encoded with.
     """
     options = {"ignore_eos": True, **ALGORITHMS[algorithm]}
+    lengths = (1, 2, 6, 22, 23)
+    prompts = [[30 + length, *PROMPT[1:]] for length in lengths]  # which share nothing
     server.forget()
-    first = server.generate(PROMPT, max_new_tokens, **options)["output_ids"]
-    turn = generate_body([*PROMPT, *first, 50, 60, 50], 6, ignore_eos=True, mode="autoregressive")
-    turn["return_logprob"] = True
-    cached, uncached = server.post("/generate", turn).json(), None
+    asked = [generate_body(prompt, length, **options) for prompt, length in zip(prompts, lengths, strict=True)]
+    firsts = [answer["output_ids"] for answer in server.generate_all(asked, len(asked))]
+    turns = [
+        generate_body(
+            [*prompt, *first, 50, 60, 50], 6, ignore_eos=True, mode="autoregressive", request={"return_logprob": True}
+        )
+        for prompt, first in zip(prompts, firsts, strict=True)
+    ]
+    cached = server.generate_all(turns, len(turns))
     server.flush_cache()
-    uncached = server.post("/generate", turn).json()
-    reused = cached["meta_info"]["cached_tokens"]
-    assert len(PROMPT) - 1 <= reused <= len(PROMPT) + len(first)
-    assert uncached["meta_info"]["cached_tokens"] == 0
-    assert cached["output_ids"] == uncached["output_ids"]
-    ours, theirs = ([entry[0] for entry in turn["meta_info"]["output_token_logprobs"]] for turn in (cached, uncached))
-    assert ours == pytest.approx(theirs, abs=1e-4)
+    uncached = server.generate_all(turns, len(turns))
+    assert [answer["output_ids"] for answer in cached] == [answer["output_ids"] for answer in uncached]
+    for length, reused, fresh in zip(lengths, cached, uncached, strict=True):
+        assert len(PROMPT) - 1 <= reused["meta_info"]["cached_tokens"] <= len(PROMPT) + length
+        assert fresh["meta_info"]["cached_tokens"] == 0
+        ours, theirs = ([entry[0] for entry in each["meta_info"]["output_token_logprobs"]] for each in (reused, fresh))
+        assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 @each_algorithm

@@ -29,8 +29,8 @@ from serving import RETRACTIONS, Server
 
 FLAGS = ("--tp", "2", "--max-total-tokens", "1600", "--schedule-conservativeness", "0.05")
 IN_CHUNKS = ("--chunked-prefill-size", "24")
-NUM_CASES = 16
-MOST_FORWARDS = 64
+NUM_CASES = 12
+MOST_FORWARDS = 40
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Example:
 
 EXAMPLES = {
     "nemotron-labs-diffusion": Example(
-        NEMOTRON_LABS_DIFFUSION, WITH_ADAPTER, asked={"regex": "[a-z ]{20,40}", "frequency_penalty": 0.7}
+        NEMOTRON_LABS_DIFFUSION, WITH_ADAPTER, asked={"regex": "[a-z ]{10,40}", "frequency_penalty": 0.7}
     ),
     "efficient-dlm": Example(EFFICIENT_DLM, DATA / "efficient_dlm" / "edlm-b32", flags=()),
     "sdlm": Example(SDLM, DATA / "sdlm" / "sdlm-d8-untied"),
@@ -113,7 +113,7 @@ def unlike(example: Example, reference: list[Case], answers: list[Answer]) -> li
 
 def sampled(body: dict[str, Any], seed: int) -> dict[str, Any]:
     """The same request by chance, of a few blocks; every second one decodes as its family does by itself."""
-    chance = {"temperature": 0.9, "top_p": 0.9, "sampling_seed": seed, "max_new_tokens": 24}
+    chance = {"temperature": 0.9, "top_p": 0.9, "sampling_seed": seed, "max_new_tokens": 16}
     options: dict[str, Any] = {"custom_params": {}} if seed % 2 else {}
     return {**body, "sampling_params": {**body["sampling_params"], **chance, **options}}
 

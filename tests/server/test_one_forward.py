@@ -55,8 +55,8 @@ def test_beside_other_modes_is_alone(trained: Server) -> None:
         {"mode": "autoregressive"},
     ]
     bodies = [
-        generate_body([150 + i, 20, 30], 60, dlm=ways[i % 5], ignore_eos=True, sampling_seed=i, temperature=i % 2)
-        for i in range(20)
+        generate_body([150 + i, 20, 30], 40, dlm=ways[i % 5], ignore_eos=True, sampling_seed=i, temperature=i % 2)
+        for i in range(10)
     ]
     alone = [answer["output_ids"] for answer in trained.generate_all(bodies, 1)]
     assert [answer["output_ids"] for answer in trained.generate_all(bodies, len(bodies))] == alone
@@ -64,7 +64,7 @@ def test_beside_other_modes_is_alone(trained: Server) -> None:
 
 def test_requests_move_between_ways_while_they_decode(trained: Server) -> None:
     prompts = [[140 + i, 20, 30] for i in range(4)]
-    bodies = [generate_body(prompt, 400, ignore_eos=True) for prompt in prompts]
+    bodies = [generate_body(prompt, 250, ignore_eos=True) for prompt in prompts]
     expected = trained.generate_all([asked(body, {"mode": "autoregressive"}) for body in bodies], 4)
     pins: list[dict[str, Any]] = [
         {"mode": "self_speculation", "budget": 16},

@@ -28,7 +28,7 @@ def test_seeded_self_speculation_is_seeded_autoregression(trained: Server, setti
             generate_body(PROMPT, 32, mode=mode, dlm=dlm, ignore_eos=True, sampling_seed=seed, **settings)
             for seed in range(12)
         ]
-        return [answer["output_ids"] for answer in trained.generate_all(bodies, 6)]
+        return [answer["output_ids"] for answer in trained.generate_all(bodies, len(bodies))]
 
     autoregressive = outputs("autoregressive")
     assert outputs("self_speculation") == autoregressive
@@ -41,7 +41,7 @@ def test_batched_with_other_settings_is_alone(trained: Server, crowded: Server) 
     bodies = [
         generate_body(
             [150 + i, 20, 30],
-            60,
+            40,
             mode=MODES[i % 3],
             dlm={} if MODES[i % 3] == "autoregressive" else {"block_length": [3, 8, 16, 1][i % 4]},
             ignore_eos=True,
@@ -49,7 +49,7 @@ def test_batched_with_other_settings_is_alone(trained: Server, crowded: Server) 
             temperature=[0.0, 0.7, 1.2][i % 3 - i % 2],
             top_p=[1.0, 0.9][i % 2],
         )
-        for i in range(18)
+        for i in range(12)
     ]
     alone = [answer["output_ids"] for answer in trained.generate_all(bodies, 1)]
     assert [answer["output_ids"] for answer in trained.generate_all(bodies, len(bodies))] == alone
@@ -110,7 +110,7 @@ def test_distribution_of_self_speculation_is_autoregressive(trained: Server) -> 
             generate_body(PROMPT, 4, mode=mode, ignore_eos=True, temperature=1.4, sampling_seed=first_seed + i)
             for i in range(num_samples)
         ]
-        return [answer["output_ids"] for answer in trained.generate_all(bodies, 32)]
+        return [answer["output_ids"] for answer in trained.generate_all(bodies, 64)]
 
     speculative, autoregressive = samples("self_speculation", 0), samples("autoregressive", 1_000_000)
     for position in (1, 2, 3):

@@ -63,6 +63,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self._process = process
+        self._num_read = 0
 
     @classmethod
     def command(cls, *command: str, port: int, log: Path, env: Mapping[str, str] | None = None) -> Server:
@@ -170,7 +171,10 @@ class Server:
         The audit is `free + cached + held = total`; it ends the scheduler where that does not hold.
         """
         self.flush_cache()
-        assert not re.search(r"memory leak|Traceback", self.log.read_text()), self.tail()
+        with self.log.open() as log:
+            log.seek(self._num_read)
+            assert not re.search(r"memory leak|Traceback", log.read()), self.tail()
+            self._num_read = log.tell()
 
 
 def generate_body(
