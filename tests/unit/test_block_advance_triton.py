@@ -11,7 +11,7 @@ from dlm_kernels.block_advance import triton as kernel
 from dlm_serve.decoding import CausalCommit, ConcreteMode, Mode, ModeSettings, Phase, Prediction, Rows
 
 COMMIT = CausalCommit()
-MASK, VOCAB_SIZE, MAX_WIDTH, NUM_ROWS = 3, 9, 32, 72
+MASK, VOCAB_SIZE, MAX_WIDTH, NUM_ROWS = 3, 9, 32, 37
 
 PHASES: dict[ConcreteMode, tuple[Phase, ...]] = {
     Mode.AUTOREGRESSIVE: (Phase.DECODE,),

@@ -130,7 +130,7 @@ def test_queries_that_see_nothing_are_finite(device: torch.device) -> None:
     assert launch.block_attention(**{**args, "visible": Visible(nothing, nothing, nothing)}).isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[4]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=str)
 def test_tokens_may_lie_apart(shape: Shape, device: torch.device) -> None:
     """As they do when queries, keys and values are slices of one projection; also in rows of one token."""
     args = arguments(shape, torch.float32, device)

@@ -25,7 +25,7 @@ from dlm_serve.sglang.engine.block_step import BlockStep
 from dlm_serve.sglang.engine.prompt_attention import SpanBackend
 
 MASK, VOCAB_SIZE, MAX_WIDTH, NUM_REQUESTS = 3, 11, 8, 12
-NUM_STEPS = 100
+NUM_STEPS = 40
 BUDGET = 16
 """Tokens of rows that speculate in one forward, more than the table's."""
 
