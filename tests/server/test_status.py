@@ -49,6 +49,17 @@ def test_status(trained: Server) -> None:
     assert tokens[1] - tokens[0] == answer["meta_info"]["completion_tokens"] == 20
 
 
+def test_the_router_reports(trained: Server) -> None:
+    """What it decides while the request runs; tokens are counted by the length of the blocks that decided them."""
+    answer = trained.generate(PROMPT, 40, ignore_eos=True)
+    state = requests.get(f"{trained.url}/server_info", timeout=30).json()["internal_states"][0]["dlm"]
+    assert state["policy"] == "measured"
+    assert sum(state["requests"].values()) == 1
+    assert state["expected_tokens_per_s"] >= 0.9 * state["expected_autoregressive"] > 0
+    tokens = answer["meta_info"]["dlm"]["tokens"]
+    assert sum(tokens.values()) == 40
+
+
 @pytest.mark.parametrize(
     ("body", "way"),
     [

@@ -33,8 +33,10 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def ruled(rules: LogitRules, answer: list[int] = ANSWER) -> RuledRows:
-    return RuledRows.of(rules, STOPS, PROMPT_LEN, answer, VOCAB, "cpu")
+def ruled(rules: LogitRules, counts: torch.Tensor | None = None, row: int = 0) -> RuledRows:
+    """Behind ANSWER, in a row of `counts`, or of a table of its own that a request before has left as it was."""
+    table = torch.full((1, VOCAB), 7, dtype=torch.int32) if counts is None else counts
+    return RuledRows.of(rules, STOPS, PROMPT_LEN, ANSWER, table, torch.tensor([row]))
 
 
 def by_definition(rules: LogitRules, logits: torch.Tensor, answer: list[int]) -> torch.Tensor:
@@ -93,15 +95,19 @@ def test_what_changes_nothing() -> None:
 
 
 def test_rows_of_a_batch_keep_to_themselves() -> None:
-    """Stacked with rows of other rules, of which some list more ids; what is counted is seen in views."""
+    """Stacked in another order with rows of other rules, of which some list more ids; and what others count stays."""
     kinds = [LogitRules(**rules) for rules in RULES.values()]
     apart = [ruled(rules) for rules in kinds]
-    stacked = RuledRows.stack(apart)
+    counts = torch.zeros(len(kinds) + 2, VOCAB, dtype=torch.int32)
+    places = [(5 * i + 3) % len(kinds) + 1 for i in range(len(kinds))]
+    stacked = RuledRows.stack([ruled(rules, counts, row) for rules, row in zip(kinds, places, strict=True)])
     tokens = torch.randint(0, VOCAB, (len(kinds), WIDTH), generator=torch.manual_seed(3))
     lens = torch.arange(len(kinds), dtype=torch.int32)
-    view = stacked.select(slice(2, 3))
     stacked.count_(tokens, lens)
-    assert torch.equal(view.counts[0], torch.bincount(torch.tensor([*ANSWER, *tokens[2, :2]]), minlength=VOCAB).int())
+    for row, place in enumerate(places):
+        answer = torch.tensor([*ANSWER, *tokens[row, : lens[row]]])
+        assert torch.equal(counts[place], torch.bincount(answer, minlength=VOCAB).int())
+    assert not counts[[0, -1]].any()
     logits = torch.randn(len(kinds), WIDTH, VOCAB)
     committed = torch.full((len(kinds),), PROMPT_LEN + len(ANSWER) - 1) + lens
     adjusted = logits.clone()

@@ -43,7 +43,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     worker.forward_batch_generation.return_value = SimpleNamespace(next_token_ids=torch.tensor([PREDICTED]))
     table = Rows.table(2, 2 * BLOCK_LENGTH, MASK, "cpu")
     with mock.patch.object(requests, "current", return_value=SimpleNamespace(checkpoint=mock.Mock(vocab_size=300))):
-        result = ExtendStep(worker, table, commit, MASK, BLOCK_LENGTH).run(batch, None)
+        counts = torch.zeros(2, 300, dtype=torch.int32)
+        result = ExtendStep(worker, table, counts, commit, MASK, BLOCK_LENGTH).run(batch, None)
     rows = table.gather(INDEX)
     (token,) = result.next_token_ids.tolist()
     return {
