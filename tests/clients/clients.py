@@ -6,8 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +42,16 @@ class Answer:
     logprobs: list[float]
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """What a client made of a stream."""
+
+    pieces: list[str]
+    """Of text."""
+    calls: list[tuple[str, Any]]
+    """Of tools: name and arguments, put together."""
+
+
 class RefusedError(Exception):
     """A client told its user of an HTTP 400."""
 
@@ -51,8 +64,8 @@ class Client(Protocol):
     def ask(self, body: Body) -> Answer:
         """The answer to a chat. Raises RefusedError."""
 
-    def stream(self, body: Body) -> list[str]:
-        """The pieces of text of a streamed answer."""
+    def stream(self, body: Body) -> Streamed:
+        """A streamed answer."""
 
 
 def answer_in(completion: Mapping[str, Any]) -> Answer:
@@ -67,9 +80,16 @@ def answer_in(completion: Mapping[str, Any]) -> Answer:
     )
 
 
-def piece_in(chunk: Mapping[str, Any]) -> str:
-    """The text in an event of a stream, as JSON."""
-    return "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+def streamed_in(chunks: Iterable[Mapping[str, Any]]) -> Streamed:
+    """The answer in the events of a stream, as JSON."""
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    names: dict[int, str] = defaultdict(str)
+    arguments: dict[int, str] = defaultdict(str)
+    for call in (call for delta in deltas for call in delta.get("tool_calls") or ()):
+        names[call["index"]] += call["function"].get("name") or ""
+        arguments[call["index"]] += call["function"].get("arguments") or ""
+    calls = [(names[index], json.loads(arguments[index])) for index in sorted(names)]
+    return Streamed([delta.get("content") or "" for delta in deltas], calls)
 
 
 def _with_extra_body(body: Body) -> dict[str, Any]:
@@ -90,8 +110,9 @@ class OpenAI:
         except openai.BadRequestError as error:
             raise RefusedError(str(error)) from error
 
-    def stream(self, body: Body) -> list[str]:
-        return [piece_in(chunk.model_dump()) for chunk in self._chats.create(**_with_extra_body(body), stream=True)]
+    def stream(self, body: Body) -> Streamed:
+        chunks = self._chats.create(**_with_extra_body(body), stream=True)
+        return streamed_in(chunk.model_dump() for chunk in chunks)
 
 
 class LiteLLM:
@@ -109,9 +130,9 @@ class LiteLLM:
         except litellm.BadRequestError as error:
             raise RefusedError(str(error)) from error
 
-    def stream(self, body: Body) -> list[str]:
+    def stream(self, body: Body) -> Streamed:
         chunks = litellm.completion(**self._arguments(body), stream=True)
-        return [piece_in(chunk.model_dump()) for chunk in chunks]
+        return streamed_in(chunk.model_dump() for chunk in chunks)
 
 
 class LangChain:
@@ -138,9 +159,13 @@ class LangChain:
         calls = [(call["name"], call["args"]) for call in message.tool_calls]
         return Answer(str(message.content), calls, [token["logprob"] for token in tokens])
 
-    def stream(self, body: Body) -> list[str]:
+    def stream(self, body: Body) -> Streamed:
         model, messages = self._model(body)
-        return [str(chunk.content) for chunk in model.stream(messages)]
+        chunks = list(model.stream(messages))
+        whole = reduce(add, chunks)
+        return Streamed(
+            [str(chunk.content) for chunk in chunks], [(call["name"], call["args"]) for call in whole.tool_calls]
+        )
 
 
 class _Program:
@@ -162,9 +187,9 @@ class _Program:
     def ask(self, body: Body) -> Answer:
         return answer_in(json.loads(self._run(body, is_stream=False)))
 
-    def stream(self, body: Body) -> list[str]:
+    def stream(self, body: Body) -> Streamed:
         lines = self._run(body, is_stream=True).splitlines()
-        return [piece_in(json.loads(line.removeprefix("data: "))) for line in lines if line.endswith("}")]
+        return streamed_in(json.loads(line.removeprefix("data: ")) for line in lines if line.endswith("}"))
 
 
 class Curl(_Program):

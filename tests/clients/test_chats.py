@@ -98,9 +98,16 @@ def test_an_answer(client: Client, url: str, asked: str, mode: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_stream(client: Client, url: str, mode: str, way: str) -> None:
-    pieces = client.stream({**CHAT, **WAYS[way](mode)})
+    pieces = client.stream({**CHAT, **WAYS[way](mode)}).pieces
     assert "".join(pieces) == plainly(url, "chat", mode).text
     assert sum(map(bool, pieces)) > 1
+
+
+@pytest.mark.parametrize(("asked", "mode"), zip(TOOLS_ASKED, ("self_speculation", "auto"), strict=True))
+def test_a_streamed_call(client: Client, url: str, asked: str, mode: str) -> None:
+    streamed, expected = client.stream({**ASKED[asked], **WAYS["body"](mode)}), plainly(url, asked, mode)
+    assert "".join(streamed.pieces) == expected.text
+    assert streamed.calls == expected.calls
 
 
 @pytest.mark.parametrize("mode", ["auto", "self_speculation", "autoregressive"])
