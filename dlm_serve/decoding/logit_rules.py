@@ -8,7 +8,7 @@ verified answer is the autoregressive one.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ _FOR_EVER = 1 << 40
 class RuledRows:
     """The rules of N rows as tensors, and how often each token stands in their answers."""
 
-    counts: torch.Tensor  # [N, V] int32
+    counts: torch.Tensor  # [R, V] int32, of all requests: large, so that there is one such table and never a copy
+    rows: torch.Tensor  # [N] int64, which of its rows are theirs
     frequency_penalty: torch.Tensor  # [N] float32
     presence_penalty: torch.Tensor  # [N] float32
     repetition_penalty: torch.Tensor  # [N] float32
@@ -69,22 +70,22 @@ class RuledRows:
         stop_ids: Collection[int],
         prompt_len: int,
         answer: Sequence[int],
-        vocab_size: int,
-        device: torch.device | str,
+        counts: torch.Tensor,
+        row: torch.Tensor,
     ) -> RuledRows:
-        """Return one row on `device`, of a request whose `answer` so far stands behind `prompt_len` tokens.
+        """Return the rules of a request whose `answer` so far stands behind `prompt_len` tokens; count its tokens.
 
-        `stop_ids` are what ends it.
+        They are counted anew in the `row` [1] int64 of `counts` [R, V] int32, on whose device the rules are. `stop_ids`
+        are what ends the request.
         """
-        # Counted there: a vocabulary in ordinary memory would be copied behind all that the device has yet to do.
-        counts = torch.zeros(vocab_size, dtype=torch.int32, device=device)
+        device, vocab_size = counts.device, counts.shape[1]
+        counts.index_fill_(0, row, 0)
         if len(answer):
             ids = torch.tensor(answer, dtype=torch.int64).to(device, non_blocking=True)
-            counts.scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.int32))
+            counts.view(-1).scatter_add_(0, row * vocab_size + ids, torch.ones_like(ids, dtype=torch.int32))
         biased = [token_id for token_id, _ in rules.logit_bias]
         stopping = sorted(token_id for token_id in stop_ids if token_id < vocab_size) if rules.min_new_tokens else []
         columns = {
-            "counts": counts,
             "frequency_penalty": torch.tensor(rules.frequency_penalty),
             "presence_penalty": torch.tensor(rules.presence_penalty),
             "repetition_penalty": torch.tensor(rules.repetition_penalty),
@@ -101,6 +102,8 @@ class RuledRows:
         }
         on_device = {name: column[None].to(device, non_blocking=True) for name, column in columns.items()}
         return cls(
+            counts=counts,
+            rows=row,
             **on_device,
             penalises=(rules.frequency_penalty, rules.presence_penalty, rules.repetition_penalty) != (0.0, 0.0, 1.0),
             ends_thinking=rules.max_thinking_tokens is not None,
@@ -108,24 +111,19 @@ class RuledRows:
 
     @classmethod
     def stack(cls, rows: Sequence[RuledRows]) -> RuledRows:
-        """Return the rows of all `rows`, in a copy."""
+        """Return the rows of all `rows`, which are counted in one table."""
 
         def joined(name: str) -> Any:
             tensors = [getattr(each, name) for each in rows]
+            if name == "counts":
+                return tensors[0]
             if isinstance(tensors[0], bool):
                 return any(tensors)
-            if tensors[0].dim() == 1 or name == "counts":
+            if tensors[0].dim() == 1:
                 return torch.cat(tensors)
             return pad_sequence([row for tensor in tensors for row in tensor], batch_first=True)
 
         return cls(**{field.name: joined(field.name) for field in fields(cls)})
-
-    def select(self, rows: slice) -> RuledRows:
-        """Return views of the rows `rows`."""
-        taken: dict[str, Any] = {
-            name: value[rows] for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **taken)
 
     def adjust_(self, logits: torch.Tensor, tokens: torch.Tensor, committed_lens: torch.Tensor) -> None:
         """Change `logits` [N, W, V] float32, which stand behind `tokens` [N, W], the first of which is counted already.
@@ -154,7 +152,7 @@ class RuledRows:
         ended before the block.
         """
         end = self.end_think_token_id[:, None]
-        is_over = self.counts.gather(1, end) > (tokens[:, :1] == end).int()
+        is_over = self._counts_of(end) > (tokens[:, :1] == end).int()
         column = (self.max_thinking_tokens - (committed_lens - self.num_prompt))[:, None]
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         return torch.where((columns == column) & (column > 0) & ~is_over, end, tokens)
@@ -162,7 +160,12 @@ class RuledRows:
     def count_(self, tokens: torch.Tensor, lens: torch.Tensor) -> None:
         """Count the first `lens` [N] of the `tokens` [N, W] that each row emits."""
         is_emitted = torch.arange(tokens.shape[1], device=tokens.device) < lens[:, None]
-        self.counts.scatter_add_(1, torch.where(is_emitted, tokens, 0), is_emitted.int())
+        at = self.rows[:, None] * self.counts.shape[1] + torch.where(is_emitted, tokens, 0)
+        self.counts.view(-1).scatter_add_(0, at.flatten(), is_emitted.int().flatten())
+
+    def _counts_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return how often each of `ids` [N, K] stands in the answers, [N, K] int32."""
+        return self.counts[self.rows[:, None], ids]
 
     def _end_thinking_(self, logits: torch.Tensor, drafted: torch.Tensor, num_output: torch.Tensor) -> None:
         """Leave only the end of thinking where `num_output` [N, W] tokens are answered and it is not among them.
@@ -171,7 +174,7 @@ class RuledRows:
         """
         end = self.end_think_token_id[:, None]
         along = pad((drafted == end).int().cumsum(1), (1, 0))
-        is_over = self.counts.gather(1, end) + along > 0
+        is_over = self._counts_of(end) + along > 0
         must_end = (num_output >= self.max_thinking_tokens[:, None]) & ~is_over
         at = end[:, None].expand(-1, logits.shape[1], -1)
         ends = torch.where(must_end[..., None], 0.0, logits.gather(2, at))
@@ -183,8 +186,8 @@ class RuledRows:
         unchanged = logits.gather(2, at)
         same = (drafted[:, :, None] == drafted[:, None, :]).int()
         along = pad(same.cumsum(1), (0, 0, 1, 0))  # [N, W, W - 1], how often before each position
-        self._penalise_counted_(logits, self.counts[:, None])
-        self._penalise_counted_(unchanged, self.counts.gather(1, drafted)[:, None] + along)
+        self._penalise_counted_(logits, self.counts[self.rows, None])
+        self._penalise_counted_(unchanged, self._counts_of(drafted)[:, None] + along)
         logits.scatter_(2, at, unchanged)
 
     def _penalise_counted_(self, logits: torch.Tensor, counts: torch.Tensor) -> None:

@@ -26,10 +26,18 @@ class ExtendStep:
     """Runs EXTEND calls."""
 
     def __init__(
-        self, target_worker: WorkerLike, table: Rows, commit: Commit, mask_token_id: int, block_size: int
+        self,
+        target_worker: WorkerLike,
+        table: Rows,
+        counts: torch.Tensor,
+        commit: Commit,
+        mask_token_id: int,
+        block_size: int,
     ) -> None:
+        """Set up what runs them; answers are counted in `counts` [R, V] int32, which has the rows of `table`."""
         self._target_worker = target_worker
         self._table = table
+        self._counts = counts
         self._commit = commit
         self._mask_token_id = mask_token_id
         self._block_size = block_size
@@ -66,7 +74,8 @@ class ExtendStep:
             result = self._target_worker.forward_batch_generation(batch)
             return result, result.next_token_ids.to(torch.int64)
         device = self._table.tokens.device.type
-        rows, rules = to_device(ruled, device), begin_rules([batch.reqs[row] for row in ruled], device)
+        rows = to_device(ruled, device)
+        rules = begin_rules([batch.reqs[row] for row in ruled], batch.req_pool_indices.long()[rows], self._counts)
         with self._target_worker.model_runner.sampler.ruled(rows, rules):
             result = self._target_worker.forward_batch_generation(batch)
         predicted = result.next_token_ids.to(torch.int64)

@@ -14,7 +14,7 @@ from dlm_serve.sglang.protocols import ReqLike
 from dlm_serve.sglang.serving import current
 
 _RULED = "dlm_ruled"
-"""The attribute of SGLang's requests that holds their rules and counts."""
+"""The attribute of SGLang's requests that holds their rules."""
 
 _MOST_LOGITS = 1 << 24
 """Logits that are changed at a time, of which there are several copies in float32 then."""
@@ -62,22 +62,21 @@ def has_rules(req: ReqLike) -> bool:
     return state_of(req).plan.logit_rules != NO_RULES
 
 
-def begin_rules(reqs: Sequence[ReqLike], device: str) -> RuledRows:
-    """Return the rules of SGLang's `reqs`, which have some, with their answers so far counted."""
-    vocab_size = current().checkpoint.vocab_size
-    for req in reqs:
+def begin_rules(reqs: Sequence[ReqLike], rows: torch.Tensor, counts: torch.Tensor) -> RuledRows:
+    """Return the rules of SGLang's N `reqs`, which have some, with their answers so far counted.
+
+    They have the `rows` [N] int64 of `counts` [R, V] int32.
+    """
+    for req, row in zip(reqs, rows.split(1), strict=True):
         rules, prompt_len = state_of(req).plan.logit_rules, len(req.origin_input_ids)
-        ruled = RuledRows.of(rules, end_ids_of(req), prompt_len, req.output_ids, vocab_size, device)
+        ruled = RuledRows.of(rules, end_ids_of(req), prompt_len, req.output_ids, counts, row)
         vars(req)[_RULED] = ruled
     return gathered(reqs)
 
 
 def gathered(reqs: Sequence[ReqLike]) -> RuledRows:
-    """Return the rules of SGLang's `reqs`, which are begun, as one; what is counted there, each counts."""
-    stacked = RuledRows.stack([vars(req)[_RULED] for req in reqs])
-    for row, req in enumerate(reqs):
-        vars(req)[_RULED] = stacked.select(slice(row, row + 1))
-    return stacked
+    """Return the rules of SGLang's `reqs`, which are begun, as one."""
+    return RuledRows.stack([vars(req)[_RULED] for req in reqs])
 
 
 def _asks(req: ReqLike) -> bool:

@@ -71,6 +71,11 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         adapter_folder = serving.checkpoint.draft_adapter(serving.config.lora.draft_adapter)
         if adapter_folder is not None:
             model.load_draft_adapter(adapter_folder)
+        # Allocated here, before SGLang gives the KV cache what memory is left: SGLang admits no more requests, and has
+        # one row that none uses.
+        most, vocab_size = server_args.max_running_requests, serving.checkpoint.vocab_size
+        assert most is not None, "`defaults` sets it"
+        self._answer_counts = torch.zeros(most + 1, vocab_size, dtype=torch.int32, device=self.device)
 
     @property
     def draft_worker(self) -> None:
@@ -107,7 +112,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
             routing = serving.config.routing
             step = BlockGraphs.capture(eager, runner, routing, serving.widths, serving.budgets)
         decode = DecodeForward(self._target_worker, self.table)
-        self._extend_step = ExtendStep(self._target_worker, self.table, commit, mask, block_size)
+        self._extend_step = ExtendStep(self._target_worker, self.table, self._answer_counts, commit, mask, block_size)
         logits = LogitStep(self.table, commit, choice, serving.checkpoint.vocab_size)
         self._step = step
         self._decode_step = DecodeStep(step, decode, windows, logits, mask)
