@@ -19,6 +19,9 @@ class TokenizerLike(Protocol):
     eos_token_id: int | None
     additional_stop_token_ids: set[int] | None
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, with U+FFFD for bytes that are no character."""
+
 
 class SamplingParamsLike(Protocol):
     """`sampling_params.SamplingParams` after `normalize`, of one request in the main process."""

@@ -52,9 +52,12 @@ def bodies(mode: str, **dlm: Any) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def expected(trained: Server) -> list[list[int]]:
-    """What each of `bodies` comes to, one at a time and autoregressively."""
-    answers = trained.generate_all(bodies("autoregressive"), 1)
-    return [answer["output_ids"] for answer in answers]
+    """What each of `bodies` comes to autoregressively, some of them also alone."""
+    asked = bodies("autoregressive")
+    outputs = [answer["output_ids"] for answer in trained.generate_all(asked, len(asked))]
+    alone = trained.generate_all(asked[::3], 1)
+    assert [answer["output_ids"] for answer in alone] == outputs[::3]
+    return outputs
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -257,6 +260,10 @@ def test_chats(trained: Server, name: str) -> None:
         text = "".join(piece["delta"].get("content") or "" for piece in pieces)
         assert text == whole["message"]["content"]
         tokens = (whole.get("logprobs") or {}).get("content") or []
+        streamed = [entry for piece in pieces for entry in (piece.get("logprobs") or {}).get("content") or []]
+        assert streamed == tokens[: len(streamed)]
+        behind = "".join(entry["token"] for entry in tokens[len(streamed) :])
+        assert behind in ("", "<|im_end|>", *CONSTRAINED_CHATS[name].get("stop", ()))  # which add no text
         found[mode] = text, [round(entry["logprob"], 3) for entry in tokens], whole["finish_reason"]
     assert found["self_speculation"][0] == found["autoregressive"][0]
     assert found["self_speculation"][1] == pytest.approx(found["autoregressive"][1], abs=2e-3)

@@ -32,6 +32,9 @@ from dlm_serve.sglang.serving import PIN, STATISTICS_KEY, current
 EXPORT_SECONDS = 1.0
 """Between exports of metrics while requests run; Prometheus asks less often."""
 
+LONGEST_CHARACTER = 4
+"""Tokens that a character may take, of a byte each."""
+
 
 class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     """Schedules requests whose steps may emit nothing."""
@@ -202,8 +205,20 @@ def longest_request(max_req_len: int, beyond_prompt: int, num_slots: int, reserv
 
 def _has_news(req: ReqLike) -> bool:
     """Return whether there is something to send: an end, or new tokens that are not taken back again."""
-    may_shrink = state_of(req).plan.may_shrink
-    return req.finished() or (len(req.output_ids) > req.send_token_offset and not may_shrink)
+    if req.finished():
+        return True
+    is_new = len(req.output_ids) > req.send_token_offset and not state_of(req).plan.may_shrink
+    return is_new and not (req.stream and req.return_logprob and _ends_inside_a_character(req))
+
+
+def _ends_inside_a_character(req: ReqLike) -> bool:
+    """Return whether the newest token waits for others to be text.
+
+    Chats and completions send log-probabilities with text, and lose those of tokens that come without any.
+    """
+    if req.tokenizer is None:
+        return False
+    return req.tokenizer.decode(req.output_ids[-LONGEST_CHARACTER:]).endswith("\ufffd")
 
 
 def _reserve() -> int:
