@@ -64,7 +64,7 @@ def test_counters_are_what_requests_say(crowded: Server) -> None:
     """With steps that overlap, requests that are retracted and resume, and one that is aborted."""
     before = scrape(crowded)
     reference = [case for case in NEMOTRON_LABS_DIFFUSION.cases(TRAINED) if len(case["output_ids"]) > 20]
-    answers = NEMOTRON_LABS_DIFFUSION.ask(crowded, reference[::3], 40)
+    answers = NEMOTRON_LABS_DIFFUSION.ask(crowded, reference[::6], 40)
     answers += crowded.generate_all([generate_body([5, 6, 7 + i], 30, ignore_eos=True) for i in range(12)], 6)
     answers.append(crowded.generate([5, 6, 7], 1, mode="diffusion"))
     answers.append(aborted(crowded))

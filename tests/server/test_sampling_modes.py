@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -26,14 +27,14 @@ def test_seeded_self_speculation_is_seeded_autoregression(trained: Server, setti
     def outputs(mode: str, **dlm: Any) -> list[list[int]]:
         bodies = [
             generate_body(PROMPT, 32, mode=mode, dlm=dlm, ignore_eos=True, sampling_seed=seed, **settings)
-            for seed in range(12)
+            for seed in range(8)
         ]
         return [answer["output_ids"] for answer in trained.generate_all(bodies, len(bodies))]
 
     autoregressive = outputs("autoregressive")
     assert outputs("self_speculation") == autoregressive
     assert outputs("self_speculation", speculation="one_forward", budget=24) == autoregressive
-    assert len({tuple(output) for output in autoregressive}) > 6
+    assert len({tuple(output) for output in autoregressive}) > 4
 
 
 def test_batched_with_other_settings_is_alone(trained: Server, crowded: Server) -> None:
@@ -103,14 +104,16 @@ def test_distribution_of_self_speculation_is_autoregressive(trained: Server) -> 
 
     The seeds are fixed, so the outcome is too; the level only says how it was chosen before the first run.
     """
-    num_samples, level = 600, 0.001
+    num_samples, each, level = 600, 20, 0.001
 
     def samples(mode: str, first_seed: int) -> list[list[int]]:
         bodies = [
-            generate_body(PROMPT, 4, mode=mode, ignore_eos=True, temperature=1.4, sampling_seed=first_seed + i)
-            for i in range(num_samples)
+            generate_body(PROMPT, 4, mode=mode, ignore_eos=True, temperature=1.4, sampling_seed=first_seed + i, n=each)
+            for i in range(num_samples // each)
         ]
-        return [answer["output_ids"] for answer in trained.generate_all(bodies, 64)]
+        with ThreadPoolExecutor(64 // each) as pool:
+            answers = pool.map(lambda body: trained.post("/generate", body).json(), bodies)
+        return [answer["output_ids"] for several in answers for answer in several]
 
     speculative, autoregressive = samples("self_speculation", 0), samples("autoregressive", 1_000_000)
     for position in (1, 2, 3):

@@ -123,7 +123,7 @@ def test_a_stream_has_its_history_at_its_end(trained: Server) -> None:
 
 def test_retracted_requests_have_their_history(crowded: Server) -> None:
     bodies = [
-        generate_body([5, 6, 7 + i], 90, mode=mode, dlm={"history": True}, ignore_eos=True)
+        generate_body([5, 6, 7 + i], 60, mode=mode, dlm={"history": True}, ignore_eos=True)
         for i in range(4)
         for mode in ("autoregressive", "diffusion", "self_speculation")
     ]
