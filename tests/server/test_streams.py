@@ -6,6 +6,8 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from serving import ANSWER_SECONDS, Server
 MODES = ("autoregressive", "diffusion", "self_speculation")
 LONG = 3 * LENGTH
 STREAMS = [path for path in GENERATES if path != "/vertex_generate"]
+WITH_USAGE = ("/v1/chat/completions", "/v1/completions")
+"""Those whose streams count tokens, if they are asked to."""
 
 
 def body_of(path: str, mode: str, stop: list[str], stream: bool, length: int = LONG) -> dict[str, Any]:
@@ -30,7 +34,7 @@ def body_of(path: str, mode: str, stop: list[str], stream: bool, length: int = L
         body["sampling_params"] = {**body["sampling_params"], "max_new_tokens": length, "stop": stop}
     else:
         body["stop_sequences" if path == "/v1/messages" else "stop"] = stop
-    if stream and path in ("/v1/chat/completions", "/v1/completions"):
+    if stream and path in WITH_USAGE:
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     return body
 
@@ -65,14 +69,20 @@ def is_end(event: dict[str, Any]) -> bool:
     )
 
 
+def answers(server: Server, path: str, mode: str) -> list[tuple[dict[str, Any], str]]:
+    """A whole answer and the stream of the same, without a stop and with one; all are asked at once."""
+    bodies = [body_of(path, mode, stop, stream=stream) for stop in ([], ["x"]) for stream in (False, True)]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        found = list(pool.map(partial(server.post, path), bodies))
+    assert [response.status_code for response in found] == [200] * len(bodies)
+    return [(whole.json(), stream.content.decode()) for whole, stream in zip(found[::2], found[1::2], strict=True)]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("path", STREAMS)
 def test_a_stream_is_the_whole_answer(trained: Server, path: str, mode: str) -> None:
-    for stop in ([], ["x"]):
-        whole = trained.post(path, body_of(path, mode, stop, stream=False)).json()
-        stream = trained.post(path, body_of(path, mode, stop, stream=True))
-        assert stream.status_code == 200, stream.text
-        sent = list(events(stream.content.decode()))
+    for whole, stream in answers(trained, path, mode):
+        sent = list(events(stream))
         if path == "/generate":
             pieces = [event["text"] for event in sent]
             assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(pieces))
@@ -81,21 +91,13 @@ def test_a_stream_is_the_whole_answer(trained: Server, path: str, mode: str) -> 
         else:
             assert "".join(map(piece_of, sent)) == text_of(whole)
             assert sum(map(is_end, sent)) == 1
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_usage_of_a_stream(trained: Server, path: str, mode: str) -> None:
-    for stop in ([], ["x"]):
-        whole = trained.post(path, body_of(path, mode, stop, stream=False)).json()["usage"]
-        stream = trained.post(path, body_of(path, mode, stop, stream=True)).text
-        counted = [event["usage"]["completion_tokens"] for event in events(stream) if event.get("usage")]
-        assert counted == sorted(counted)
-        assert counted[-1] == whole["completion_tokens"]
-        assert stream.count("data: [DONE]") == 1
-        last = list(events(stream))[-1]
-        assert last["choices"] == []
-        assert last["usage"]["prompt_tokens"] == whole["prompt_tokens"]
+        if path in WITH_USAGE:
+            counted = [event["usage"]["completion_tokens"] for event in sent if event.get("usage")]
+            assert counted == sorted(counted)
+            assert counted[-1] == whole["usage"]["completion_tokens"]
+            assert stream.count("data: [DONE]") == 1
+            assert sent[-1]["choices"] == []
+            assert sent[-1]["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
 
 
 @pytest.mark.parametrize("path", STREAMS)
