@@ -46,6 +46,10 @@ SHAPES = [
 ]
 
 
+CASES = [(shape, dtype) for dtype in DTYPES for shape in (SHAPES if ON_GPU or dtype is torch.float32 else SHAPES[::3])]
+"""On a GPU all; interpreted, types differ in how they are rounded alone."""
+
+
 def visible_of(batch: int, width: int, device: torch.device) -> Visible:
     """Rows of branches, causal, causal up to the middle, and bidirectional, each with more padding than the last."""
     rows, column = torch.arange(batch, device=device)[:, None], torch.arange(width, device=device)
@@ -97,8 +101,7 @@ def error_of(out: torch.Tensor, args: dict[str, Any]) -> torch.Tensor:
     return (out.double() - oracle_of(args)).abs().max()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), CASES, ids=str)
 def test_equals_reference(
     shape: Shape, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
