@@ -137,7 +137,7 @@ def test_mixed_batch_is_as_alone(server: Server) -> None:
     sampled: dict[str, Any] = {"temperature": 0.9, "sampling_seed": 4}
     lengths = itertools.product((1, 5, len(PROMPT)), (1, 3, 8, 20, 32))
     bodies = [
-        generate_body(PROMPT[:num], 23 + i, ignore_eos=True, dlm={"block_length": length}, **(sampled if i % 2 else {}))
+        generate_body(PROMPT[:num], 13 + i, ignore_eos=True, dlm={"block_length": length}, **(sampled if i % 2 else {}))
         for i, (num, length) in enumerate(lengths)
     ]
     alone = [answer["output_ids"] for answer in server.generate_all(bodies, 1)]
@@ -173,7 +173,8 @@ def test_block_causal_equals_the_reference_within_a_block(block_causal: Server) 
     reference = GOLDEN.cases(BLOCKS_OF_8)
     short = [case for case in reference if len(case["prompt_ids"]) <= 8]
     assert GOLDEN.differences(short, GOLDEN.ask(block_causal, short)) == []
-    assert GOLDEN.differences(reference, GOLDEN.ask(block_causal, reference)) != []
+    others = [case for case in reference if len(case["prompt_ids"]) > 8][::4]
+    assert GOLDEN.differences(others, GOLDEN.ask(block_causal, others)) != []
 
 
 def test_block_causal_chunks(block_causal: Server) -> None:
