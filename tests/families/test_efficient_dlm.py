@@ -137,7 +137,9 @@ def test_mixed_batch_is_as_alone(server: Server) -> None:
     sampled: dict[str, Any] = {"temperature": 0.9, "sampling_seed": 4}
     lengths = itertools.product((1, 5, len(PROMPT)), (1, 3, 8, 20, 32))
     bodies = [
-        generate_body(PROMPT[:num], 13 + i, ignore_eos=True, dlm={"block_length": length}, **(sampled if i % 2 else {}))
+        generate_body(
+            PROMPT[:num], length + 9, ignore_eos=True, dlm={"block_length": length}, **(sampled if i % 2 else {})
+        )
         for i, (num, length) in enumerate(lengths)
     ]
     alone = [answer["output_ids"] for answer in server.generate_all(bodies, 1)]
