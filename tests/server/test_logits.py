@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import NEMOTRON_LABS_DIFFUSION, RANDOM, THINKING, TRAINED, WITH_ADAPTER
+from golden import NEMOTRON_LABS_DIFFUSION, THINKING, TRAINED, WITH_ADAPTER
 from serving import Server, generate_body
 
 PROMPTS = ([145, 20, 30], [33, 44, 55, 66, 77])
@@ -107,7 +107,7 @@ def test_logprobs_of_resumed_requests(crowded: Server) -> None:
             assert [entry[0][1] for entry in meta["output_top_logprobs"]] == answer["output_ids"]
 
 
-@pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("paged", RANDOM), ("with_adapter", WITH_ADAPTER)])
+@pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("with_adapter", WITH_ADAPTER)])
 def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path) -> None:
     """The reference's, whose autoregressive answers are cut off from thinking behind ten tokens."""
     server: Server = request.getfixturevalue(name)
@@ -126,7 +126,7 @@ def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path
     assert [answer["output_ids"] for answer in answers] == [case["output_ids"] for case in reference] * len(WAYS)
 
 
-@pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("paged", RANDOM), ("with_adapter", WITH_ADAPTER)])
+@pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("with_adapter", WITH_ADAPTER)])
 def test_thinking_budgets_of_diffusion(request: pytest.FixtureRequest, name: str, model: Path) -> None:
     """The reference's tokens and forward passes, which has the end stand in its block from the beginning."""
     cases = THINKING.cases(model, "diffusion")

@@ -82,9 +82,9 @@ def test_requests_begin_as_it_is_pinned(trained: Server, body: dict[str, Any], w
 
 def test_requests_that_run_are_moved(trained: Server) -> None:
     """And their answers stay."""
-    alone = trained.generate(PROMPT, 300, mode="autoregressive", ignore_eos=True)["output_ids"]
+    alone = trained.generate(PROMPT, 200, mode="autoregressive", ignore_eos=True)["output_ids"]
     answers: list[dict[str, Any]] = []
-    body = generate_body(PROMPT, 300, ignore_eos=True)
+    body = generate_body(PROMPT, 200, ignore_eos=True)
     try:
         trained.post("/dlm/routing", {"mode": "autoregressive"})
         asking = threading.Thread(target=lambda: answers.append(trained.post("/generate", body).json()))
