@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,25 @@ def server_python() -> str:
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the server."""
+    with running(nano(*FLAGS), tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
+
+
+def nano(*flags: str) -> list[str]:
+    """The command of a server of nano, but for its port."""
+    return [PYTHON, "-m", "sglang.launch_server", "--model-path", "nano", *flags]
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path) -> Iterator[str]:
+    """The address of a server that `command`, with a port, starts; it ends with the context."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [PYTHON, "-m", "sglang.launch_server", "--model-path", "nano", "--port", str(port), *FLAGS]
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, "--port", str(port)], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         _wait(address, process, log)
