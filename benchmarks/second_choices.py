@@ -1,0 +1,289 @@
+"""Count what second choices would save: forwards of speculation in one forward with a leaf beside the chain, or without.
+
+    python benchmarks/second_choices.py [--noise 0 2.25 3.2] [--count 50]
+
+Decoding is replayed on the CPU: answers are lossless, so that what a forward accepts follows from the autoregressive
+answer, and of its groups only the one that the next draft comes from has to be run. A second choice behind a token of
+the chain is worth `reach * (1 - confidence of what is drafted there) * rho`, and has masks behind it like any token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import report
+import torch
+
+from dlm_serve.bundled import FOLDER
+from dlm_serve.decoding import Phase, RowOptions, Rows
+from dlm_serve.decoding.one_forward import LONGEST_CHAIN, plan_groups
+from dlm_serve.decoding.one_forward.plan import AFTER_A_MISS, MOST_SURE, survival
+from dlm_serve.inflation.adapter import Adapter
+from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER
+from dlm_serve.training.checkpoint import load_model
+from dlm_serve.training.model import DiffusionModel
+from dlm_serve.training.reference_decoder import decode
+from dlm_serve.training.tasks import TASKS
+from dlm_serve.training.tokenizer import EOS_ID, load_tokenizer, render_prompt
+
+BUDGETS = (32, 64, 96)
+WAYS = {
+    "none": (0.0, False),
+    **{f"leaves, rho {rho}": (rho, False) for rho in (0.2, 0.3, 0.4, 0.6)},
+    **{f"with masks, rho {rho}": (rho, True) for rho in (0.2, 0.4)},
+}
+"""How likely second choices are said to be right, and whether masks stand behind them."""
+MOST_MASKS = LONGEST_CHAIN - 1
+COLUMNS = np.arange(LONGEST_CHAIN)
+SURVIVED = survival(LONGEST_CHAIN, torch.device("cpu")).numpy()
+Numbers = npt.NDArray[Any]
+MAX_NEW_TOKENS = 128
+PREFIX = "base_model.model."
+
+
+@dataclass
+class Draft:
+    """What stands behind the pending token: most and second most likely tokens, and how sure the first are."""
+
+    ids: list[int] = field(default_factory=list)
+    second: list[int] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    is_broken: bool = False
+
+    def behind(self, number: int, *, is_broken: bool) -> Draft:
+        return Draft(self.ids[number:], self.second[number:], self.confidence[number:], is_broken)
+
+
+@dataclass
+class Text:
+    """A prompt with its autoregressive answer, and the drafts of `model` behind any of its tokens."""
+
+    model: DiffusionModel
+    ids: list[int]
+    num_prompt: int
+    known: dict[tuple[int, int], Draft] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def draft(self, anchor: int, number: int) -> Draft:
+        """Return what `number` masks behind the token at `anchor` say."""
+        if (anchor, number) not in self.known:
+            length = anchor + 1
+            tokens = torch.tensor([self.ids[:length] + [self.model.mask_token_id] * number])
+            columns = torch.arange(length + number)
+            is_noisy = columns >= length
+            mask = (columns <= columns[:, None]) | is_noisy[:, None]
+            hidden = self.model(tokens, columns[None], mask[None, None], is_noisy[None])
+            logits = self.model.diffusion_head(hidden[0, length:]).float()
+            probs = logits.softmax(-1)
+            logits[:, self.model.mask_token_id] = -torch.inf
+            top = logits.topk(2).indices
+            sure = probs.gather(1, top[:, :1])[:, 0]
+            self.known[anchor, number] = Draft(top[:, 0].tolist(), top[:, 1].tolist(), sure.tolist())
+        return self.known[anchor, number]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What enters a forward: tokens of the chain, masks behind each, second choices, and the masks behind those."""
+
+    num_main: int
+    num_masks: Numbers  # [C]
+    has_second: Numbers  # [C] bool
+    num_behind: Numbers  # [C]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_main + int(self.num_masks.sum() + self.has_second.sum() + self.num_behind.sum())
+
+
+def plan(draft: Draft, given: int, width: int, rho: float, grows: bool) -> Plan:
+    """Return the plan of `decoding.one_forward.plan`, with second choices that are right `rho` of the time.
+
+    Those that are likely enough have masks behind them if `grows`.
+    """
+    known = given + (draft.ids.index(EOS_ID) + 1 if EOS_ID in draft.ids else len(draft.ids))
+    known = min(known, LONGEST_CHAIN, width)
+    worth = np.float32(AFTER_A_MISS if draft.is_broken else 1.0)
+    sure = np.zeros(LONGEST_CHAIN + 1, np.float32)
+    sure[:given] = 1
+    sure[given:known] = np.minimum(np.array(draft.confidence[: known - given], np.float32), np.float32(MOST_SURE)) * worth
+    reach = sure[:-1].cumprod(dtype=np.float32)
+    may_stop = COLUMNS >= given - 1
+    if EOS_ID in draft.ids[: known - given]:
+        may_stop[known - 1] = False
+    second = np.where(may_stop & (COLUMNS + 1 < known), reach * (1 - sure[1:]) * np.float32(rho), 0)
+
+    def masks(worth: Numbers, price: float) -> Numbers:
+        number = np.minimum((worth[:, None] * SURVIVED >= price).sum(1), MOST_MASKS)
+        return np.where((number > 1) & (worth > 0), number, 0)
+
+    def stops(num_main: int, has_second: Numbers) -> Numbers:
+        following = np.append(np.where(COLUMNS < num_main, reach, 0)[1:], 0)
+        stop = reach - following - np.where(has_second, second, 0)
+        return np.where((COLUMNS < num_main) & may_stop, stop, 0)
+
+    def at(price: float) -> Plan:
+        num_main = max(int((reach >= price).sum()), given)
+        has_second = (second > 0) & (second >= price) & (COLUMNS < num_main)
+        behind = np.where(has_second, masks(second, price), 0) if grows else 0 * COLUMNS
+        return Plan(num_main, masks(stops(num_main, has_second), price), has_second, behind)
+
+    low, high = 0.0, 1.0
+    for _ in range(16):
+        price = (low + high) / 2
+        low, high = (low, price) if at(price).num_tokens <= width else (price, high)
+    found, wanted = at(high), at(low)
+    num_masks, stop = found.num_masks.copy(), stops(found.num_main, found.has_second)
+    room = width - found.num_tokens
+    for column in np.argsort(-stop, kind="stable"):
+        added = min(int(wanted.num_masks[column] - num_masks[column]), room)
+        if stop[column] > 0 and added > 0:
+            num_masks[column] += added
+            room -= added
+    return replace(found, num_masks=num_masks)
+
+
+@dataclass
+class Count:
+    """What was counted over all answers of one way."""
+
+    forwards: int = 0
+    tokens: int = 0
+    seconds: int = 0
+    """Second choices in rows."""
+    accepted: int = 0
+    """How many were right."""
+
+
+def replay(text: Text, width: int, rho: float, grows: bool, count: Count) -> None:
+    """Add the forwards that `text`'s answer takes in rows of `width` tokens."""
+    ids, pending, given, draft = text.ids, text.num_prompt, 1, Draft()
+    while pending < len(ids) - 1:
+        planned = plan(draft, given, width, rho, grows)
+        num_drafted, masks = planned.num_main - given, planned.num_masks.tolist()
+        right = 0
+        while right < num_drafted and pending + right + 1 < len(ids) and draft.ids[right] == ids[pending + right + 1]:
+            right += 1
+        stop = given - 1 + right
+        has_second = right < len(draft.ids) and bool(planned.has_second[stop])
+        next_pending = min(pending + right + 1, len(ids) - 1)
+        takes_second = has_second and draft.second[right] == ids[next_pending]
+        anchors = [(pending + v - given + 1, m) for v, m in enumerate(masks[: stop + 1]) if m]
+        if takes_second:
+            anchors += [(next_pending, int(planned.num_behind[stop]))] if planned.num_behind[stop] else []
+            next_pending = min(next_pending + 1, len(ids) - 1)
+        count.forwards += 1
+        count.seconds += int(planned.has_second.sum())
+        count.accepted += int(takes_second)
+        count.tokens += next_pending - pending
+        draft = following(text, draft, anchors, pending, next_pending)
+        pending, given = next_pending, 1 + int(takes_second)
+
+
+def following(text: Text, draft: Draft, anchors: Sequence[tuple[int, int]], pending: int, next_pending: int) -> Draft:
+    """Return the draft behind `next_pending`: of the last of the groups at `anchors`, else what is left of `draft`."""
+    if anchors:
+        anchor, number = anchors[-1]
+        decided = next_pending - anchor
+        if number > decided:
+            fresh = text.draft(anchor, number)
+            return fresh.behind(decided, is_broken=fresh.ids[:decided] != text.ids[anchor + 1 : next_pending + 1])
+    decided = next_pending - pending
+    verified = text.ids[pending + 1 : next_pending + 1]
+    return draft.behind(decided, is_broken=draft.is_broken or draft.ids[:decided] != verified)
+
+
+def check(draft: Draft, width: int) -> None:
+    """Assert that without second choices the plan is that of the server."""
+    rows = Rows.of([RowOptions(Phase.SPECULATE, LONGEST_CHAIN, stop_ids=[EOS_ID])], width)
+    rows = rows.start_block(torch.tensor([EOS_ID + 1]), mask_token_id=2)
+    number = min(len(draft.ids), width - 1)
+    rows.tokens[0, 1 : number + 1] = torch.tensor(draft.ids[:number])
+    rows.draft_confidence[0, 1 : number + 1] = torch.tensor(draft.confidence[:number])
+    expected, found = plan_groups(rows, 2), plan(draft, 1, width, 0.0, False)
+    assert int(expected.num_main) == found.num_main
+    assert expected.num_masks[0].tolist() == found.num_masks[: expected.num_masks.shape[1]].tolist()
+
+
+def task_prompts(count: int) -> list[list[int]]:
+    """Return `count` held-out prompts, of all tasks alike."""
+    examples = [example for task in TASKS.values() for example in task.examples("heldout", count, seed=11)]
+    random.Random(3).shuffle(examples)
+    encode = partial(load_tokenizer(Path(FOLDER)).encode, add_special_tokens=False)
+    return [encode(render_prompt([example.prompt])).ids for example in examples[:count]]
+
+
+def odd_prompts(count: int) -> list[list[int]]:
+    """Return `count` prompts of random tokens, to which nano has no good answer."""
+    rng = random.Random(5)
+    encode = partial(load_tokenizer(Path(FOLDER)).encode, add_special_tokens=False)
+    heads, tails = encode(render_prompt(["a"])).ids, encode(render_prompt(["b"])).ids
+    at = next(i for i, (a, b) in enumerate(zip(heads, tails, strict=True)) if a != b)
+    return [heads[:at] + rng.choices(range(512, 2048), k=8) + heads[at + 1 :] for _ in range(count)]
+
+
+def answers(model: DiffusionModel, prompts: Sequence[list[int]]) -> list[Text]:
+    options = RowOptions(Phase.DRAFT, LONGEST_CHAIN, threshold=0.0, stop_ids=[EOS_ID])
+    found = decode(model, prompts, options, MAX_NEW_TOKENS)
+    return [Text(model, prompt + answer.ids, len(prompt)) for prompt, answer in zip(prompts, found, strict=True)]
+
+
+def with_noise(noise: float) -> DiffusionModel:
+    """Return nano with noise on its draft adapter, in float32."""
+    model = load_model(Path(FOLDER)).eval()
+    tensors = Adapter.load(Path(FOLDER) / DRAFT_ADAPTER_FOLDER).with_noise(noise).tensors
+    named = {name.removeprefix(PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
+    assert not model.load_state_dict(named, strict=False).unexpected_keys
+    return model
+
+
+def measure(texts: Sequence[Text]) -> dict[str, Any]:
+    """Return the forwards of each budget and rho."""
+    found: dict[str, Any] = {}
+    for width in BUDGETS:
+        for name, (rho, grows) in WAYS.items():
+            count = Count()
+            for text in texts:
+                replay(text, width, rho, grows, count)
+            base = found.setdefault(f"budget {width}, none", {"forwards": count.forwards})["forwards"]
+            found[f"budget {width}, {name}"] = {
+                **vars(count),
+                "tokens_per_forward": round(count.tokens / count.forwards, 3),
+                "saved": round(1 - count.forwards / base, 4),
+            }
+            sys.stdout.write(f"  budget {width:3d}, {name:22}: {found[f'budget {width}, {name}']}\n")
+            sys.stdout.flush()
+    return found
+
+
+def main() -> None:
+    """Print a line for each figure, and write all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 2.25, 3.2])
+    parser.add_argument("--count", type=int, default=50, help="prompts of each kind")
+    parser.add_argument("--out", default="second_choices", help="name of the file in benchmarks/results")
+    options = parser.parse_args()
+    figures: dict[str, Any] = {}
+    for noise in options.noise:
+        model = with_noise(noise)
+        for name, prompts in (("tasks", task_prompts), ("odd", odd_prompts)):
+            texts = answers(model, prompts(options.count))
+            for text in texts[:10]:
+                for width in BUDGETS:
+                    check(text.draft(text.num_prompt, 20), width)
+            sys.stdout.write(f"== {name}, noise {noise}\n")
+            figures[f"{name}, noise {noise}"] = measure(texts)
+            report.write(options.out, {"count": options.count, "cells": figures}, "torch")
+
+
+if __name__ == "__main__":
+    main()
