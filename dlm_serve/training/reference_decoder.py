@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
-from dlm_serve.decoding import RowOptions, Rows, TokenChoice
-from dlm_serve.decoding.denoise import is_denoising
+from dlm_serve.decoding import AttentionSpec, RowOptions, Rows, TokenChoice
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
-from dlm_serve.training.layout import CLEAN, Layout, Mask
 from dlm_serve.training.model import DiffusionModel
 
 _COMMIT = NEMOTRON_LABS_DIFFUSION.commit
@@ -32,7 +31,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Batch:
-    """B sequences that decode together: committed tokens [B, T], how many of them are real, and their blocks."""
+    """B sequences that decode together: committed tokens [B, T], how many of them are real, and their rows."""
 
     committed: torch.Tensor
     lens: torch.Tensor
@@ -41,11 +40,17 @@ class _Batch:
 
 @torch.no_grad()
 def decode(
-    model: DiffusionModel, prompts: Sequence[Sequence[int]], options: RowOptions, max_new_tokens: int
+    model: DiffusionModel,
+    prompts: Sequence[Sequence[int]],
+    options: RowOptions,
+    max_new_tokens: int,
+    width: int | None = None,
 ) -> list[Answer]:
-    """Return greedy answers to `prompts`, up to and including a stop id of `options`."""
+    """Return greedy answers to `prompts`, up to and including a stop id of `options`, from forwards of `width` tokens.
+
+    Without `width` they hold a block.
+    """
     device = model.inv_freq.device
-    mask_token_id = model.mask_token_id
     lens = torch.tensor([len(prompt) for prompt in prompts], device=device)
     committed = torch.zeros(
         len(prompts), int(lens.max()) + max_new_tokens + options.block_length, dtype=torch.int64, device=device
@@ -54,7 +59,7 @@ def decode(
         committed[row, : len(prompt)] = torch.tensor(prompt, device=device)
     rows = Rows.of([options] * len(prompts), options.block_length).to(device)
     pending = _seeds(model, committed, lens)
-    batch = _Batch(committed, lens, rows.start_block(pending, mask_token_id))
+    batch = _Batch(committed, lens, rows.start_block(pending, model.mask_token_id))
     answers = [Answer([token]) for token in pending.tolist()]
     open_rows = list(range(len(prompts)))
     while True:
@@ -63,63 +68,46 @@ def decode(
             return [_cut(answer, options, max_new_tokens) for answer in answers]
         if len(keep) < len(open_rows):
             batch, open_rows = _select(batch, torch.tensor(keep, device=device)), [open_rows[i] for i in keep]
-        batch = _step(model, batch, [answers[row] for row in open_rows])
+        batch = _step(model, batch, [answers[row] for row in open_rows], width or options.block_length)
 
 
 def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
     """Return the first token of each answer [B], from a causal forward over the prompts [B, T]."""
-    position = torch.arange(int(lens.max()), dtype=torch.int32, device=lens.device).expand(len(lens), -1)
-    clean = torch.full_like(position, CLEAN)
-    mask = Layout(torch.zeros_like(position), position, clean, position + 1).dense_mask()
-    hidden = model(committed[:, : position.shape[1]], position, mask)
+    columns = torch.arange(int(lens.max()), device=lens.device)
+    hidden = model(committed[:, : len(columns)], columns[None], (columns <= columns[:, None])[None, None])
     logits = model.diffusion_head(hidden[torch.arange(len(lens), device=lens.device), lens - 1])
     return TokenChoice(model.mask_token_id).greedy(logits[:, None]).ids[:, 0]
 
 
-def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer]) -> _Batch:
+def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer], width: int) -> _Batch:
     """Run one forward of all rows and append what they emit to `answers`."""
-    rows, width = batch.rows, batch.rows.width
+    all_rows = torch.arange(len(batch.lens), device=batch.lens.device)
+    rows, context = batch.rows.gather(all_rows, width), int(batch.lens.max())
     spec = _COMMIT.attention_spec(rows, batch.lens, model.mask_token_id)
-    context = int(batch.lens.max())
-    tokens = torch.cat((batch.committed[:, :context], rows.tokens), dim=1)
-    positions, mask = _positions_and_mask(batch, context, is_denoising(rows.phase))
-    hidden = model(tokens, positions, mask, drafting=torch.nn.functional.pad(spec.lora_on, (context, 0)))
-    logits = model.diffusion_head(hidden[:, context:])
-    columns = batch.lens[:, None] + torch.arange(width, device=tokens.device)
-    prediction = TokenChoice(model.mask_token_id).greedy(logits)
+    tokens = torch.cat((batch.committed[:, :context], spec.tokens), dim=1)
+    columns = torch.arange(context, device=tokens.device)
+    positions = torch.cat((columns.expand(len(tokens), -1), spec.positions), dim=1)
+    hidden = model(tokens, positions, _mask(spec, columns), drafting=pad(spec.lora_on, (context, 0)))
+    prediction = TokenChoice(model.mask_token_id).greedy(model.diffusion_head(hidden[:, context:]))
 
-    after, output = _COMMIT.advance(rows, prediction, model.mask_token_id)
+    output = _COMMIT.advance_(batch.rows, all_rows, spec.anchors, prediction, model.mask_token_id)
     # A causal forward commits the row's first tokens, as many as it emits: the pending one and those accepted.
-    kept = torch.arange(width, device=tokens.device) < output.lens[:, None]
-    batch.committed.scatter_(1, columns, torch.where(kept, _entered(rows, output.tokens), 0))
+    taken = torch.arange(output.tokens.shape[1], device=tokens.device)
+    kept = torch.where(taken < output.lens[:, None], spec.tokens[:, : len(taken)], 0)
+    batch.committed.scatter_(1, batch.lens[:, None] + taken, kept)
     for answer, emitted, count in zip(answers, output.tokens.tolist(), output.lens.tolist(), strict=True):
         answer.nfe += 1
         answer.ids += emitted[:count]
         answer.accepted += (count,) if count else ()
-    return _Batch(batch.committed, batch.lens + output.lens, after)
+    return _Batch(batch.committed, batch.lens + output.lens, batch.rows)
 
 
-def _entered(rows: Rows, emitted: torch.Tensor) -> torch.Tensor:
-    """Return the tokens whose KV a causal forward commits: the pending one, then all emitted ones but the last."""
-    return torch.cat((rows.tokens[:, :1], emitted[:, :-1]), dim=1)
-
-
-def _positions_and_mask(batch: _Batch, context: int, bidirectional: torch.Tensor) -> tuple[torch.Tensor, Mask]:
-    """Return positions and mask: committed tokens at their columns, then the block, which starts at position `lens`."""
-    width, rows = batch.rows.width, len(batch.lens)
-    column = torch.arange(context + width, dtype=torch.int32, device=batch.lens.device).expand(rows, -1)
-    in_block = column >= context
-    lens = batch.lens.to(torch.int32)[:, None]
-    position = torch.where(in_block, column - context + lens, column)
-    noisy = in_block & bidirectional[:, None]
-    real = torch.where(in_block, column - context < batch.rows.new_len[:, None], column < lens)
-    placed = Layout(
-        document=torch.where(real, 0, 1).to(torch.int32),
-        position=position,
-        block=torch.where(noisy, 0, CLEAN).to(torch.int32),
-        horizon=torch.where(noisy, lens, position + 1),
-    )
-    return position, placed.dense_mask()
+def _mask(spec: AttentionSpec, columns: torch.Tensor) -> torch.Tensor:
+    """Return who sees whom [B, 1, T, T] among tokens at `columns` [C], which are committed, and a row behind them."""
+    causal = (columns <= columns[:, None]).expand(len(spec.tokens), -1, -1)
+    committed = (columns < spec.prefix_lens[:, None])[:, None].expand(-1, spec.tokens.shape[1], -1)
+    above = pad(causal, (0, spec.tokens.shape[1]))
+    return torch.cat((above, torch.cat((committed, spec.visible.mask()), dim=2)), dim=1)[:, None]
 
 
 def _select(batch: _Batch, keep: torch.Tensor) -> _Batch:
