@@ -69,7 +69,7 @@ class Forwards:
         size = (len(indices), width)
         ids = torch.zeros(size, dtype=torch.int64)
         emitted = StepOutput(ids, torch.ones(size[0], dtype=torch.int32))
-        prediction = Prediction(ids, torch.zeros(size), torch.zeros(size))
+        prediction = Prediction(ids, torch.zeros(size), torch.zeros(size), ids)
         return BlockForward(torch.zeros(*size, VOCAB_SIZE), prediction, True, lambda: emitted)
 
 

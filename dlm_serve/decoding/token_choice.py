@@ -14,7 +14,7 @@ Which masks of a block take their token in which forward is `denoise`. On a GPU 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from dlm_kernels.sample_token import Nucleus, Sampling, sample_token
@@ -33,16 +33,18 @@ class Prediction:
     ids: torch.Tensor  # [B, W] int64, the chosen tokens
     confidence: torch.Tensor  # [B, W] float32, probability of `ids` before temperature
     entropy: torch.Tensor  # [B, W] float32, nats, of the same distribution
+    second_ids: torch.Tensor  # [B, W] int64, what would be chosen without `ids`, if asked for; else `ids`
 
     def select(self, rows: slice) -> Prediction:
         """Return views of the rows `rows`."""
-        return Prediction(self.ids[rows], self.confidence[rows], self.entropy[rows])
+        return Prediction(self.ids[rows], self.confidence[rows], self.entropy[rows], self.second_ids[rows])
 
     def put_(self, rows: torch.Tensor, other: Prediction) -> None:
         """Overwrite the rows `rows` [N] int64 with `other`, N rows."""
         self.ids.index_copy_(0, rows, other.ids)
         self.confidence.index_copy_(0, rows, other.confidence)
         self.entropy.index_copy_(0, rows, other.entropy)
+        self.second_ids.index_copy_(0, rows, other.second_ids)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class TokenChoice:
     """What top-p means."""
     may_shuffle: bool = False
     """Whether there are rows whose masks are filled in a random order."""
+    with_second: bool = False
+    """Whether predictions say what would be chosen second."""
 
     def predict(self, logits: torch.Tensor, positions: torch.Tensor, rows: Rows) -> Prediction:
         """Return the tokens of `rows` for `logits` [B, W, V] of any floating type, to stand at `positions` [B, W].
@@ -67,7 +71,7 @@ class TokenChoice:
             return prediction
         shuffled = random_confidence(rows.seed, positions)
         confidence = torch.where(rows.is_shuffled[:, None], shuffled, prediction.confidence)
-        return Prediction(prediction.ids, confidence, prediction.entropy)
+        return replace(prediction, confidence=confidence)
 
     def greedy(self, logits: torch.Tensor) -> Prediction:
         """Return the most likely tokens for `logits` [B, W, V] of any floating type."""
@@ -92,6 +96,7 @@ class TokenChoice:
             exclude_id=self.mask_token_id,
             exclude_from_denominator=not self.mask_in_denominator,
             nucleus=self.nucleus,
+            with_second=self.with_second,
         )
         return Prediction(*(tensor.view(logits.shape[:2]) for tensor in found))
 

@@ -62,6 +62,7 @@ def test_equals_reference(width: int, device: torch.device) -> None:
         torch.randint(MASK + 1, VOCAB_SIZE, shape, generator=generator).to(device),
         torch.randint(0, 5, shape, generator=generator).to(device) / 4,  # few values, so that some tie
         torch.rand(shape, generator=generator).to(device) / 2,
+        torch.zeros(shape, dtype=torch.int64, device=device),
     )
     after, output = COMMIT.advance(table.gather(indices, width), prediction, MASK)
     expected = Rows(**{field.name: getattr(table, field.name).clone() for field in fields(table)})
@@ -102,7 +103,7 @@ def test_early_stops(name: str, device: torch.device) -> None:
     table = rows.replace(tokens=torch.tensor([tokens])).to(device)
     confidences = torch.tensor([[confidence] * 4 + [0.2 if confidence == UNSURE else SURE]], device=device)
     ids, entropy = torch.full((1, 5), 6, device=device), torch.zeros(1, 5, device=device)
-    after, _ = COMMIT.advance(table, Prediction(ids, confidences, entropy), MASK)
+    after, _ = COMMIT.advance(table, Prediction(ids, confidences, entropy, ids), MASK)
     kernel.advance_(table, torch.zeros(1, dtype=torch.int64, device=device), ids, confidences, entropy, MASK)
     assert (table.phase.item(), after.phase.item()) == (phase, phase)
     assert torch.equal(table.tokens, after.tokens)

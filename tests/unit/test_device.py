@@ -46,7 +46,8 @@ def indices() -> torch.Tensor:
 
 
 def prediction(num_rows: int = BATCH) -> Prediction:
-    return Prediction(zeros(num_rows, WIDTH, dtype=torch.int64), zeros(num_rows, WIDTH), zeros(num_rows, WIDTH))
+    ids = zeros(num_rows, WIDTH, dtype=torch.int64)
+    return Prediction(ids, zeros(num_rows, WIDTH), zeros(num_rows, WIDTH), ids)
 
 
 def assert_alike(found: object, expected: object) -> None:

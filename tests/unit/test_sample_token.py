@@ -19,7 +19,7 @@ WHOLE = 1 << 30
 """A top-k that keeps the whole vocabulary, as SGLang writes it."""
 
 both = pytest.mark.parametrize("sample_token", [reference.sample_token, kernels.sample_token], ids=["torch", "triton"])
-SampleToken = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+SampleToken = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def sampling_of(
@@ -57,9 +57,10 @@ def test_known_rows(
     device: torch.device,
 ) -> None:
     logits = torch.tensor([row], device=device)
-    ids, confidence, entropy = sample_token(
+    ids, confidence, entropy, second_ids = sample_token(
         logits, exclude_id=exclude_id, exclude_from_denominator=exclude_from_denominator
     )
+    assert torch.equal(second_ids, ids), "asked for nothing else"
     assert ids.item() == expected[0]
     assert confidence.item() == pytest.approx(expected[1], rel=1e-6)
     assert entropy.item() == pytest.approx(expected[2], rel=1e-6, abs=1e-6)
@@ -87,8 +88,10 @@ def test_greedy_kernels_equal_the_reference(
     logits = padded[:, :vocab_size]  # rows lie apart, as they do behind a padded vocabulary
     exclude_id = int(logits[0].argmax()) if vocab_size > 1 else -1
     rules: dict[str, Any] = {"exclude_id": exclude_id, "exclude_from_denominator": exclude_from_denominator}
-    ids, confidence, entropy = kernels.sample_token(logits, **rules)
+    ids, confidence, entropy, second_ids = kernels.sample_token(logits, with_second=True, **rules)
     assert torch.equal(ids, reference.sample_token(logits, **rules)[0])
+    assert torch.equal(second_ids, reference.sample_token(logits, with_second=True, **rules)[3])
+    assert torch.equal(kernels.sample_token(logits, **rules)[0], ids)
     assert_probabilities(logits, ids, confidence, entropy, exclude_id if exclude_from_denominator else -1)
 
 
@@ -114,10 +117,52 @@ def test_stretches_of_nothing_but_minus_infinity(device: torch.device) -> None:
     logits = torch.full((2, 3 * kernels.STRETCH), -INF, device=device)
     logits[0, 5], logits[1, -1] = 2.0, -3.0
     for dropped in (False, True):
-        ids, confidence, entropy = kernels.sample_token(logits, exclude_id=7, exclude_from_denominator=dropped)
+        ids, confidence, entropy, _ = kernels.sample_token(logits, exclude_id=7, exclude_from_denominator=dropped)
         assert ids.tolist() == [5, 3 * kernels.STRETCH - 1]
         assert confidence.tolist() == [1.0, 1.0]
         assert entropy.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([0.0, 3.0, 2.0, 9.0, 1.0], [1, 2]),
+        ([0.0, 2.0, 2.0, 9.0, 2.0], [1, 2]),
+        ([2.0, 0.0, 1.0, 9.0, 1.0], [0, 2]),
+        ([-INF, 2.0, -INF, 9.0, -INF], [1, 1]),
+        ([-INF, -INF, -INF, 9.0, 1.0], [4, 4]),
+        ([-INF, -INF, 0.0, 9.0, 1.0], [4, 2]),
+    ],
+    ids=["plain", "all tie", "seconds tie", "no second", "no second, last", "other -inf"],
+)
+@pytest.mark.parametrize("apart", [1, 3000], ids=["together", "in stretches of their own"])
+@both
+def test_the_second_most_likely(
+    sample_token: SampleToken, row: list[float], expected: list[int], apart: int, device: torch.device
+) -> None:
+    """Where there is none it is the first again; token 3, which would be the first, is excluded."""
+    logits = torch.full((1, 5 * apart), -INF, device=device)
+    logits[0, ::apart] = torch.tensor(row)
+    ids, *_, second_ids = sample_token(logits, exclude_id=3 * apart, with_second=True)
+    assert [ids.item(), second_ids.item()] == [apart * token for token in expected]
+
+
+@both
+def test_the_second_is_drawn_among_the_kept(sample_token: SampleToken, device: torch.device) -> None:
+    """Greedy, from all tokens, from those kept, and from one that is kept alone: what the noisy scores say."""
+    settings = [(1.0, 1, 1.0, 0.0), (1.0, WHOLE, 1.0, 0.0), (1.0, 2, 1.0, 0.0), (1.0, WHOLE, 0.1, 0.0)] * 4
+    sampling = sampling_of(*settings, device=device)
+    logits = (torch.randn(16, 600, generator=torch.Generator().manual_seed(0)) * 3).to(device)
+    logits[:, 7] = 20.0
+    positions = torch.arange(16, device=device)
+    found = sample_token(logits, positions, sampling, exclude_id=-1, with_second=True)
+    scores = logits + reference.gumbel_noise(sampling.seed, positions, 600)
+    scores[::4] = logits[::4]
+    two_likeliest = logits >= logits.topk(2).values[:, 1:]
+    scores[2::4] = scores[2::4].masked_fill(~two_likeliest[2::4], -INF)
+    expected = scores.topk(2).indices
+    expected[3::4] = 7
+    assert torch.equal(torch.stack([found[0], found[3]], 1), expected)
 
 
 def test_rows_must_be_contiguous() -> None:
@@ -155,10 +200,12 @@ def assert_as_the_reference(
     sampling = sampling_of(*[SETTINGS[name] for name in names], device=device)
     positions = torch.arange(len(logits), device=device) * 31
     rules: dict[str, Any] = {"exclude_id": 3, "nucleus": nucleus}
-    ids, confidence, entropy = kernels.sample_token(logits, positions, sampling, **rules)
-    expected, *_ = reference.sample_token(logits, positions, sampling, **rules)
+    ids, confidence, entropy, second_ids = kernels.sample_token(logits, positions, sampling, with_second=True, **rules)
+    expected, *_, expected_second = reference.sample_token(logits, positions, sampling, with_second=True, **rules)
+    same = (ids == expected) & (second_ids == expected_second)
     row_names = [name for name in names for _ in range(len(logits) // len(names))]
-    assert [name for name, same in zip(row_names, (ids == expected).tolist(), strict=True) if not same] == []
+    assert [name for name, is_same in zip(row_names, same.tolist(), strict=True) if not is_same] == []
+    assert torch.equal(kernels.sample_token(logits, positions, sampling, **rules)[0], ids)
     assert_probabilities(logits, ids, confidence, entropy, dropped_id=-1)
 
 
@@ -186,8 +233,10 @@ def test_of_equal_scores_the_lowest_id_is_drawn(device: torch.device) -> None:
     scores = logits / temperature + reference.gumbel_noise(sampling.seed, positions, 600)
     shared = scores == scores.max(-1, keepdim=True).values
     assert (shared.sum(-1) > 1).any()
-    ids, *_ = kernels.sample_token(logits, positions, sampling, exclude_id=-1)
-    assert torch.equal(ids, shared.int().argmax(-1))
+    ids, *_, second_ids = kernels.sample_token(logits, positions, sampling, exclude_id=-1, with_second=True)
+    assert torch.equal(
+        torch.stack([ids, second_ids], 1), scores.sort(dim=-1, descending=True, stable=True).indices[:, :2]
+    )
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -197,8 +246,10 @@ def test_rows_that_are_not_numbers_end(device: torch.device) -> None:
     logits = torch.randn(4, 70, generator=torch.Generator().manual_seed(0)).to(device)
     logits[::2], logits[1::2, 5] = math.nan, math.nan
     positions = torch.arange(4, device=device)
-    ids, *_ = kernels.sample_token(logits, positions, sampling_of(*settings, device=device), exclude_id=3)
+    sampling = sampling_of(*settings, device=device)
+    ids, *_, second_ids = kernels.sample_token(logits, positions, sampling, exclude_id=3, with_second=True)
     assert ((ids >= 0) & (ids < 70)).all()
+    assert ((second_ids >= 0) & (second_ids < 70)).all()
 
 
 @both
@@ -206,8 +257,9 @@ def test_one_token_that_is_left_is_taken(sample_token: SampleToken, device: torc
     logits = torch.full((len(SETTINGS), 600), -INF, device=device)
     logits[:, 599] = -7.0
     sampling = sampling_of(*SETTINGS.values(), device=device)
-    ids, confidence, _ = sample_token(logits, torch.arange(len(SETTINGS), device=device), sampling, exclude_id=3)
-    assert ids.tolist() == [599] * len(SETTINGS)
+    positions = torch.arange(len(SETTINGS), device=device)
+    ids, confidence, _, second_ids = sample_token(logits, positions, sampling, exclude_id=3, with_second=True)
+    assert ids.tolist() == second_ids.tolist() == [599] * len(SETTINGS)
     assert confidence.tolist() == [1.0] * len(SETTINGS)
 
 

@@ -170,6 +170,7 @@ class _Buffers:
     ids: torch.Tensor  # [T] int64
     confidence: torch.Tensor  # [T] float32
     entropy: torch.Tensor  # [T] float32
+    second_ids: torch.Tensor  # [T] int64
     tokens: torch.Tensor  # [T] int64
     lens: torch.Tensor  # [B] int32
     longest: int
@@ -189,6 +190,7 @@ class _Buffers:
             ids=make(tokens, dtype=torch.int64),
             confidence=make(tokens, dtype=torch.float32),
             entropy=make(tokens, dtype=torch.float32),
+            second_ids=make(tokens, dtype=torch.int64),
             tokens=make(tokens, dtype=torch.int64),
             lens=make(rows, dtype=torch.int32),
             longest=longest,
@@ -208,9 +210,8 @@ class _Buffers:
         return _cut(self.anchors, shape.batch_size, shape.width)
 
     def predicted(self, shape: GraphShape) -> Prediction:
-        return Prediction(
-            *(_cut(each, shape.batch_size, shape.width) for each in (self.ids, self.confidence, self.entropy))
-        )
+        tensors = self.ids, self.confidence, self.entropy, self.second_ids
+        return Prediction(*(_cut(each, shape.batch_size, shape.width) for each in tensors))
 
     def emitted(self, shape: GraphShape) -> StepOutput:
         tokens = _cut(self.tokens, shape.batch_size, min(shape.width, self.longest))
@@ -232,4 +233,4 @@ def _borrowed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _tensors(prediction: Prediction) -> tuple[torch.Tensor, ...]:
-    return prediction.ids, prediction.confidence, prediction.entropy
+    return prediction.ids, prediction.confidence, prediction.entropy, prediction.second_ids

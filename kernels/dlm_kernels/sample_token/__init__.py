@@ -1,4 +1,4 @@
-"""Choose a token for each row of logits, greedily or by chance, and say how sure the model is of it."""
+"""Choose a token for each row of logits, greedily or by chance, and say how sure the model is and what is second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def sample_token(
     exclude_id: int,
     exclude_from_denominator: bool = False,
     nucleus: Nucleus = Nucleus.REACHING,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with_second: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute `reference.sample_token`, which defines it: with Triton kernels on a GPU, with PyTorch elsewhere."""
     implementation = reference.sample_token
     if logits.is_cuda:
@@ -30,6 +31,7 @@ def sample_token(
         exclude_id=exclude_id,
         exclude_from_denominator=exclude_from_denominator,
         nucleus=nucleus,
+        with_second=with_second,
     )
 
 

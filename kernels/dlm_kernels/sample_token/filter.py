@@ -58,9 +58,85 @@ def _load_groups(
 
 
 @triton.jit
+def _is_kept(
+    row,
+    listed,
+    o_g,
+    b_max,
+    x,
+    top,
+    power,
+    floor,
+    most,
+    limit,
+    exclude_id,
+    V: tl.constexpr,
+    GROUP: tl.constexpr,
+    READ: tl.constexpr,
+    WITHIN: tl.constexpr,
+):
+    """Return whether tokens of logit `x` are in all three sets."""
+    is_kept = x >= floor
+    if is_kept:
+        num_listed = _list_groups(listed, o_g, (b_max >= x) if WITHIN else (b_max > x))
+        b_mass = tl.zeros([READ * GROUP // 8], tl.float32)
+        b_count = tl.zeros([READ * GROUP // 8], tl.int32)
+        for start in range(0, num_listed, READ):
+            _, b_x = _load_groups(row, listed, start, num_listed, exclude_id, V, GROUP, READ)
+            b_x = tl.reshape(b_x, [READ * GROUP // 8, 8])
+            b_counts = (b_x >= x) if WITHIN else (b_x > x)
+            b_mass += tl.sum(tl.where(b_counts, tl.math.exp2((b_x - top) * power), 0.0), 1)
+            b_count += tl.sum((b_x > x).to(tl.int32), 1)
+        count = tl.sum(b_count)
+        is_kept = (count == 0) | ((count < most) & (tl.sum(b_mass) <= limit))
+    return is_kept
+
+
+@triton.jit
+def _best_above(
+    row,
+    listed,
+    o_g,
+    b_max,
+    b_reach,
+    b_noisy,
+    b_drawn,
+    above,
+    floor,
+    bits,
+    heat,
+    exclude_id,
+    taken,
+    V: tl.constexpr,
+    GROUP: tl.constexpr,
+    DRAWN: tl.constexpr,
+):
+    """Return the best under noise of the tokens higher than `above`, and which it is; -inf if there is none.
+
+    `b_reach` are the best of the groups' stretches, `b_noisy` those of the stretches, and `b_drawn` the logits of the
+    latter.
+    """
+    # What some stretch drew above is a bound: stretches whose best under noise is lower hold no better one.
+    bound = tl.max(tl.where((b_drawn > above) & (b_drawn >= floor), b_noisy, float("-inf")))
+    num_listed = _list_groups(listed, o_g, (b_max > above) & (b_max >= floor) & (b_reach >= bound))
+    best, token = float("-inf"), 0
+    for start in range(0, num_listed, DRAWN):
+        o_id, b_x = _load_groups(row, listed, start, num_listed, exclude_id, V, GROUP, DRAWN)
+        b_x = tl.where((b_x > above) & (b_x >= floor), b_x, float("-inf"))
+        if taken is not None:
+            b_x = tl.where(o_id == taken, float("-inf"), b_x)
+        o_eight = tl.min(tl.reshape(o_id, [DRAWN * GROUP // 8, 8]), 1)
+        value, drawn = best_under_noise(row, b_x, o_id, o_eight, bits, heat, above, floor, exclude_id, V, taken)
+        if value > best:  # groups are in order: of a tie the lowest id stays
+            best, token = value, drawn
+    return best, token
+
+
+@triton.jit
 def filter_kernel(
     logits,
     ids,
+    second_ids,
     confidence,
     log_total,
     best,
@@ -87,8 +163,9 @@ def filter_kernel(
     READ: tl.constexpr,
     DRAWN: tl.constexpr,
     WITHIN: tl.constexpr,
+    WITH_SECOND: tl.constexpr,
 ):
-    """Draw row i_n again until the token is one that its filters keep.
+    """Draw row i_n again until the token is one that its filters keep; then do the same for the second without it.
 
     Of its S stretches it reads what the stretch kernel found, of its G groups the maxima. `groups` is scratch. READ
     groups are read at a time, DRAWN where noise is computed.
@@ -104,7 +181,8 @@ def filter_kernel(
         o_g, o_s = tl.arange(0, BG), tl.arange(0, BS)
         b_max = tl.load(maxima + i_n * G + o_g, mask=o_g < G, other=float("-inf")).to(tl.float32)
         b_noisy = tl.load(noisy + i_n * S + o_s, mask=o_s < S, other=float("-inf"))
-        b_drawn = tl.load(row + tl.load(noisy_id + i_n * S + o_s, mask=o_s < S, other=0)).to(tl.float32)
+        b_drawn_id = tl.load(noisy_id + i_n * S + o_s, mask=o_s < S, other=0)
+        b_drawn = tl.load(row + b_drawn_id).to(tl.float32)
         b_reach = tl.load(noisy + i_n * S + o_g // (G // S), mask=o_g < G, other=float("-inf"))
         top = tl.max(b_max)
         power = heat * LOG2_E
@@ -119,37 +197,40 @@ def filter_kernel(
             limit = p * tl.sum(tl.math.exp2((b_best - top) * power) * b_sum)
 
         token = tl.load(ids + i_n).to(tl.int32)
-        x = tl.load(row + token).to(tl.float32)
+        x, above = tl.load(row + token).to(tl.float32), float("-inf")
         searching = True
         while searching:
-            is_kept = x >= floor
-            if is_kept:
-                num_listed = _list_groups(listed, o_g, (b_max >= x) if WITHIN else (b_max > x))
-                b_mass = tl.zeros([READ * GROUP // 8], tl.float32)
-                b_count = tl.zeros([READ * GROUP // 8], tl.int32)
-                for start in range(0, num_listed, READ):
-                    _, b_x = _load_groups(row, listed, start, num_listed, exclude_id, V, GROUP, READ)
-                    b_x = tl.reshape(b_x, [READ * GROUP // 8, 8])
-                    b_counts = (b_x >= x) if WITHIN else (b_x > x)
-                    b_mass += tl.sum(tl.where(b_counts, tl.math.exp2((b_x - top) * power), 0.0), 1)
-                    b_count += tl.sum((b_x > x).to(tl.int32), 1)
-                count = tl.sum(b_count)
-                is_kept = (count == 0) | ((count < most) & (tl.sum(b_mass) <= limit))
+            is_kept = _is_kept(
+                row, listed, o_g, b_max, x, top, power, floor, most, limit, exclude_id, V, GROUP, READ, WITHIN
+            )
             searching = is_kept == 0
             if searching:
-                # What some stretch drew above is a bound: stretches whose best under noise is lower hold no better one.
-                bound = tl.max(tl.where((b_drawn > x) & (b_drawn >= floor), b_noisy, float("-inf")))
-                num_listed = _list_groups(listed, o_g, (b_max > x) & (b_max >= floor) & (b_reach >= bound))
-                next_best, next_token = float("-inf"), token
-                for start in range(0, num_listed, DRAWN):
-                    o_id, b_x = _load_groups(row, listed, start, num_listed, exclude_id, V, GROUP, DRAWN)
-                    b_x = tl.where((b_x > x) & (b_x >= floor), b_x, float("-inf"))
-                    o_eight = tl.min(tl.reshape(o_id, [DRAWN * GROUP // 8, 8]), 1)
-                    value, drawn = best_under_noise(row, b_x, o_id, o_eight, bits, heat, x, floor, exclude_id, V)
-                    if value > next_best:  # groups are in order: of a tie the lowest id stays
-                        next_best, next_token = value, drawn
-                searching = next_best > float("-inf")
-                token = next_token
+                above = x  # no token up to this is kept
+                value, next_token = _best_above(
+                    row, listed, o_g, b_max, b_reach, b_noisy, b_drawn, above, floor, bits, heat, exclude_id, None,
+                    V, GROUP, DRAWN,
+                )  # fmt: skip
+                searching = value > float("-inf")
+                token = tl.where(searching, next_token, token)
                 x = tl.load(row + token).to(tl.float32)
         tl.store(ids + i_n, token.to(tl.int64))
         tl.store(confidence + i_n, tl.math.exp2(tl.fma(x, LOG2_E, -tl.load(log_total + i_n))))
+
+        if WITH_SECOND:
+            second, searching = token, True
+            b_drawn = tl.where(b_drawn_id == token, float("-inf"), b_drawn)
+            while searching:
+                value, next_token = _best_above(
+                    row, listed, o_g, b_max, b_reach, b_noisy, b_drawn, above, floor, bits, heat, exclude_id, token,
+                    V, GROUP, DRAWN,
+                )  # fmt: skip
+                searching = value > float("-inf")
+                if searching:
+                    above = tl.load(row + next_token).to(tl.float32)
+                    is_kept = _is_kept(
+                        row, listed, o_g, b_max, above, top, power, floor, most, limit, exclude_id,
+                        V, GROUP, READ, WITHIN,
+                    )  # fmt: skip
+                    searching = is_kept == 0
+                    second = tl.where(is_kept, next_token, second)
+            tl.store(second_ids + i_n, second.to(tl.int64))

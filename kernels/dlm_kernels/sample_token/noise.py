@@ -74,11 +74,11 @@ def _gumbel_bound(token_bits):
 
 
 @triton.jit
-def best_under_noise(row, b_x, o_id, o_eight, bits, heat, above, floor, exclude_id, V: tl.constexpr):
+def best_under_noise(row, b_x, o_id, o_eight, bits, heat, above, floor, exclude_id, V: tl.constexpr, taken=None):
     """Return the highest of the logits `b_x` times `heat` plus noise, and the lowest of the ids `o_id` that has it.
 
-    Those of `b_x` that do not count, because they are not higher than `above`, lower than `floor` or excluded, are
-    -inf; `row` points to all of the row. `o_eight` are the first ids of runs of eight, in the order of `o_id`.
+    Those of `b_x` that do not count, because they are not higher than `above`, lower than `floor`, excluded or `taken`,
+    are -inf; `row` points to all of the row. `o_eight` are the first ids of runs of eight, in the order of `o_id`.
 
     A bound of the noise is cheaper than noise. So noise is computed of the eight tokens among which the bound is
     highest, and of all only where other bounds reach what these have, which is rare.
@@ -90,6 +90,8 @@ def best_under_noise(row, b_x, o_id, o_eight, bits, heat, above, floor, exclude_
     o_few = first + tl.arange(0, 8)
     b_few = tl.load(row + o_few, mask=(o_few < V) & (o_few != exclude_id), other=float("-inf")).to(tl.float32)
     b_few = tl.where((b_few > above) & (b_few >= floor), b_few, float("-inf"))
+    if taken is not None:
+        b_few = tl.where(o_few == taken, float("-inf"), b_few)
     b_few = tl.fma(b_few, heat, _gumbel(_token_bits(bits, o_few)))
     best = tl.max(b_few)
     token = tl.min(tl.where(b_few == best, o_few, V - 1))

@@ -26,19 +26,24 @@ def sample_token(
     exclude_id: int,
     exclude_from_denominator: bool = False,
     nucleus: Nucleus = Nucleus.REACHING,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a token of each row of `logits` [N, V]: ids [N] int64, probability and entropy [N] float32.
+    with_second: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a token of each row of `logits` [N, V]: ids [N] int64, probability and entropy [N] float32, second ids.
 
     Without `sampling` it is the most likely one, and the lowest id wins a tie. With it, row n is drawn as `sampling`
     says in its row n // (N / R), to stand at `positions` [N]. `exclude_id` is never chosen. Probability and entropy
     (nats) are of the softmax over the row, before temperature and filters, and without `exclude_id` if
     `exclude_from_denominator`.
+
+    With `with_second` the second ids [N] int64 are what would be chosen without the first: the second most likely
+    tokens, or those with the second highest score under noise among the tokens that are kept. Where none is left, and
+    without `with_second`, they are the first again.
     """
     excluded = torch.arange(logits.shape[1], device=logits.device) == exclude_id
     scores = logits.float()
     allowed = scores.masked_fill(excluded, float("-inf"))
     log_probs = (allowed if exclude_from_denominator else scores).log_softmax(-1)
-    ids = allowed.argmax(-1)
+    ids, second_ids = _best(allowed, with_second)
     if sampling is not None:
         assert positions is not None
         row_of = torch.arange(len(logits), device=logits.device) // (len(logits) // len(sampling.seed))
@@ -46,10 +51,21 @@ def sample_token(
         for part in torch.split(drawn, _ROWS_AT_ONCE):
             own = sampling.select(row_of[part])
             noise = gumbel_noise(own.seed, positions[part], logits.shape[1])
-            ids[part] = (kept_scores(allowed[part], own, nucleus) + noise).argmax(-1)
+            ids[part], second_ids[part] = _best(kept_scores(allowed[part], own, nucleus) + noise, with_second)
     confidence = log_probs.gather(1, ids[:, None]).squeeze(1).exp()
     entropy = (log_probs.exp() * -log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
-    return ids, confidence, entropy
+    return ids, confidence, entropy, second_ids
+
+
+def _best(scores: torch.Tensor, with_second: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids [N] of the highest of `scores` [N, V], and of the second highest if that is wanted and finite."""
+    first = scores.argmax(-1, keepdim=True)
+    if not with_second:
+        return first.squeeze(1), first.squeeze(1)
+    others = scores.scatter(1, first, float("-inf"))
+    second = others.argmax(-1, keepdim=True)
+    second = torch.where(others.gather(1, second) > float("-inf"), second, first)
+    return first.squeeze(1), second.squeeze(1)
 
 
 def kept_scores(allowed: torch.Tensor, sampling: Sampling, nucleus: Nucleus) -> torch.Tensor:

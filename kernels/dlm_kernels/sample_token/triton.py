@@ -28,7 +28,8 @@ def sample_token(
     exclude_id: int,
     exclude_from_denominator: bool = False,
     nucleus: Nucleus = Nucleus.REACHING,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with_second: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute `reference.sample_token`. Raises ValueError for logits whose rows are not contiguous."""
     if logits.dim() != 2 or logits.stride(1) != 1:
         raise ValueError(f"logits: rows must be contiguous, but strides are {logits.stride()}")
@@ -45,6 +46,7 @@ def sample_token(
     maxima = torch.empty(num_rows if is_sampled else 0, num_groups, dtype=logits.dtype, device=device)
     groups = torch.empty_like(maxima, dtype=torch.int32)
     ids = torch.empty(num_rows, dtype=torch.int64, device=device)
+    second_ids = torch.empty_like(ids) if with_second else ids
     confidence, entropy, log_total = torch.empty(3, num_rows, dtype=torch.float32, device=device).unbind()
     drawn = sampling or Sampling(*[ids] * 5)  # unread
     positions = ids if positions is None else positions
@@ -78,12 +80,15 @@ def sample_token(
         weighted_sum,
         noisy,
         noisy_id,
-        drawn.top_k,
+        positions,
+        *how,
         ids,
+        second_ids,
         confidence,
         entropy,
         log_total,
         *row,
+        WITH_SECOND=with_second,
         num_warps=4,
         **sizes,
         **parts,
@@ -93,6 +98,7 @@ def sample_token(
         filter_kernel[(num_rows,)](
             logits,
             ids,
+            second_ids,
             confidence,
             log_total,
             best,
@@ -111,7 +117,8 @@ def sample_token(
             READ=min(READ_GROUPS, all_groups),
             DRAWN=min(DRAWN_GROUPS, all_groups),
             WITHIN=nucleus is Nucleus.WITHIN,
+            WITH_SECOND=with_second,
             num_warps=FILTER_WARPS,
             **parts,
         )
-    return ids, confidence, entropy
+    return ids, confidence, entropy, second_ids

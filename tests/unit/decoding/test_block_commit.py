@@ -40,7 +40,7 @@ def rows_of(tokens: Sequence[int], phase: Phase, num_emitted: int, width: int = 
 def stepped(rows: Rows, ids: Sequence[int] = (), confidence: Sequence[float] = ()) -> tuple[Rows, list[int]]:
     """The row after a forward, and the tokens that it emitted."""
     padded = [torch.tensor([[*given, *[0] * (rows.width - len(given))]]) for given in (ids, confidence)]
-    prediction = Prediction(padded[0].long(), padded[1].float(), torch.zeros(1, rows.width))
+    prediction = Prediction(padded[0].long(), padded[1].float(), torch.zeros(1, rows.width), padded[0].long())
     after, output = COMMIT.advance(rows, prediction, MASK)
     return after, output.tokens[0, : output.lens[0]].tolist()
 

@@ -457,6 +457,7 @@ def prediction_of(
         torch.tensor(ids),
         zeros if confidence is None else torch.tensor(confidence),
         zeros if entropies is None else torch.tensor(entropies),
+        torch.tensor(ids),
     )
 
 

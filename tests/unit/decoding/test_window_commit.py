@@ -257,7 +257,7 @@ def test_one_token_rows_decode_beside_windows() -> None:
     assert spec.visible.mask().sum(2).tolist() == [[1] * 8, [4] * 8]
     assert (spec.kept.sum(1).tolist(), spec.shift.tolist()) == ([1, 0], [[1] * 8] * 2)
     ids = torch.arange(16).view(2, 8) + 10
-    after, output = COMMIT.advance(rows, Prediction(ids, torch.ones(2, 8), torch.zeros(2, 8)), MASK)
+    after, output = COMMIT.advance(rows, Prediction(ids, torch.ones(2, 8), torch.zeros(2, 8), ids), MASK)
     assert output.lens.tolist() == [1, 4]
     assert after.tokens[0, 0] == 10
     assert (after.new_len.tolist(), after.num_emitted.tolist()) == ([1, 7], [1, 4])
@@ -268,5 +268,5 @@ def test_confidence_must_exceed_the_threshold() -> None:
     rows = Rows.of([settings(4)], 8).start_block(torch.tensor([7]), MASK)
     ids, entropy = torch.full((1, 8), 9), torch.zeros(1, 8)
     for confidence, accepted in (([0.5] * 8, 1), ([0.1, 0.9, 0.9, 0.9] * 2, 1), ([0.51, 0.51, 0.5, 0.9] * 2, 2)):
-        _, output = COMMIT.advance(rows, Prediction(ids, torch.tensor([confidence]), entropy), MASK)
+        _, output = COMMIT.advance(rows, Prediction(ids, torch.tensor([confidence]), entropy, ids), MASK)
         assert output.lens.tolist() == [accepted]
