@@ -36,12 +36,9 @@ from dlm_serve.training.tasks import TASKS
 from dlm_serve.training.tokenizer import EOS_ID, load_tokenizer, render_prompt
 
 BUDGETS = (32, 64, 96)
-WAYS = {
-    "none": (0.0, False),
-    **{f"leaves, rho {rho}": (rho, False) for rho in (0.2, 0.3, 0.4, 0.6)},
-    **{f"with masks, rho {rho}": (rho, True) for rho in (0.2, 0.4)},
-}
-"""How likely second choices are said to be right, and whether masks stand behind them."""
+RHOS = (0.0, 0.3, 0.4, 0.5, 0.6)
+KNOWN = 1 / AFTER_A_MISS
+"""The confidence of a token that the model has chosen: it counts in full behind others, too."""
 MOST_MASKS = LONGEST_CHAIN - 1
 COLUMNS = np.arange(LONGEST_CHAIN)
 SURVIVED = survival(LONGEST_CHAIN, torch.device("cpu")).numpy()
@@ -59,7 +56,13 @@ class Draft:
     confidence: list[float] = field(default_factory=list)
     is_broken: bool = False
 
+    def beginning_with(self, token: int) -> Draft:
+        """Return the draft with `token`, which is right for sure, in place of its first."""
+        is_broken = self.is_broken or self.ids[:1] not in ([], [token])
+        return Draft([token, *self.ids[1:]], [token, *self.second[1:]], [KNOWN, *self.confidence[1:]], is_broken)
+
     def behind(self, number: int, *, is_broken: bool) -> Draft:
+        """Return what stands behind the first `number` tokens."""
         return Draft(self.ids[number:], self.second[number:], self.confidence[number:], is_broken)
 
 
@@ -93,32 +96,28 @@ class Text:
 
 @dataclass(frozen=True)
 class Plan:
-    """What enters a forward: tokens of the chain, masks behind each, second choices, and the masks behind those."""
+    """What enters a forward: tokens of the chain, masks behind each, and second choices."""
 
     num_main: int
     num_masks: Numbers  # [C]
     has_second: Numbers  # [C] bool
-    num_behind: Numbers  # [C]
 
     @property
     def num_tokens(self) -> int:
-        return self.num_main + int(self.num_masks.sum() + self.has_second.sum() + self.num_behind.sum())
+        return self.num_main + int(self.num_masks.sum() + self.has_second.sum())
 
 
-def plan(draft: Draft, given: int, width: int, rho: float, grows: bool) -> Plan:
-    """Return the plan of `decoding.one_forward.plan`, with second choices that are right `rho` of the time.
-
-    Those that are likely enough have masks behind them if `grows`.
-    """
-    known = given + (draft.ids.index(EOS_ID) + 1 if EOS_ID in draft.ids else len(draft.ids))
+def plan(draft: Draft, width: int, rho: float) -> Plan:
+    """Return the plan of `decoding.one_forward.plan`, with second choices that are right `rho` of the time."""
+    known = 1 + (draft.ids.index(EOS_ID) + 1 if EOS_ID in draft.ids else len(draft.ids))
     known = min(known, LONGEST_CHAIN, width)
     worth = np.float32(AFTER_A_MISS if draft.is_broken else 1.0)
     sure = np.zeros(LONGEST_CHAIN + 1, np.float32)
-    sure[:given] = 1
-    sure[given:known] = np.minimum(np.array(draft.confidence[: known - given], np.float32), np.float32(MOST_SURE)) * worth
+    sure[0] = 1
+    sure[1:known] = np.minimum(np.array(draft.confidence[: known - 1], np.float32) * worth, np.float32(MOST_SURE))
     reach = sure[:-1].cumprod(dtype=np.float32)
-    may_stop = COLUMNS >= given - 1
-    if EOS_ID in draft.ids[: known - given]:
+    may_stop = COLUMNS >= 0
+    if EOS_ID in draft.ids[: known - 1]:
         may_stop[known - 1] = False
     second = np.where(may_stop & (COLUMNS + 1 < known), reach * (1 - sure[1:]) * np.float32(rho), 0)
 
@@ -132,10 +131,9 @@ def plan(draft: Draft, given: int, width: int, rho: float, grows: bool) -> Plan:
         return np.where((COLUMNS < num_main) & may_stop, stop, 0)
 
     def at(price: float) -> Plan:
-        num_main = max(int((reach >= price).sum()), given)
+        num_main = max(int((reach >= price).sum()), 1)
         has_second = (second > 0) & (second >= price) & (COLUMNS < num_main)
-        behind = np.where(has_second, masks(second, price), 0) if grows else 0 * COLUMNS
-        return Plan(num_main, masks(stops(num_main, has_second), price), has_second, behind)
+        return Plan(num_main, masks(stops(num_main, has_second), price), has_second)
 
     low, high = 0.0, 1.0
     for _ in range(16):
@@ -160,33 +158,29 @@ class Count:
     tokens: int = 0
     seconds: int = 0
     """Second choices in rows."""
-    accepted: int = 0
+    found: int = 0
     """How many were right."""
 
 
-def replay(text: Text, width: int, rho: float, grows: bool, count: Count) -> None:
+def replay(text: Text, width: int, rho: float, count: Count) -> None:
     """Add the forwards that `text`'s answer takes in rows of `width` tokens."""
-    ids, pending, given, draft = text.ids, text.num_prompt, 1, Draft()
+    ids, pending, draft = text.ids, text.num_prompt, Draft()
     while pending < len(ids) - 1:
-        planned = plan(draft, given, width, rho, grows)
-        num_drafted, masks = planned.num_main - given, planned.num_masks.tolist()
+        planned = plan(draft, width, rho)
         right = 0
-        while right < num_drafted and pending + right + 1 < len(ids) and draft.ids[right] == ids[pending + right + 1]:
+        while right < planned.num_main - 1 and draft.ids[right : right + 1] == ids[pending + right + 1 :][:1]:
             right += 1
-        stop = given - 1 + right
-        has_second = right < len(draft.ids) and bool(planned.has_second[stop])
         next_pending = min(pending + right + 1, len(ids) - 1)
-        takes_second = has_second and draft.second[right] == ids[next_pending]
-        anchors = [(pending + v - given + 1, m) for v, m in enumerate(masks[: stop + 1]) if m]
-        if takes_second:
-            anchors += [(next_pending, int(planned.num_behind[stop]))] if planned.num_behind[stop] else []
-            next_pending = min(next_pending + 1, len(ids) - 1)
+        finds = bool(planned.has_second[right]) and draft.second[right] == ids[next_pending]
+        anchors = [(pending + column, int(masks)) for column, masks in enumerate(planned.num_masks[: right + 1]) if masks]
         count.forwards += 1
-        count.seconds += int(planned.has_second.sum())
-        count.accepted += int(takes_second)
         count.tokens += next_pending - pending
+        count.seconds += int(planned.has_second.sum())
+        count.found += int(finds)
         draft = following(text, draft, anchors, pending, next_pending)
-        pending, given = next_pending, 1 + int(takes_second)
+        if finds and next_pending + 1 < len(ids):
+            draft = draft.beginning_with(ids[next_pending + 1])
+        pending = next_pending
 
 
 def following(text: Text, draft: Draft, anchors: Sequence[tuple[int, int]], pending: int, next_pending: int) -> Draft:
@@ -209,7 +203,7 @@ def check(draft: Draft, width: int) -> None:
     number = min(len(draft.ids), width - 1)
     rows.tokens[0, 1 : number + 1] = torch.tensor(draft.ids[:number])
     rows.draft_confidence[0, 1 : number + 1] = torch.tensor(draft.confidence[:number])
-    expected, found = plan_groups(rows, 2), plan(draft, 1, width, 0.0, False)
+    expected, found = plan_groups(rows, 2), plan(draft, width, 0.0)
     assert int(expected.num_main) == found.num_main
     assert expected.num_masks[0].tolist() == found.num_masks[: expected.num_masks.shape[1]].tolist()
 
@@ -250,17 +244,17 @@ def measure(texts: Sequence[Text]) -> dict[str, Any]:
     """Return the forwards of each budget and rho."""
     found: dict[str, Any] = {}
     for width in BUDGETS:
-        for name, (rho, grows) in WAYS.items():
+        for rho in RHOS:
             count = Count()
             for text in texts:
-                replay(text, width, rho, grows, count)
-            base = found.setdefault(f"budget {width}, none", {"forwards": count.forwards})["forwards"]
-            found[f"budget {width}, {name}"] = {
+                replay(text, width, rho, count)
+            base = found.setdefault(f"budget {width}, rho 0.0", {"forwards": count.forwards})["forwards"]
+            found[f"budget {width}, rho {rho}"] = {
                 **vars(count),
                 "tokens_per_forward": round(count.tokens / count.forwards, 3),
                 "saved": round(1 - count.forwards / base, 4),
             }
-            sys.stdout.write(f"  budget {width:3d}, {name:22}: {found[f'budget {width}, {name}']}\n")
+            sys.stdout.write(f"  budget {width:3d}, rho {rho}: {found[f'budget {width}, rho {rho}']}\n")
             sys.stdout.flush()
     return found
 
