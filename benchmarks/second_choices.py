@@ -1,4 +1,4 @@
-"""Count what second choices would save: forwards of speculation in one forward with a leaf beside the chain, or without.
+"""Count the forwards that second choices save in one forward, by how likely they are said to be right.
 
     python benchmarks/second_choices.py [--noise 0 2.25 3.2] [--count 50]
 
@@ -26,7 +26,7 @@ import torch
 from dlm_serve.bundled import FOLDER
 from dlm_serve.decoding import Phase, RowOptions, Rows
 from dlm_serve.decoding.one_forward import LONGEST_CHAIN, plan_groups
-from dlm_serve.decoding.one_forward.plan import AFTER_A_MISS, MOST_SURE, survival
+from dlm_serve.decoding.one_forward.plan import AFTER_A_MISS, CHOSEN, MOST_SURE, SECOND_IS_RIGHT, survival
 from dlm_serve.inflation.adapter import Adapter
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER
 from dlm_serve.training.checkpoint import load_model
@@ -37,8 +37,6 @@ from dlm_serve.training.tokenizer import EOS_ID, load_tokenizer, render_prompt
 
 BUDGETS = (32, 64, 96)
 RHOS = (0.0, 0.3, 0.4, 0.5, 0.6)
-KNOWN = 1 / AFTER_A_MISS
-"""The confidence of a token that the model has chosen: it counts in full behind others, too."""
 MOST_MASKS = LONGEST_CHAIN - 1
 COLUMNS = np.arange(LONGEST_CHAIN)
 SURVIVED = survival(LONGEST_CHAIN, torch.device("cpu")).numpy()
@@ -59,7 +57,7 @@ class Draft:
     def beginning_with(self, token: int) -> Draft:
         """Return the draft with `token`, which is right for sure, in place of its first."""
         is_broken = self.is_broken or self.ids[:1] not in ([], [token])
-        return Draft([token, *self.ids[1:]], [token, *self.second[1:]], [KNOWN, *self.confidence[1:]], is_broken)
+        return Draft([token, *self.ids[1:]], [token, *self.second[1:]], [CHOSEN, *self.confidence[1:]], is_broken)
 
     def behind(self, number: int, *, is_broken: bool) -> Draft:
         """Return what stands behind the first `number` tokens."""
@@ -119,20 +117,20 @@ def plan(draft: Draft, width: int, rho: float) -> Plan:
     may_stop = COLUMNS >= 0
     if EOS_ID in draft.ids[: known - 1]:
         may_stop[known - 1] = False
-    second = np.where(may_stop & (COLUMNS + 1 < known), reach * (1 - sure[1:]) * np.float32(rho), 0)
+    second = np.where(may_stop & (known > COLUMNS + 1), reach * (1 - sure[1:]) * np.float32(rho), 0)
 
     def masks(worth: Numbers, price: float) -> Numbers:
         number = np.minimum((worth[:, None] * SURVIVED >= price).sum(1), MOST_MASKS)
         return np.where((number > 1) & (worth > 0), number, 0)
 
     def stops(num_main: int, has_second: Numbers) -> Numbers:
-        following = np.append(np.where(COLUMNS < num_main, reach, 0)[1:], 0)
+        following = np.append(np.where(num_main > COLUMNS, reach, 0)[1:], 0)
         stop = reach - following - np.where(has_second, second, 0)
-        return np.where((COLUMNS < num_main) & may_stop, stop, 0)
+        return np.where((num_main > COLUMNS) & may_stop, stop, 0)
 
     def at(price: float) -> Plan:
         num_main = max(int((reach >= price).sum()), 1)
-        has_second = (second > 0) & (second >= price) & (COLUMNS < num_main)
+        has_second = (second > 0) & (second >= price) & (num_main > COLUMNS)
         return Plan(num_main, masks(stops(num_main, has_second), price), has_second)
 
     low, high = 0.0, 1.0
@@ -172,7 +170,9 @@ def replay(text: Text, width: int, rho: float, count: Count) -> None:
             right += 1
         next_pending = min(pending + right + 1, len(ids) - 1)
         finds = bool(planned.has_second[right]) and draft.second[right] == ids[next_pending]
-        anchors = [(pending + column, int(masks)) for column, masks in enumerate(planned.num_masks[: right + 1]) if masks]
+        anchors = [
+            (pending + column, int(masks)) for column, masks in enumerate(planned.num_masks[: right + 1]) if masks
+        ]
         count.forwards += 1
         count.tokens += next_pending - pending
         count.seconds += int(planned.has_second.sum())
@@ -197,14 +197,15 @@ def following(text: Text, draft: Draft, anchors: Sequence[tuple[int, int]], pend
 
 
 def check(draft: Draft, width: int) -> None:
-    """Assert that without second choices the plan is that of the server."""
+    """Assert that the plan is that of the server."""
     rows = Rows.of([RowOptions(Phase.SPECULATE, LONGEST_CHAIN, stop_ids=[EOS_ID])], width)
     rows = rows.start_block(torch.tensor([EOS_ID + 1]), mask_token_id=2)
     number = min(len(draft.ids), width - 1)
     rows.tokens[0, 1 : number + 1] = torch.tensor(draft.ids[:number])
     rows.draft_confidence[0, 1 : number + 1] = torch.tensor(draft.confidence[:number])
-    expected, found = plan_groups(rows, 2), plan(draft, width, 0.0)
+    expected, found = plan_groups(rows, 2), plan(draft, width, SECOND_IS_RIGHT)
     assert int(expected.num_main) == found.num_main
+    assert expected.has_second[0].tolist() == found.has_second[: expected.has_second.shape[1]].tolist()
     assert expected.num_masks[0].tolist() == found.num_masks[: expected.num_masks.shape[1]].tolist()
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from dlm_serve.decoding.modes import Phase
 
-_BY_COLUMN = ("tokens", "draft_confidence")
+_BY_COLUMN = ("tokens", "second_ids", "draft_confidence")
 """What a row has for each of its columns."""
 
 MAX_STOP_IDS = 8
@@ -58,6 +58,7 @@ class Rows:
     phase: torch.Tensor  # [B] int32, a Phase
     step: torch.Tensor  # [B] int32, denoising steps done on this block
     mean_entropy: torch.Tensor  # [B] float32, nats
+    second_ids: torch.Tensor  # [B, W] int64, what was drafted second in place of each drafted token
     draft_confidence: torch.Tensor  # [B, W] float32, of drafted tokens that the next forward verifies and drafts behind
     is_broken: torch.Tensor  # [B] bool, whether that draft stands behind other tokens than it was made for
     first_phase: torch.Tensor  # [B] int32, a Phase
@@ -79,7 +80,7 @@ class Rows:
         """Return a table of `num_rows` rows of `width` tokens."""
         columns = {**dict.fromkeys(_BY_COLUMN, (width,)), "stop_ids": (MAX_STOP_IDS,)}
         dtypes = {
-            **dict.fromkeys(("tokens", "stop_ids", "seed"), torch.int64),
+            **dict.fromkeys(("tokens", "second_ids", "stop_ids", "seed"), torch.int64),
             **dict.fromkeys(("mean_entropy", "threshold", "convergence_threshold"), torch.float32),
             **dict.fromkeys(("draft_confidence", "temperature", "top_p", "min_p"), torch.float32),
             **dict.fromkeys(("is_broken", "by_entropy", "is_shuffled"), torch.bool),

@@ -143,7 +143,8 @@ class Family:
     def token_choice(self, mask_token_id: int) -> TokenChoice:
         """Return its rules for choosing tokens."""
         may_shuffle = BlockAlgorithm.FIRST_HITTING in self.algorithms
-        return TokenChoice(mask_token_id, self.mask_in_denominator, self.nucleus, may_shuffle)
+        with_second = Mode.SELF_SPECULATION in self.modes
+        return TokenChoice(mask_token_id, self.mask_in_denominator, self.nucleus, may_shuffle, with_second)
 
     def matches(self, config: Config) -> bool:
         """Return whether a checkpoint with this `config.json` is of this family."""

@@ -71,12 +71,16 @@ def decode(
         batch = _step(model, batch, [answers[row] for row in open_rows], width or options.block_length)
 
 
+def _choice(model: DiffusionModel) -> TokenChoice:
+    return NEMOTRON_LABS_DIFFUSION.token_choice(model.mask_token_id)
+
+
 def _seeds(model: DiffusionModel, committed: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
     """Return the first token of each answer [B], from a causal forward over the prompts [B, T]."""
     columns = torch.arange(int(lens.max()), device=lens.device)
     hidden = model(committed[:, : len(columns)], columns[None], (columns <= columns[:, None])[None, None])
     logits = model.diffusion_head(hidden[torch.arange(len(lens), device=lens.device), lens - 1])
-    return TokenChoice(model.mask_token_id).greedy(logits[:, None]).ids[:, 0]
+    return _choice(model).greedy(logits[:, None]).ids[:, 0]
 
 
 def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer], width: int) -> _Batch:
@@ -88,7 +92,7 @@ def _step(model: DiffusionModel, batch: _Batch, answers: list[Answer], width: in
     columns = torch.arange(context, device=tokens.device)
     positions = torch.cat((columns.expand(len(tokens), -1), spec.positions), dim=1)
     hidden = model(tokens, positions, _mask(spec, columns), drafting=pad(spec.lora_on, (context, 0)))
-    prediction = TokenChoice(model.mask_token_id).greedy(model.diffusion_head(hidden[:, context:]))
+    prediction = _choice(model).greedy(model.diffusion_head(hidden[:, context:]))
 
     output = _COMMIT.advance_(batch.rows, all_rows, spec.anchors, prediction, model.mask_token_id)
     # A causal forward commits the row's first tokens, as many as it emits: the pending one and those accepted.

@@ -12,6 +12,7 @@ from dlm_kernels.one_forward.layout import lay_out
 
 from dlm_serve.decoding import CausalCommit, ConcreteMode, Mode, ModeSettings, Phase, Prediction, Rows
 from dlm_serve.decoding.one_forward import LONGEST_CHAIN, GroupForm
+from dlm_serve.decoding.one_forward.plan import CHOSEN
 
 MASK, VOCAB_SIZE, TABLE_WIDTH, NUM_ROWS = 3, 7, 32, 12
 OTHERS: dict[ConcreteMode, tuple[Phase, ...]] = {
@@ -38,6 +39,7 @@ def random_table(commit: CausalCommit, generator: torch.Generator) -> Rows:
     drafted = torch.arange(TABLE_WIDTH) < draw(TABLE_WIDTH + 1, (NUM_ROWS, 1), 1)
     return rows.replace(
         tokens=torch.where(drafted, draw(VOCAB_SIZE, rows.tokens.shape, MASK + 1), MASK),
+        second_ids=draw(VOCAB_SIZE, rows.tokens.shape, MASK + 1),
         draft_confidence=torch.rand(rows.tokens.shape, generator=generator) ** 0.2,
         is_broken=draw(2, (NUM_ROWS,)).bool(),
     )
@@ -64,21 +66,26 @@ def test_equals_reference(width: int, form: GroupForm, device: torch.device) -> 
     ids = torch.randint(MASK + 1, VOCAB_SIZE, spec.tokens.shape, generator=generator)
     follows = torch.where(spec.tokens.roll(-1, 1) == MASK, ids, spec.tokens.roll(-1, 1))
     ids = torch.where(torch.rand(spec.tokens.shape, generator=generator) < 0.9, follows, ids)
-    prediction = Prediction(ids, torch.rand(ids.shape, generator=generator), torch.rand(ids.shape, generator=generator))
+    confidence, entropy = torch.rand(2, *ids.shape, generator=generator)
+    prediction = Prediction(
+        ids, confidence, entropy, torch.randint(MASK + 1, VOCAB_SIZE, ids.shape, generator=generator)
+    )
     expected = table.gather(torch.arange(NUM_ROWS))
     output = commit.advance_(expected, indices, spec.anchors, prediction, MASK)
 
     after, at = table.to(device).gather(torch.arange(NUM_ROWS, device=device)), indices.to(device)
     predicted = (prediction.ids.to(device), prediction.confidence.to(device))
     emitted = advance_blocks(after, at, *predicted, prediction.entropy.to(device), MASK)
-    advance_groups(after, at, spec.anchors.to(device), *predicted, MASK, emitted)
+    second_ids = prediction.second_ids.to(device)
+    advance_groups(after, at, spec.anchors.to(device), *predicted, second_ids, MASK, emitted)
     assert torch.equal(emitted[1].cpu(), output.lens)
     is_emitted = torch.arange(output.tokens.shape[1]) < output.lens[:, None]
     assert torch.equal(emitted[0].cpu()[is_emitted], output.tokens[is_emitted])
     for field in fields(expected):
         got, want = getattr(after, field.name).cpu(), getattr(expected, field.name)
-        if field.name == "draft_confidence":
+        if field.name in ("draft_confidence", "second_ids"):
             drafted = torch.arange(TABLE_WIDTH) < expected.new_len[:, None]
             got, want = got[drafted], want[drafted]
         torch.testing.assert_close(got, want, equal_nan=True, msg=field.name)
     assert output.lens[speculating].max() > 3, "drafts must hold at times"
+    assert (expected.draft_confidence == CHOSEN).any(), "and second choices"

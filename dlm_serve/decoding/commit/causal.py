@@ -75,7 +75,7 @@ class CausalCommit(Commit):
             positions=starts[:, None] + layout.offsets,
             kept=layout.is_main,
             visible=Visible(layout.prefix, layout.lo, layout.hi),
-            shift=layout.is_main.long(),
+            shift=(layout.is_main | layout.is_second).long(),
             lora_on=layout.is_noisy,
             anchors=layout.anchors,
         )
@@ -190,5 +190,5 @@ def _advance_by_kernels(
 
     predicted = prediction.ids, prediction.confidence
     emitted = blocks.advance_(table, indices, *predicted, prediction.entropy, mask_token_id)
-    groups.advance_(table, indices, anchors, *predicted, mask_token_id, emitted)
+    groups.advance_(table, indices, anchors, *predicted, prediction.second_ids, mask_token_id, emitted)
     return StepOutput(*emitted)

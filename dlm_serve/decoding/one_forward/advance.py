@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from dlm_serve.decoding.one_forward.plan import num_known
+from dlm_serve.decoding.one_forward.layout import anchor_of_second
+from dlm_serve.decoding.one_forward.plan import CHOSEN, num_known
 from dlm_serve.decoding.rows import Rows
 from dlm_serve.decoding.step_output import StepOutput
 from dlm_serve.decoding.token_choice import Prediction
@@ -17,12 +18,12 @@ def advance(rows: Rows, anchors: torch.Tensor, prediction: Prediction, mask_toke
     """Return `rows` after a forward over columns with these `anchors` [B, W] int32, and what they emit.
 
     The next draft is that of the group at the stop, else of the nearest before it. Where that has nothing behind the
-    stop it is what is left of the draft that was verified.
+    stop it is what is left of the draft that was verified. If verification finds the second choice, the forward says
+    what follows that, too: for sure the first token of the next draft.
     """
     ids, columns, given = prediction.ids, rows.columns, rows.num_emitted.long()[:, None]
     is_main = anchors == columns
-    follows = ids.roll(1, dims=1)
-    is_right = (columns < given) | (is_main & (rows.tokens == follows))
+    is_right = (columns < given) | (is_main & (rows.tokens == ids.roll(1, dims=1)))
     num_right = is_right.long().cumprod(1).sum(1, keepdim=True)
     emitted = ids.gather(1, (columns + given - 1).clamp(max=rows.width - 1))
     pending = ids.gather(1, num_right - 1)
@@ -37,17 +38,33 @@ def advance(rows: Rows, anchors: torch.Tensor, prediction: Prediction, mask_toke
         fresh = torch.where(columns < group.num_drafted, of_group.gather(1, group.columns), nothing)
         return torch.where(takes_group, fresh, torch.where(is_left, of_rows.gather(1, left), nothing))
 
+    is_found, follows = _behind_second(rows, anchors, ids, num_right, pending)
     is_missed = rows.tokens.gather(1, num_right.clamp(max=rows.width - 1)) != pending
+    tokens, confidence = draft(ids, rows.tokens, mask_token_id), draft(prediction.confidence, rows.draft_confidence, 0)
+    is_broken = torch.where(takes_group, group.is_broken, rows.is_broken[:, None] | is_missed)
+    is_first = is_found & (columns == 0)
+    is_broken |= (is_first & (tokens != mask_token_id) & (tokens != follows)).any(1, keepdim=True)
+    tokens, confidence = torch.where(is_first, follows, tokens), torch.where(is_first, CHOSEN, confidence)
     behind = columns < rows.block_length[:, None] - 1
-    tokens = torch.where(behind, draft(ids, rows.tokens, mask_token_id), mask_token_id)
-    tokens = torch.cat([pending, tokens[:, :-1]], dim=1)
+    tokens = torch.cat([pending, torch.where(behind, tokens, mask_token_id)[:, :-1]], dim=1)
     num_drafted = (tokens != mask_token_id).long().cumprod(1).sum(1)
     after = rows.with_block(tokens, torch.ones_like(rows.num_emitted)).replace(
         new_len=num_drafted.to(torch.int32),
-        draft_confidence=pad(draft(prediction.confidence, rows.draft_confidence, 0)[:, :-1], (1, 0)),
-        is_broken=torch.where(takes_group, group.is_broken, rows.is_broken[:, None] | is_missed).squeeze(1),
+        second_ids=pad(draft(prediction.second_ids, rows.second_ids, 0)[:, :-1], (1, 0)),
+        draft_confidence=pad(confidence[:, :-1], (1, 0)),
+        is_broken=is_broken.squeeze(1),
     )
     return after, StepOutput(emitted, (num_right - given + 1).squeeze(1).to(torch.int32))
+
+
+def _behind_second(
+    rows: Rows, anchors: torch.Tensor, ids: torch.Tensor, num_right: torch.Tensor, pending: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return whether the second choice at the stop is the `pending` token, and what follows it, [B, 1] each."""
+    is_there = anchors == anchor_of_second(num_right - 1)
+    second = rows.second_ids.gather(1, num_right.clamp(max=rows.width - 1))
+    follows = ids.gather(1, is_there.long().argmax(1, keepdim=True))
+    return is_there.any(1, keepdim=True) & (second == pending), follows
 
 
 class _Group(NamedTuple):

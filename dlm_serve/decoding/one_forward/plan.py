@@ -1,8 +1,9 @@
-"""Choose how many tokens of a draft enter a forward, and how many masks stand behind each of them.
+"""Choose how many tokens of a draft enter a forward, and what stands behind each of them.
 
 A token of a row is worth the probability that it saves a forward of its own. A drafted token is reached if all before
 it are right, which their confidences say. A mask behind a token of the chain is used if verification stops there, and
-the less likely the further it stands behind. The tokens with the highest worth share the row: all that are worth a
+the less likely the further it stands behind. A second choice is right if verification stops there and
+finds it. The tokens with the highest worth share the row: all that are worth a
 price at least, which is lowered until the row is full.
 """
 
@@ -23,6 +24,10 @@ AFTER_A_MISS = 0.5
 """What confidences are worth in a draft whose first tokens were others than those that follow now."""
 MOST_SURE = 0.999
 """The highest confidence that is believed."""
+CHOSEN = 1 / AFTER_A_MISS
+"""In place of the confidence of a token that the model itself has chosen: it counts in full in any draft."""
+SECOND_IS_RIGHT = 0.4
+"""How likely the second choice is right where the first is not."""
 _HALVINGS = 16
 
 
@@ -32,6 +37,7 @@ class GroupPlan:
 
     num_main: torch.Tensor  # [B] int64
     num_masks: torch.Tensor  # [B, C] int64, behind each of the first C tokens; 0 where no group stands
+    has_second: torch.Tensor  # [B, C] bool: the second choice for what follows stands behind it, too
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class _Draft:
     """What the rows hold in the C columns that a chain may have, as the planner sees it."""
 
     reach: torch.Tensor  # [B, C] float32: how likely all tokens up to this one are right; 0 behind the draft
+    second: torch.Tensor  # [B, C] float32: how likely verification stops behind it and finds the second choice
     num_given: torch.Tensor  # [B, 1] int64: tokens that are right for sure, at least one
     may_stop: torch.Tensor  # [B, C] bool: verification may end behind this token, and the answer go on
     most_masks: torch.Tensor  # [B, 1] int64: masks that a group may have
@@ -68,25 +75,29 @@ def plan_groups(rows: Rows, mask_token_id: int, copies: int = 0) -> GroupPlan:
         fits = _num_tokens(_at(draft, price), copies) <= width
         low, high = torch.where(fits, low, price), torch.where(fits, price, high)
     plan, wanted = _at(draft, high), _at(draft, low)
-    return _filled(plan, wanted, _stops(draft, plan.num_main), width, copies)
+    return _filled(plan, wanted, _stops(draft, plan.num_main, plan.has_second), width, copies)
 
 
 def _heads(rows: Rows) -> Rows:
     """Return `rows` with as many columns as a chain may have."""
-    tokens, confidence = rows.tokens[:, :LONGEST_CHAIN], rows.draft_confidence[:, :LONGEST_CHAIN]
-    return rows.replace(tokens=tokens, draft_confidence=confidence)
+    by_column = rows.tokens, rows.second_ids, rows.draft_confidence
+    tokens, second_ids, confidence = (each[:, :LONGEST_CHAIN] for each in by_column)
+    return rows.replace(tokens=tokens, second_ids=second_ids, draft_confidence=confidence)
 
 
 def _draft(rows: Rows, mask_token_id: int) -> _Draft:
     columns, given = rows.columns, rows.num_emitted.long()[:, None]
     known = num_known(rows, mask_token_id)[:, None]
     worth = torch.where(rows.is_broken, AFTER_A_MISS, 1.0)[:, None]
-    sure = torch.where(columns < given, 1.0, rows.draft_confidence.clamp(max=MOST_SURE) * worth)
+    sure = torch.where(columns < given, 1.0, (rows.draft_confidence * worth).clamp(max=MOST_SURE))
     is_stop = (rows.tokens[:, :, None] == rows.stop_ids[:, None, :]).any(-1) & (columns >= given)
+    reach, may_stop = torch.where(columns < known, sure, 0.0).cumprod(1), (columns >= given - 1) & ~is_stop
+    missed = reach * (1 - sure.roll(-1, dims=1))
     return _Draft(
-        reach=torch.where(columns < known, sure, 0.0).cumprod(1),
+        reach=reach,
+        second=torch.where(may_stop & (columns + 1 < known), missed * SECOND_IS_RIGHT, 0.0),
         num_given=given,
-        may_stop=(columns >= given - 1) & ~is_stop,
+        may_stop=may_stop,
         most_masks=(rows.block_length.long() - 1)[:, None],
     )
 
@@ -94,23 +105,29 @@ def _draft(rows: Rows, mask_token_id: int) -> _Draft:
 def _at(draft: _Draft, price: torch.Tensor) -> GroupPlan:
     """Return the plan in which all tokens are worth `price` [B] float32."""
     num_main = torch.maximum((draft.reach >= price[:, None]).sum(1), draft.num_given.squeeze(1))
-    stops = _stops(draft, num_main)
+    columns = torch.arange(draft.reach.shape[1], device=num_main.device)
+    has_second = (draft.second > 0) & (draft.second >= price[:, None]) & (columns < num_main[:, None])
+    stops = _stops(draft, num_main, has_second)
     worth = stops[:, :, None] * survival(stops.shape[1], stops.device)
     num_masks = torch.minimum((worth >= price[:, None, None]).sum(2), draft.most_masks)
     # The first mask stands where verification itself finds the next token.
-    return GroupPlan(num_main, torch.where((num_masks > 1) & (stops > 0), num_masks, 0))
+    return GroupPlan(num_main, torch.where((num_masks > 1) & (stops > 0), num_masks, 0), has_second)
 
 
-def _stops(draft: _Draft, num_main: torch.Tensor) -> torch.Tensor:
-    """Return how likely verification ends behind each of the first `num_main` [B] tokens, [B, C] float32."""
+def _stops(draft: _Draft, num_main: torch.Tensor, has_second: torch.Tensor) -> torch.Tensor:
+    """Return how likely verification ends behind each of the first `num_main` [B] tokens, [B, C] float32.
+
+    Not counted is where it finds a second choice that stands in the row, `has_second` [B, C].
+    """
     columns = torch.arange(draft.reach.shape[1], device=num_main.device)
     following = torch.where(columns < num_main[:, None], draft.reach, 0.0).roll(-1, dims=1)
     following[:, -1] = 0
-    return torch.where((columns < num_main[:, None]) & draft.may_stop, draft.reach - following, 0.0)
+    stops = draft.reach - following - torch.where(has_second, draft.second, 0.0)
+    return torch.where((columns < num_main[:, None]) & draft.may_stop, stops, 0.0)
 
 
 def _num_tokens(plan: GroupPlan, copies: int) -> torch.Tensor:
-    return plan.num_main + plan.num_masks.sum(1) + copies * (plan.num_masks > 0).sum(1)
+    return plan.num_main + (plan.num_masks + plan.has_second + copies * (plan.num_masks > 0)).sum(1)
 
 
 def _filled(plan: GroupPlan, wanted: GroupPlan, stops: torch.Tensor, width: int, copies: int) -> GroupPlan:
@@ -123,4 +140,4 @@ def _filled(plan: GroupPlan, wanted: GroupPlan, stops: torch.Tensor, width: int,
     taken = ((more + copied)[:, None, :] * is_before).sum(2)
     room = width - _num_tokens(plan, copies)
     added = torch.minimum(room[:, None] - taken - copied, more).clamp(min=0)
-    return GroupPlan(plan.num_main, num_masks + added)
+    return GroupPlan(plan.num_main, num_masks + added, plan.has_second)

@@ -14,6 +14,7 @@ import triton.language as tl
 from dlm_kernels.one_forward.plan import first_true, is_stop_id
 
 SPECULATE = tl.constexpr(5)
+CHOSEN = tl.constexpr(2.0)
 
 
 @triton.jit
@@ -26,12 +27,14 @@ def _advance_kernel(
     step,
     mean_entropy,
     block_length,
+    second_ids,
     draft_confidence,
     is_broken,
     stop_ids,
     anchors,
     ids,
     confidence,
+    predicted_second,
     out_tokens,
     out_lens,
     stride_tokens,
@@ -50,6 +53,7 @@ def _advance_kernel(
         o_w, o_c = tl.arange(0, BW), tl.arange(0, BC)
         p_tokens, p_ids = tokens + i_r * stride_tokens, ids + i_b * W
         p_row, p_conf = draft_confidence + i_r * stride_tokens, confidence + i_b * W
+        p_seconds, p_others = second_ids + i_r * stride_tokens, predicted_second + i_b * W
         given, length = tl.load(num_emitted + i_r), tl.load(new_len + i_r)
         b_anchor = tl.load(anchors + i_b * W + o_w, mask=o_w < W, other=-1)
         b_tokens = tl.load(p_tokens + o_c, mask=o_c < C, other=mask_token_id)
@@ -62,6 +66,12 @@ def _advance_kernel(
         b_emitted = tl.load(p_ids + o_c + given - 1, mask=o_c + given - 1 < W, other=0)
         tl.store(out_tokens + i_b * OUT + o_c, b_emitted, mask=o_c < OUT)
         tl.store(out_lens + i_b, right - given + 1)
+
+        # The second choice at the stop, and what the forward says behind it.
+        at_second = tl.max(tl.where(b_anchor == -1 - right, o_w, -1), 0)
+        second = tl.load(p_seconds + right, mask=right < C, other=-1)
+        is_found = (at_second >= 0) & (second == pending)
+        chosen = tl.load(p_ids + at_second, mask=is_found, other=-1)
 
         # The group at the stop, or the nearest before it.
         b_is_mask = (b_anchor >= 0) & (b_anchor < o_w)
@@ -91,15 +101,21 @@ def _advance_kernel(
         o_fresh, o_left = first + decided + o_d, right + 1 + o_d
         b_fresh = tl.load(p_ids + o_fresh, mask=b_in & takes_group, other=mask_token_id)
         b_left = tl.load(p_tokens + o_left, mask=b_in & ~takes_group, other=mask_token_id)
-        b_new = tl.where(o_c == 0, pending, tl.where(takes_group, b_fresh, b_left))
+        b_draft = tl.where(takes_group, b_fresh, b_left)
+        b_is_first = (o_d == 0) & is_found & (limit > 0)
+        contradicted = tl.max((b_is_first & (b_draft != mask_token_id) & (b_draft != chosen)).to(tl.int32), 0) > 0
+        b_new = tl.where(o_c == 0, pending, tl.where(b_is_first, chosen, b_draft))
         b_sure = tl.load(p_conf + o_fresh, mask=b_in & takes_group, other=0.0)
         b_sure_left = tl.load(p_row + o_left, mask=b_in & ~takes_group, other=0.0)
-        b_sure = tl.where(takes_group, b_sure, b_sure_left)
+        b_sure = tl.where(b_is_first, CHOSEN, tl.where(takes_group, b_sure, b_sure_left))
+        b_other = tl.load(p_others + o_fresh, mask=b_in & takes_group, other=0)
+        b_other_left = tl.load(p_seconds + o_left, mask=b_in & ~takes_group, other=0)
         tl.debug_barrier()  # the row is read as a whole before it is written
         tl.store(p_tokens + o_c, b_new, mask=o_c < OUT)
         tl.store(p_row + o_c, b_sure, mask=o_c < OUT)
-        tl.store(is_broken + i_r, tl.where(takes_group, group_broken, left_broken))
-        tl.store(new_len + i_r, num + 1)
+        tl.store(p_seconds + o_c, tl.where(takes_group, b_other, b_other_left), mask=o_c < OUT)
+        tl.store(is_broken + i_r, tl.where(takes_group, group_broken, left_broken) | contradicted)
+        tl.store(new_len + i_r, tl.maximum(num, tl.where(is_found & (limit > 0), 1, 0)) + 1)
         tl.store(num_emitted + i_r, 1)
         tl.store(step + i_r, 0)
         tl.store(mean_entropy + i_r, float("nan"))
@@ -111,6 +127,7 @@ def advance_(
     anchors: torch.Tensor,
     ids: torch.Tensor,
     confidence: torch.Tensor,
+    second_ids: torch.Tensor,
     mask_token_id: int,
     emitted: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
@@ -129,12 +146,14 @@ def advance_(
         rows.step,
         rows.mean_entropy,
         rows.block_length,
+        rows.second_ids,
         rows.draft_confidence,
         rows.is_broken,
         rows.stop_ids,
         anchors,
         ids,
         confidence,
+        second_ids,
         *emitted,
         rows.tokens.stride(0),
         mask_token_id,

@@ -34,10 +34,12 @@ class RowLayout(NamedTuple):
 @triton.jit
 def _layout_kernel(
     row_tokens,
+    row_second_ids,
     new_len,
     phase,
     starts,
     num_main_in,
+    has_second_in,
     ends,
     tokens,
     positions,
@@ -66,19 +68,26 @@ def _layout_kernel(
         b_ends = tl.load(ends + i_b * C + tl.arange(0, C))
         b_anchor = tl.sum((b_ends[None, :] <= o_w[:, None]).to(tl.int32), 1)
         is_main = o_w < num_main
-        is_noisy = (o_w >= num_main) & (b_anchor < C)
-        b_end = tl.load(ends + i_b * C + b_anchor, mask=is_noisy, other=0)
-        b_first = tl.load(ends + i_b * C + b_anchor - 1, mask=is_noisy & (b_anchor > 0), other=0)
+        is_behind = (o_w >= num_main) & (b_anchor < C)
+        b_end = tl.load(ends + i_b * C + b_anchor, mask=is_behind, other=0)
+        b_first = tl.load(ends + i_b * C + b_anchor - 1, mask=is_behind & (b_anchor > 0), other=0)
         b_first = tl.where(b_anchor > 0, b_first, num_main)
+        b_first += tl.load(has_second_in + i_b * C + b_anchor, mask=is_behind, other=0)
+        is_second, is_noisy = is_behind & (o_w < b_first), is_behind & (o_w >= b_first)
         b_slot = o_w - b_first - COPIES
         is_copy = is_noisy & (b_slot < 0)
         b_copy = tl.load(row_tokens + i_b * width + b_anchor, mask=is_copy, other=mask_token_id)
-        b_tokens = tl.where(is_main, b_tokens, b_copy)
-        b_offset = tl.where(is_main, o_w, tl.where(is_noisy, b_anchor + 1 + b_slot, 0))
-        b_anchors = tl.where(is_main, o_w, tl.where(is_noisy & (b_slot >= 0), b_anchor, -1))
-        b_prefix = tl.where(is_main, o_w + 1, tl.where(is_noisy, b_anchor + 1 - COPIES, 0))
-        b_lo, b_hi = tl.where(is_noisy, b_first, 0), tl.where(is_noisy, b_end, 0)
-        b_shift, b_kept, b_lora = is_main.to(tl.int64), is_main, is_noisy
+        b_second = tl.load(row_second_ids + i_b * width + b_anchor + 1, mask=is_second, other=0)
+        b_tokens = tl.where(is_main, b_tokens, tl.where(is_second, b_second, b_copy))
+        b_offset = tl.where(is_second, b_anchor + 1, tl.where(is_noisy, b_anchor + 1 + b_slot, 0))
+        b_offset = tl.where(is_main, o_w, b_offset)
+        b_anchors = tl.where(is_second, -2 - b_anchor, tl.where(is_noisy & (b_slot >= 0), b_anchor, -1))
+        b_anchors = tl.where(is_main, o_w, b_anchors)
+        b_prefix = tl.where(is_second, b_anchor + 1, tl.where(is_noisy, b_anchor + 1 - COPIES, 0))
+        b_prefix = tl.where(is_main, o_w + 1, b_prefix)
+        b_lo = tl.where(is_second, o_w, tl.where(is_noisy, b_first, 0))
+        b_hi = tl.where(is_second, o_w + 1, tl.where(is_noisy, b_end, 0))
+        b_shift, b_kept, b_lora = (is_main | is_second).to(tl.int64), is_main, is_noisy
     else:
         refining = (now == DENOISE) | (now == DRAFT)
         b_offset, b_anchors = o_w, o_w
@@ -109,6 +118,7 @@ def lay_out(rows: Any, starts: torch.Tensor, longest: int, copies: int, mask_tok
     planned = plan(rows, longest, copies, mask_token_id)
     _layout_kernel[(batch,)](
         rows.tokens,
+        rows.second_ids,
         rows.new_len,
         rows.phase,
         starts,

@@ -16,6 +16,7 @@ HALVINGS = tl.constexpr(16)
 LOG2_SURVIVAL = tl.constexpr(-0.07400058144377693)
 AFTER_A_MISS = tl.constexpr(0.5)
 MOST_SURE = tl.constexpr(0.999)
+SECOND_IS_RIGHT = tl.constexpr(0.4)
 
 
 @triton.jit
@@ -34,27 +35,30 @@ def is_stop_id(b_tokens, p_stops, NUM_STOPS: tl.constexpr):
 
 
 @triton.jit
-def _stops_at(b_reach, b_following, b_may_stop, o_c, num_main):
+def _stops_at(b_reach, b_following, b_second, b_may_stop, o_c, num_main, b_has_second):
     """Return how likely verification ends behind each of the first `num_main` tokens [C]."""
     b_next = tl.where(o_c + 1 < num_main, b_following, 0.0)
-    return tl.where((o_c < num_main) & b_may_stop, b_reach - b_next, 0.0)
+    b_stops = b_reach - b_next - tl.where(b_has_second, b_second, 0.0)
+    return tl.where((o_c < num_main) & b_may_stop, b_stops, 0.0)
 
 
 @triton.jit
-def _at(b_reach, b_following, b_may_stop, o_c, price, given, most, C: tl.constexpr):
-    """Return the chain, the stops and the masks [C] behind them in which all tokens are worth `price`."""
+def _at(b_reach, b_following, b_second, b_may_stop, o_c, price, given, most, C: tl.constexpr):
+    """Return the chain, the second choices, stops and masks [C] behind it in which all tokens are worth `price`."""
     num_main = tl.maximum(tl.sum((b_reach >= price).to(tl.int32), 0), given)
-    b_stops = _stops_at(b_reach, b_following, b_may_stop, o_c, num_main)
+    b_has_second = (b_second > 0) & (b_second >= price) & (o_c < num_main)
+    b_stops = _stops_at(b_reach, b_following, b_second, b_may_stop, o_c, num_main, b_has_second)
     o_k = tl.arange(0, C)
     b_survival = tl.math.exp2(tl.maximum(o_k - 1, 0).to(tl.float32) * LOG2_SURVIVAL)
     b_worth = b_stops[:, None] * b_survival[None, :]
     b_masks = tl.minimum(tl.sum((b_worth >= price).to(tl.int32), 1), most)
-    return num_main, b_stops, tl.where((b_masks > 1) & (b_stops > 0), b_masks, 0)
+    return num_main, b_has_second, b_stops, tl.where((b_masks > 1) & (b_stops > 0), b_masks, 0)
 
 
 @triton.jit
-def _num_tokens(num_main, b_masks, COPIES: tl.constexpr):
-    return num_main + tl.sum(b_masks + (b_masks > 0).to(tl.int32) * COPIES, 0)
+def _size(b_has_second, b_masks, COPIES: tl.constexpr):
+    """Return the tokens behind each of the chain [C]."""
+    return b_has_second.to(tl.int32) + b_masks + (b_masks > 0).to(tl.int32) * COPIES
 
 
 @triton.jit
@@ -68,6 +72,7 @@ def _plan_kernel(
     is_broken,
     stop_ids,
     num_main_out,
+    has_second_out,
     ends,
     width,
     mask_token_id,
@@ -87,20 +92,23 @@ def _plan_kernel(
     b_stop = is_stop_id(b_tokens, stop_ids + i_b * NUM_STOPS, NUM_STOPS) & (o_c >= given)
     known = tl.minimum(first_true(~b_is_token, o_c, C), first_true(b_stop & b_is_token, o_c, C) + 1)
     worth = tl.where(tl.load(is_broken + i_b), AFTER_A_MISS, 1.0)
-    b_sure = tl.minimum(tl.load(p_sure, mask=o_c < width, other=0.0), MOST_SURE) * worth
-    b_next = tl.minimum(tl.load(p_sure + 1, mask=o_c + 1 < width, other=0.0), MOST_SURE) * worth
+    b_sure = tl.minimum(tl.load(p_sure, mask=o_c < width, other=0.0) * worth, MOST_SURE)
+    b_next = tl.minimum(tl.load(p_sure + 1, mask=o_c + 1 < width, other=0.0) * worth, MOST_SURE)
     b_reach = tl.cumprod(tl.where(o_c < known, tl.where(o_c < given, 1.0, b_sure), 0.0), 0)
-    b_following = tl.where(o_c + 1 < known, b_reach * tl.where(o_c + 1 < given, 1.0, b_next), 0.0)
+    b_next = tl.where(o_c + 1 < given, 1.0, b_next)
+    b_following = tl.where(o_c + 1 < known, b_reach * b_next, 0.0)
     b_may_stop = (o_c >= given - 1) & ~b_stop
+    b_missed = b_reach * (1 - b_next)
+    b_second = tl.where(b_may_stop & (o_c + 1 < known), b_missed * SECOND_IS_RIGHT, 0.0)
 
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         price = (low + high) / 2
-        num_main, _, b_masks = _at(b_reach, b_following, b_may_stop, o_c, price, given, most, C)
-        fits = _num_tokens(num_main, b_masks, COPIES) <= width
+        num_main, b_has, _, b_masks = _at(b_reach, b_following, b_second, b_may_stop, o_c, price, given, most, C)
+        fits = num_main + tl.sum(_size(b_has, b_masks, COPIES), 0) <= width
         low, high = tl.where(fits, low, price), tl.where(fits, price, high)
-    num_main, b_stops, b_masks = _at(b_reach, b_following, b_may_stop, o_c, high, given, most, C)
-    _, _, b_wanted = _at(b_reach, b_following, b_may_stop, o_c, low, given, most, C)
+    num_main, b_has, b_stops, b_masks = _at(b_reach, b_following, b_second, b_may_stop, o_c, high, given, most, C)
+    _, _, _, b_wanted = _at(b_reach, b_following, b_second, b_may_stop, o_c, low, given, most, C)
 
     # Fill what is left, likely stops first.
     b_more = tl.where(b_stops > 0, tl.maximum(b_wanted - b_masks, 0), 0)
@@ -109,17 +117,19 @@ def _plan_kernel(
     b_is_before = b_stops[None, :] > b_mine[:, None]
     b_is_before |= (b_stops[None, :] == b_mine[:, None]) & (o_c[None, :] < o_c[:, None])
     b_taken = tl.sum(tl.where(b_is_before, (b_more + b_copied)[None, :], 0), 1)
-    room = width - _num_tokens(num_main, b_masks, COPIES)
+    room = width - num_main - tl.sum(_size(b_has, b_masks, COPIES), 0)
     b_masks += tl.maximum(tl.minimum(room - b_taken - b_copied, b_more), 0)
     tl.store(num_main_out + i_b, num_main)
-    tl.store(ends + i_b * C + o_c, num_main + tl.cumsum(b_masks + (b_masks > 0).to(tl.int32) * COPIES, 0))
+    tl.store(has_second_out + i_b * C + o_c, b_has.to(tl.int32))
+    tl.store(ends + i_b * C + o_c, num_main + tl.cumsum(_size(b_has, b_masks, COPIES), 0))
 
 
 class Plan(NamedTuple):
     """What enters a forward of B rows, where they speculate."""
 
     num_main: torch.Tensor  # [B] int32, tokens of the chain
-    ends: torch.Tensor  # [B, C] int32, the columns in which the groups behind each of the first C tokens end
+    has_second: torch.Tensor  # [B, C] int32, whether a second choice stands behind each of the first C tokens
+    ends: torch.Tensor  # [B, C] int32, the columns in which what stands behind each of them ends
 
 
 def plan(rows: Any, longest: int, copies: int, mask_token_id: int) -> Plan:
@@ -129,7 +139,8 @@ def plan(rows: Any, longest: int, copies: int, mask_token_id: int) -> Plan:
     """
     batch, width = rows.tokens.shape
     longest = triton.next_power_of_2(longest)
-    found = Plan(rows.new_len.new_empty(batch), rows.new_len.new_empty(batch, longest))
+    empty = rows.new_len.new_empty
+    found = Plan(empty(batch), empty(batch, longest), empty(batch, longest))
     _plan_kernel[(batch,)](
         rows.tokens,
         rows.new_len,

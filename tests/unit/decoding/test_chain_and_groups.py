@@ -20,7 +20,7 @@ from dlm_serve.decoding.one_forward.plan import num_known
 
 VOCAB_SIZE, MASK, STOP = 29, 5, 7
 BLOCK_LENGTH = TABLE_WIDTH = 16
-CHOICE = TokenChoice(MASK)
+CHOICE = TokenChoice(MASK, with_second=True)
 WIDTHS = (4, 8, 16, 24, 48)
 Plan = Callable[[Rows, int], GroupPlan]
 
@@ -118,13 +118,13 @@ def forward(layout: Layout, contexts: Sequence[Sequence[int]]) -> torch.Tensor:
     logits[:, :, STOP] = 80.0
     j = torch.arange(layout.tokens.shape[1])
     for row, context in enumerate(contexts):
-        real = torch.nonzero(layout.is_main[row] | layout.is_noisy[row]).flatten()
+        real = torch.nonzero(layout.is_main[row] | layout.is_second[row] | layout.is_noisy[row]).flatten()
         prefix, lo, hi = (bounds[row, real, None] for bounds in (layout.prefix, layout.lo, layout.hi))
         seen = torch.cat(
             [torch.ones(len(real), len(context), dtype=torch.bool), (j < prefix) | ((j >= lo) & (j < hi))], 1
         )
         positions = torch.cat([torch.arange(len(context)), len(context) + layout.offsets[row]])
-        targets = positions[len(context) + real] + layout.is_main[row, real]
+        targets = positions[len(context) + real] + ~layout.is_noisy[row, real]
         tokens = torch.cat([torch.tensor(context), layout.tokens[row]])
         logits[row, real] = MODEL(tokens, positions, seen, targets, layout.is_noisy[row, real])
     return logits
@@ -154,7 +154,11 @@ def serve(
         rows = table.gather(indices, width)
         planned = plan(rows, width) if plan else plan_groups(rows, MASK, form.num_copies)
         layout = lay_out(rows, planned, form, MASK)
-        positions = torch.tensor([len(contexts[i]) for i in live])[:, None] + layout.offsets + layout.is_main
+        positions = (
+            torch.tensor([len(contexts[i]) for i in live])[:, None]
+            + layout.offsets
+            + (layout.is_main | layout.is_second)
+        )
         prediction = CHOICE.predict(forward(layout, [contexts[i] for i in live]), positions, rows)
         after, output = advance(rows, layout.anchors, prediction, MASK)
         table.scatter_(indices, after)
@@ -187,7 +191,8 @@ def test_a_batch_decodes_as_each_request_alone() -> None:
 def all_stops(rows: Rows, length: int) -> GroupPlan:
     """Return a plan with `length` masks behind every token of chains of at most `length`."""
     num_main = num_known(rows, MASK).clamp(max=length)
-    return GroupPlan(num_main, torch.where(rows.columns < num_main[:, None], length, 0))
+    is_main = rows.columns < num_main[:, None]
+    return GroupPlan(num_main, torch.where(is_main, length, 0), torch.zeros_like(is_main))
 
 
 @pytest.mark.parametrize("length", [2, 4, 7])
