@@ -14,9 +14,9 @@ import pytest
 import torch
 from dlm_kernels.sample_token.reference import gumbel_noise
 
-from dlm_serve.decoding import Phase, RowOptions, Rows, TokenChoice
+from dlm_serve.decoding import Phase, Prediction, RowOptions, Rows, TokenChoice
 from dlm_serve.decoding.one_forward import GroupForm, GroupPlan, Layout, advance, lay_out, plan_groups
-from dlm_serve.decoding.one_forward.plan import num_known
+from dlm_serve.decoding.one_forward.plan import CHOSEN, num_known
 
 VOCAB_SIZE, MASK, STOP = 29, 5, 7
 BLOCK_LENGTH = TABLE_WIDTH = 16
@@ -136,6 +136,8 @@ class Answer:
 
     ids: list[int]
     runs: list[int] = field(default_factory=list)
+    chosen: list[bool] = field(default_factory=list)
+    """Of each draft that begins with what follows a second choice, whether that was right."""
 
 
 def serve(
@@ -154,17 +156,16 @@ def serve(
         rows = table.gather(indices, width)
         planned = plan(rows, width) if plan else plan_groups(rows, MASK, form.num_copies)
         layout = lay_out(rows, planned, form, MASK)
-        positions = (
-            torch.tensor([len(contexts[i]) for i in live])[:, None]
-            + layout.offsets
-            + (layout.is_main | layout.is_second)
-        )
+        starts, shift = torch.tensor([len(contexts[i]) for i in live]), layout.is_main | layout.is_second
+        positions = starts[:, None] + layout.offsets + shift
         prediction = CHOICE.predict(forward(layout, [contexts[i] for i in live]), positions, rows)
         after, output = advance(rows, layout.anchors, prediction, MASK)
         table.scatter_(indices, after)
         for row, i in enumerate(live):
             length = int(output.lens[row])
             answers[i].runs.append(length)
+            if rows.draft_confidence[row, 1] == CHOSEN and planned.num_main[row] > 1:
+                answers[i].chosen.append(length > 1)
             answers[i].ids += output.tokens[row, :length].tolist()
             contexts[i] += layout.tokens[row, :length].tolist()
     for answer, ask in zip(answers, asks, strict=True):
@@ -181,6 +182,7 @@ def test_the_answer_is_the_autoregressive_one(widths: tuple[int, ...], form: Gro
         tokens = sum(sum(answer.runs) for answer in answers) / sum(len(answer.runs) for answer in answers)
         assert tokens > 2, "drafts must be right often"
         assert min(run for answer in answers for run in answer.runs) == 1, "and wrong at times"
+        assert {right for answer in answers for right in answer.chosen} == {True}
 
 
 def test_a_batch_decodes_as_each_request_alone() -> None:
@@ -269,6 +271,20 @@ def test_likelier_stops_have_more_masks() -> None:
     assert broken[0] > whole[0], "what stands behind a miss is doubted"
 
 
+def test_a_draft_begins_with_what_follows_the_second_choice_that_verification_finds() -> None:
+    rows = drafted([0.4, 0.9], width=16)
+    rows = rows.replace(second_ids=torch.full_like(rows.tokens, 3))
+    layout = lay_out(rows, plan_groups(rows, MASK), GroupForm.MASKS, MASK)
+    ids = torch.full_like(rows.tokens, 9)
+    ids[0, 0] = 3
+    ids[layout.is_second & (layout.offsets == 1)] = 8
+    after, output = advance(rows, layout.anchors, Prediction(ids, ids / 20, ids / 20, ids), MASK)
+    assert output.tokens[0, : output.lens[0]].tolist() == [3]
+    assert after.tokens[0, :3].tolist() == [3, 8, 9]
+    assert after.is_broken, "the group had another token there"
+    assert planned(after.gather(torch.tensor([0]), 24))[0] > 1, "and yet that one is sure"
+
+
 @pytest.mark.parametrize("form", GroupForm)
 @pytest.mark.parametrize("width", [4, 8, 16, 33, 48])
 def test_a_plan_fills_its_row_and_no_more(width: int, form: GroupForm) -> None:
@@ -277,7 +293,7 @@ def test_a_plan_fills_its_row_and_no_more(width: int, form: GroupForm) -> None:
         rows = drafted(torch.rand(number, generator=generator).sqrt().tolist(), width=width)
         plan = plan_groups(rows, MASK, form.num_copies)
         groups = plan.num_masks[0]
-        used = int(plan.num_main[0] + groups.sum()) + form.num_copies * int((groups > 0).sum())
+        used = int(plan.num_main[0] + groups.sum() + plan.has_second.sum()) + form.num_copies * int((groups > 0).sum())
         assert used <= width
         assert int(groups.max()) < BLOCK_LENGTH
         room = (groups[: int(plan.num_main[0])] < BLOCK_LENGTH - 1).any()
