@@ -3,8 +3,10 @@
 A row is a chain, the tokens that the client has and the draft behind them, and groups of masks, each behind a token
 of the chain at which verification may stop. The chain is causal, as autoregression sees it. The masks of a group see
 the chain up to the token that they stand behind, and each other: what the draft forward of two would have shown them.
+Beside the chain stand second choices, each in place of one drafted token: where verification finds one, the forward
+says what follows that, too.
 
-`plan` chooses chain and groups, `layout` puts them into the columns of a row, `advance` takes what the forward says.
+`plan` chooses what a row holds, `layout` puts them into the columns of a row, `advance` takes what the forward says.
 """
 
 from dlm_serve.decoding.one_forward.advance import advance

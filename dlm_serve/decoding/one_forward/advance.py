@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ def advance(rows: Rows, anchors: torch.Tensor, prediction: Prediction, mask_toke
     """Return `rows` after a forward over columns with these `anchors` [B, W] int32, and what they emit.
 
     The next draft is that of the group at the stop, else of the nearest before it. Where that has nothing behind the
-    stop it is what is left of the draft that was verified. If verification finds the second choice, the forward says
-    what follows that, too: for sure the first token of the next draft.
+    stop it is what is left of the draft that was verified. If verification finds the second choice, the draft begins
+    with what the forward says behind that.
     """
     ids, columns, given = prediction.ids, rows.columns, rows.num_emitted.long()[:, None]
     is_main = anchors == columns
@@ -38,33 +39,52 @@ def advance(rows: Rows, anchors: torch.Tensor, prediction: Prediction, mask_toke
         fresh = torch.where(columns < group.num_drafted, of_group.gather(1, group.columns), nothing)
         return torch.where(takes_group, fresh, torch.where(is_left, of_rows.gather(1, left), nothing))
 
-    is_found, follows = _behind_second(rows, anchors, ids, num_right, pending)
     is_missed = rows.tokens.gather(1, num_right.clamp(max=rows.width - 1)) != pending
-    tokens, confidence = draft(ids, rows.tokens, mask_token_id), draft(prediction.confidence, rows.draft_confidence, 0)
-    is_broken = torch.where(takes_group, group.is_broken, rows.is_broken[:, None] | is_missed)
-    is_first = is_found & (columns == 0)
-    is_broken |= (is_first & (tokens != mask_token_id) & (tokens != follows)).any(1, keepdim=True)
-    tokens, confidence = torch.where(is_first, follows, tokens), torch.where(is_first, CHOSEN, confidence)
-    behind = columns < rows.block_length[:, None] - 1
-    tokens = torch.cat([pending, torch.where(behind, tokens, mask_token_id)[:, :-1]], dim=1)
-    num_drafted = (tokens != mask_token_id).long().cumprod(1).sum(1)
-    after = rows.with_block(tokens, torch.ones_like(rows.num_emitted)).replace(
-        new_len=num_drafted.to(torch.int32),
-        second_ids=pad(draft(prediction.second_ids, rows.second_ids, 0)[:, :-1], (1, 0)),
-        draft_confidence=pad(confidence[:, :-1], (1, 0)),
-        is_broken=is_broken.squeeze(1),
+    found = _Draft(
+        ids=draft(ids, rows.tokens, mask_token_id),
+        second_ids=draft(prediction.second_ids, rows.second_ids, 0),
+        confidence=draft(prediction.confidence, rows.draft_confidence, 0),
+        is_broken=torch.where(takes_group, group.is_broken, rows.is_broken[:, None] | is_missed),
     )
-    return after, StepOutput(emitted, (num_right - given + 1).squeeze(1).to(torch.int32))
+    second = anchors == anchor_of_second(num_right - 1)
+    tried = rows.second_ids.gather(1, num_right.clamp(max=rows.width - 1))
+    is_found = second.any(1, keepdim=True) & (tried == pending)
+    found = found.beginning_with(ids.gather(1, second.long().argmax(1, keepdim=True)), is_found, mask_token_id)
+    output = StepOutput(emitted, (num_right - given + 1).squeeze(1).to(torch.int32))
+    return found.put_behind(pending, rows, mask_token_id), output
 
 
-def _behind_second(
-    rows: Rows, anchors: torch.Tensor, ids: torch.Tensor, num_right: torch.Tensor, pending: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return whether the second choice at the stop is the `pending` token, and what follows it, [B, 1] each."""
-    is_there = anchors == anchor_of_second(num_right - 1)
-    second = rows.second_ids.gather(1, num_right.clamp(max=rows.width - 1))
-    follows = ids.gather(1, is_there.long().argmax(1, keepdim=True))
-    return is_there.any(1, keepdim=True) & (second == pending), follows
+@dataclass(frozen=True)
+class _Draft:
+    """What stands behind the pending token of each row."""
+
+    ids: torch.Tensor  # [B, W] int64, masks behind the draft
+    second_ids: torch.Tensor  # [B, W] int64
+    confidence: torch.Tensor  # [B, W] float32
+    is_broken: torch.Tensor  # [B, 1] bool, whether it stands behind other tokens than it was made for
+
+    def beginning_with(self, chosen: torch.Tensor, condition: torch.Tensor, mask_token_id: int) -> _Draft:
+        """Return it with the first token `chosen` [B, 1] where `condition` [B, 1] holds: that is right for sure."""
+        is_first = condition & (torch.arange(self.ids.shape[1], device=chosen.device) == 0)
+        is_other = is_first & (self.ids != mask_token_id) & (self.ids != chosen)
+        return _Draft(
+            ids=torch.where(is_first, chosen, self.ids),
+            second_ids=self.second_ids,
+            confidence=torch.where(is_first, CHOSEN, self.confidence),
+            is_broken=self.is_broken | is_other.any(1, keepdim=True),
+        )
+
+    def put_behind(self, pending: torch.Tensor, rows: Rows, mask_token_id: int) -> Rows:
+        """Return `rows` with the token `pending` [B, 1] and as much of the draft as a block holds."""
+        is_behind = rows.columns < rows.block_length[:, None] - 1
+        tokens = torch.cat([pending, torch.where(is_behind, self.ids, mask_token_id)[:, :-1]], dim=1)
+        num_drafted = (tokens != mask_token_id).long().cumprod(1).sum(1)
+        return rows.with_block(tokens, torch.ones_like(rows.num_emitted)).replace(
+            new_len=num_drafted.to(torch.int32),
+            second_ids=pad(self.second_ids[:, :-1], (1, 0)),
+            draft_confidence=pad(self.confidence[:, :-1], (1, 0)),
+            is_broken=self.is_broken.squeeze(1),
+        )
 
 
 class _Group(NamedTuple):
