@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 
 from dlm_serve.bundled import FOLDER
-from dlm_serve.decoding import Phase, RowOptions, Rows
-from dlm_serve.decoding.one_forward import LONGEST_CHAIN, plan_groups
-from dlm_serve.decoding.one_forward.plan import AFTER_A_MISS, CHOSEN, MOST_SURE, SECOND_IS_RIGHT, survival
+from dlm_serve.decoding import Phase, RowOptions
+from dlm_serve.decoding.one_forward import LONGEST_CHAIN
+from dlm_serve.decoding.one_forward.plan import AFTER_A_MISS, CHOSEN, MOST_SURE, survival
 from dlm_serve.inflation.adapter import Adapter
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER
 from dlm_serve.training.checkpoint import load_model
@@ -196,19 +196,6 @@ def following(text: Text, draft: Draft, anchors: Sequence[tuple[int, int]], pend
     decided = next_pending - pending
     verified = text.ids[pending + 1 : next_pending + 1]
     return draft.behind(decided, is_broken=draft.is_broken or draft.ids[:decided] != verified)
-
-
-def check(draft: Draft, width: int) -> None:
-    """Assert that the plan is that of the server."""
-    rows = Rows.of([RowOptions(Phase.SPECULATE, LONGEST_CHAIN, stop_ids=[EOS_ID])], width)
-    rows = rows.start_block(torch.tensor([EOS_ID + 1]), mask_token_id=2)
-    number = min(len(draft.ids), width - 1)
-    rows.tokens[0, 1 : number + 1] = torch.tensor(draft.ids[:number])
-    rows.draft_confidence[0, 1 : number + 1] = torch.tensor(draft.confidence[:number])
-    expected, found = plan_groups(rows, 2), plan(draft, width, SECOND_IS_RIGHT)
-    assert int(expected.num_main) == found.num_main
-    assert expected.has_second[0].tolist() == found.has_second[: expected.has_second.shape[1]].tolist()
-    assert expected.num_masks[0].tolist() == found.num_masks[: expected.num_masks.shape[1]].tolist()
 
 
 def task_prompts(count: int) -> list[list[int]]:
