@@ -7,6 +7,7 @@
     - CheckpointError: in a checkpoint folder
   - ServerError: a running server cannot be reached, or refuses
   - UnsupportedSGLangError: the installed SGLang lacks a seam that dlm-serve stands on
+  - UnsupportedVllmError: the installed vLLM does
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class ServerError(DlmServeError):
 
 class UnsupportedSGLangError(DlmServeError):
     """The installed SGLang is not one that dlm-serve can extend."""
+
+
+class UnsupportedVllmError(DlmServeError):
+    """The installed vLLM is not one that dlm-serve can extend."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -15,8 +15,9 @@ import fields
 import metrics
 import pictures
 
+from dlm_serve.seams import Seam
 from dlm_serve.sglang.compat import SUPPORTED_VERSIONS
-from dlm_serve.sglang.ledger import ENTRY_HOOKS, ENTRY_SEAMS, HOOKS, SEAMS, Hook, Seam
+from dlm_serve.sglang.ledger import ENTRY_HOOKS, ENTRY_SEAMS, HOOKS, SEAMS, Hook
 
 DOCS = Path(__file__).parent
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,22 +9,18 @@ from typing import Any
 
 import torch
 from dlm_kernels.draft_adapter import add_low_rank
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.runtime_context import get_parallel
 from torch.nn.functional import linear
 
 from dlm_serve.errors import CheckpointError
-from dlm_serve.models.checkpoint import AdapterConfig
-
-_TENSOR_NAME = re.compile(r"layers\.(\d+)\.self_attn\.o_proj\.lora_([AB])\.weight$")
+from dlm_serve.models.adapter_file import LowRank, of_layer, read_adapter
 
 
 class DraftAdapter:
     """Low-rank additions to the output projections, counted only for the tokens that draft."""
 
-    def __init__(self, weights: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(self, weights: dict[int, LowRank]) -> None:
         self._weights = weights
         self.token_on: torch.Tensor | None = None
         """For which tokens of a forward it counts [T] bool; None where it counts for none."""
@@ -34,42 +28,15 @@ class DraftAdapter:
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> DraftAdapter:
         """Return the adapter in `folder`: A [r, in] cut to this rank's share of the input, B [out, r] scaled."""
-        try:
-            config = AdapterConfig.model_validate(json.loads((folder / "adapter_config.json").read_text()))
-            tensors = load_file(folder / "adapter_model.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                "draft adapter", str(folder), f"cannot be read ({error})", "complete it, or lora.draft_adapter: none"
-            ) from error
-        pairs: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            match = _TENSOR_NAME.search(name)
-            if match is None:
-                raise CheckpointError(
-                    "draft adapter", name, "only o_proj is supported", "use an adapter with target_modules [o_proj]"
-                )
-            pairs.setdefault(int(match[1]), {})[match[2]] = tensor.to(device, dtype)
-        rank, size = get_parallel().tp_rank, get_parallel().tp_size
-        return cls(
-            {
-                layer_id: (pair["A"].chunk(size, dim=1)[rank].contiguous(), pair["B"] * config.scale)
-                for layer_id, pair in pairs.items()
-            }
-        )
+        parallel = get_parallel()
+        return cls(read_adapter(folder, device, dtype, parallel.tp_rank, parallel.tp_size))
 
     def attach(self, layer_id: int, o_proj: torch.nn.Module) -> None:
         """Add this adapter's product to what `o_proj` puts out, before ranks are summed.
 
         Where weights are not quantised, A moves below those of `o_proj`: a product less in every layer.
         """
-        if layer_id not in self._weights:
-            raise CheckpointError(
-                "draft adapter",
-                layer_id,
-                "the adapter has no weights for this layer",
-                "use an adapter made for this model",
-            )
-        lora_a, lora_b = self._weights[layer_id]
+        lora_a, lora_b = of_layer(self._weights, layer_id)
         if isinstance(o_proj.quant_method, UnquantizedLinearMethod) and o_proj.bias is None:
             stacked = torch.cat((o_proj.weight.data, lora_a))
             o_proj.weight.data, lora_a = stacked.split((len(lora_b), len(lora_a)))

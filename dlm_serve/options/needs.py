@@ -38,9 +38,11 @@ class Need(NamedTuple):
     """One of them."""
 
     field: str
-    """SGLang's."""
+    """The engine's."""
     written: str
     """As the request names it."""
+    one_at_a_time: bool = False
+    """Whether the engine gives it to tokens that are decoded one at a time alone."""
 
 
 def honours(mode: ConcreteMode, need: Need, family: Family) -> bool:
@@ -49,6 +51,8 @@ def honours(mode: ConcreteMode, need: Need, family: Family) -> bool:
     Self-speculation verifies each token behind those before it, as autoregression predicts it. A denoised block has
     `_OF_BLOCKS` where another forward commits it, one token behind the other.
     """
+    if need.one_at_a_time:
+        return mode is Mode.AUTOREGRESSIVE
     if mode is Mode.SELF_SPECULATION:
         return need.field not in _ONE_AT_A_TIME
     return mode is Mode.AUTOREGRESSIVE or (need.field in _OF_BLOCKS and family.commit.scores_tokens)

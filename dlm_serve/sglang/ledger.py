@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dlm_serve.seams import Seam
+
 _SRT = "sglang.srt"
 _OURS = "dlm_serve.sglang"
 
@@ -21,16 +23,6 @@ class Role(StrEnum):
     MAIN = "main"
     SCHEDULER = "scheduler"
     CPU_SCHEDULER = "scheduler on plain PyTorch"
-
-
-@dataclass(frozen=True)
-class Seam:
-    """Something of SGLang's that is called, subclassed or hooked, and that not all of its own models stand on."""
-
-    target: str
-    """Its dotted name."""
-    parameters: tuple[str, ...] = ()
-    """Parameters it must have."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from processes import output_of_fresh
 
-from dlm_serve.sglang import compat
-from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, Hook, Seam
+from dlm_serve.seams import Seam, problem_with
+from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, Hook
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = Path(__file__).parent / "hooks_in_place.py"
@@ -28,9 +28,9 @@ def test_names_code_of_ours(hook: Hook) -> None:
 def test_a_missing_seam_is_named() -> None:
     missing = Seam("json.no_such_function")
     without_parameter = Seam("json.dumps", ("obj", "no_such_parameter"))
-    assert "json.no_such_function is missing" in (compat.problem_with(missing) or "")
-    assert compat.problem_with(without_parameter) == "json.dumps has no parameter no_such_parameter"
-    assert compat.problem_with(Seam("json.dumps", ("obj",))) is None
+    assert "json.no_such_function is missing" in (problem_with(missing) or "")
+    assert problem_with(without_parameter) == "json.dumps has no parameter no_such_parameter"
+    assert problem_with(Seam("json.dumps", ("obj",))) is None
 
 
 @pytest.fixture(scope="module")
