@@ -28,8 +28,8 @@ def settings_of(params: Any) -> ModeSettings:
 
 def row_options_of(params: Any, commit: Commit, vocab_size: int) -> RowOptions:
     """Return what the device must know about a request with these SamplingParams."""
-    stop_ids = [] if params.ignore_eos else sorted(params.all_stop_token_ids)
-    options = commit.row_options(settings_of(params), params.seed, stop_ids, vocab_size)
+    stop_ids = {*(params.stop_token_ids or ()), params.eos_token_id} - {None}  # None where they are ignored
+    options = commit.row_options(settings_of(params), params.seed, sorted(stop_ids), vocab_size)
     if params.temperature == 0:
         return options  # greedy
     top_k = params.top_k if params.top_k > 0 else vocab_size

@@ -1,0 +1,53 @@
+"""The LoRA of the output projections that counts for drafted tokens alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from dlm_kernels.draft_adapter import add_low_rank
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+
+from dlm_serve.models.adapter_file import LowRank, of_layer, read_adapter
+
+
+class DraftAdapter:
+    """Which tokens of a forward it counts for: `token_on` [T] bool, of the most that a forward has."""
+
+    def __init__(self, token_on: torch.Tensor) -> None:
+        self.token_on = token_on
+
+    @classmethod
+    def attached(cls, folder: Path, backbone: Any, most_tokens: int) -> DraftAdapter:
+        """Put the adapter in `folder` behind the output projections of vLLM's `backbone`. Raises CheckpointError."""
+        norm = backbone.norm.weight
+        rank, size = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+        weights = read_adapter(folder, norm.device, norm.dtype, rank, size)
+        adapter = cls(torch.zeros(most_tokens, dtype=torch.bool, device=norm.device))
+        for layer_id in range(backbone.start_layer, backbone.end_layer):
+            attention = backbone.layers[layer_id].self_attn
+            attention.o_proj = _Adapted(attention.o_proj, of_layer(weights, layer_id), adapter.token_on)
+        return adapter
+
+
+class _Adapted(torch.nn.Module):
+    """An output projection with the adapter's product where it counts."""
+
+    def __init__(self, o_proj: torch.nn.Module, weights: LowRank, token_on: torch.Tensor) -> None:
+        super().__init__()
+        self.o_proj = o_proj
+        self.register_buffer("lora_a", weights[0], persistent=False)
+        self.register_buffer("lora_b", weights[1], persistent=False)
+        self.register_buffer("token_on", token_on, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Return `x` [T, in] projected, and the bias that vLLM's projections leave to their callers."""
+        hidden, bias = self.o_proj(x)
+        # Each rank has a share of the input: the sum over ranks is taken of the few columns of the low rank.
+        low_rank = tensor_model_parallel_all_reduce(x @ self.lora_a.T)
+        return add_low_rank(hidden, low_rank, self.lora_b, self.token_on[: len(x)]), bias

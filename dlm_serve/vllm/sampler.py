@@ -1,0 +1,98 @@
+"""Advance rows by what a forward predicts, in the place of vLLM's sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
+from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+from dlm_serve.decoding import StepOutput
+from dlm_serve.vllm.serving import Serving
+from dlm_serve.vllm.table import RequestTable
+
+
+class DlmSampler:
+    """What tokens a step emits: any number, up to all those of a block."""
+
+    def __init__(self, sampler: Any, serving: Serving, table: RequestTable) -> None:
+        self._base, self._serving, self._table = sampler, serving, table
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what vLLM's runner reads of its own sampler, which keeps what requests ask of their logits."""
+        return getattr(self._base, name)
+
+    def __call__(self, logits: torch.Tensor, input_batch: Any) -> SamplerOutput:
+        """Return what the rows of a forward emit for their `logits` [L, V], and advance them.
+
+        The logits of a row stand together: one for a prompt, one for each token of a block.
+        """
+        num_reqs, device = input_batch.num_reqs, logits.device
+        step = self._table.end_step(input_batch)
+        output = StepOutput.empty(num_reqs, self._serving.width, device)
+        if len(step):
+            advancing = torch.from_numpy(step).to(device, non_blocking=True)
+            width = int(np.diff(input_batch.cu_num_logits_np)[step].max())
+            output.put_(advancing, self._advance(self._ruled(logits, input_batch), input_batch, advancing, width))
+        # What is not emitted was not computed, but for prompts of which more is to come.
+        num_logits = torch.diff(input_batch.cu_num_logits[: num_reqs + 1])
+        num_rejected = torch.where(self._table.in_prompt(input_batch.idx_mapping_np), 0, num_logits - output.lens)
+        indices = input_batch.idx_mapping[:num_reqs]
+        self._base.req_states.draft_tokens[indices] = self._table.rows.tokens[indices, 1:]
+        return SamplerOutput(
+            sampled_token_ids=output.tokens,
+            logprobs_tensors=self._logprobs(logits, input_batch, output.tokens[:, 0]),
+            num_nans=None,
+            num_sampled=output.lens,
+            num_rejected=num_rejected.int(),
+        )
+
+    def _advance(self, logits: torch.Tensor, input_batch: Any, advancing: torch.Tensor, width: int) -> StepOutput:
+        """Advance the rows at `advancing` [B] of the batch, of at most `width` tokens, and return what they emit."""
+        commit, choice = self._serving.commit, self._serving.token_choice
+        indices, first = input_batch.idx_mapping[advancing], input_batch.cu_num_logits[advancing].long()
+        rows = self._table.rows.gather(indices, width)
+        columns = torch.arange(width, device=logits.device)
+        # Behind the end of a row stand the logits of others, at which nothing looks.
+        at = (first[:, None] + columns).clamp(max=len(logits) - 1)
+        starts = input_batch.positions[input_batch.logits_indices[first]]
+        spec = commit.attention_spec(rows, starts + rows.num_emitted - 1, choice.mask_token_id)
+        prediction = choice.predict(logits[at], spec.predicted_positions, rows)
+        return commit.advance_(self._table.rows, indices, spec.anchors, prediction, choice.mask_token_id)
+
+    def _ruled(self, logits: torch.Tensor, input_batch: Any) -> torch.Tensor:
+        """Return `logits` [L, V] as vLLM's penalties, biases and budgets want them; only rows of one token have any."""
+        if not self._base.needs_logits_processing[input_batch.idx_mapping_np].any():
+            return logits
+        context = LogitsContext(
+            expanded_idx_mapping=input_batch.expanded_idx_mapping,
+            idx_mapping=input_batch.idx_mapping,
+            idx_mapping_np=input_batch.idx_mapping_np,
+            expanded_local_pos=input_batch.expanded_local_pos,
+            input_ids=input_batch.input_ids[input_batch.logits_indices],
+            pos=input_batch.positions[input_batch.logits_indices],
+            seq_lens_upper_bound_np=input_batch.seq_lens_cpu_upper_bound.numpy(),
+        )
+        ruled = logits.to(torch.float32, copy=True)
+        for processor in self._base.logits_processors:
+            ruled = processor.apply(ruled, context)
+        self._base.thinking_budget_state.apply(ruled, context)
+        return ruled
+
+    def _logprobs(self, logits: torch.Tensor, input_batch: Any, token_ids: torch.Tensor) -> Any:
+        """Return the log-probabilities of the first of the tokens that each row emits [B]: those who ask emit one."""
+        dims = self._base.get_logprobs_dims(input_batch.idx_mapping_np)
+        if dims is None:
+            return None
+        num_logprobs, most_token_ids = dims
+        return compute_topk_scores(
+            logits[input_batch.cu_num_logits[: input_batch.num_reqs].long()],
+            num_logprobs,
+            token_ids,
+            logprob_token_ids_state=self._base.logprob_token_ids_state,
+            expanded_idx_mapping=input_batch.idx_mapping,
+            max_per_req_token_ids=most_token_ids,
+        )

@@ -1,0 +1,56 @@
+"""The decode state of all requests of a model runner, by its index of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlm_serve.decoding import Commit, Phase, RequestState, RowOptions, Rows
+
+Indices = np.ndarray[Any, np.dtype[np.intp]]
+
+
+class RequestTable:
+    """Rows on the device, and what the host knows to tell apart which of them a forward advances.
+
+    A prompt is a row that decodes one token: its last one is pending until the forward over it says what follows.
+    """
+
+    def __init__(self, num_requests: int, width: int, mask_token_id: int, device: torch.device) -> None:
+        self.rows = Rows.table(num_requests, width, mask_token_id, device)
+        self._mask_token_id = mask_token_id
+        self._block_lengths = np.ones(num_requests, dtype=np.int32)
+        self._in_prompt = np.ones(num_requests, dtype=bool)
+        self._resumes = np.zeros(num_requests, dtype=bool)
+
+    def add(
+        self, index: int, options: RowOptions, tokens: list[int], num_prompt: int, commit: Commit, state: RequestState
+    ) -> None:
+        """Begin a request, new or resumed, with all its `tokens`, of which the first `num_prompt` are its prompt."""
+        row = Rows.of([options], self.rows.width).start_block(torch.tensor(tokens[-1:]), self._mask_token_id)
+        resumes = commit.known_start(state, tokens, num_prompt) is not None
+        if not resumes:
+            row = row.replace(phase=torch.full_like(row.phase, Phase.DECODE), new_len=torch.ones_like(row.new_len))
+        self._block_lengths[index], self._in_prompt[index], self._resumes[index] = options.block_length, True, resumes
+        device = self.rows.tokens.device
+        self.rows.scatter_(torch.tensor([index], device=device), row.to(device))
+
+    def in_prompt(self, indices: Indices) -> torch.Tensor:
+        """Return whether the requests at `indices` [B] still encode their prompts, [B] bool on the device."""
+        return torch.from_numpy(self._in_prompt[indices]).to(self.rows.tokens.device, non_blocking=True)
+
+    def end_step(self, input_batch: Any) -> Indices:
+        """Return which rows of vLLM's InputBatch its forward advances, and note whose prompt it has encoded.
+
+        Not advanced are parts of prompts; rows that vLLM has cut, where a step had no room for all of their tokens; and
+        rows that have encoded what was answered before they were preempted, to go on with a block begun then.
+        """
+        indices, scheduled = input_batch.idx_mapping_np, input_batch.num_scheduled_tokens
+        in_prompt = self._in_prompt[indices]
+        encoded = input_batch.num_computed_prefill_tokens_np + scheduled >= input_batch.prefill_len_np
+        ends_prompt = in_prompt & encoded
+        whole = scheduled >= self._block_lengths[indices]
+        self._in_prompt[indices[ends_prompt]] = False
+        return np.flatnonzero(np.where(in_prompt, ends_prompt & ~self._resumes[indices], whole))
