@@ -22,9 +22,8 @@ ENVIRONMENT = {
 }
 os.environ.update(ENVIRONMENT)
 sys.path[:0] = [str(HERE.parent / "support"), str(TRITON_CPU)]
-import sitecustomize  # noqa: E402, F401
-
 import pytest  # noqa: E402
+import sitecustomize  # noqa: E402, F401
 
 FLAGS: dict[str, Any] = {
     "enforce_eager": True,
