@@ -84,8 +84,8 @@ def _length_that_fits(asked: int, num_prompt: int, longest: int, settings: ModeS
     most = longest - num_prompt - (settings.block_length - 1)
     if asked <= most:
         return asked
+    if asked == longest - num_prompt and most > 0:
+        return most
     why = f"context length {longest}, less the {settings.block_length - 1} further tokens of a block"
-    if asked < longest - num_prompt or most < 1:
-        limit = f"with {num_prompt} input tokens at most {max(most, 0)} ({why})"
-        raise OptionError("max_tokens", asked, limit, "ask for fewer tokens, shorten the prompt or the blocks")
-    return most
+    limit = f"with {num_prompt} input tokens at most {max(most, 0)} ({why})"
+    raise OptionError("max_tokens", asked, limit, "ask for fewer tokens, or shorten the prompt or the blocks")

@@ -1,7 +1,8 @@
-"""Requests that are preempted for want of memory, or cut for want of room in a step, answer as they would have."""
+"""Requests that are preempted, or cut for want of room in a step, answer as they would have."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,26 +10,35 @@ import pytest
 from golden import NEMOTRON_LABS_DIFFUSION, TRAINED
 from test_vllm_golden import request_of
 
-FEW_BLOCKS = {"num_gpu_blocks_override": 24, "max_num_seqs": 12, "max_num_batched_tokens": 48}
-"""KV for 384 tokens, and steps that are too short for 12 blocks of 8."""
-MOST_CASES = 12
+EVERY = 3
+"""Steps from one preemption to the next."""
+TOKENS_OF_A_STEP = 50
+"""Too few for the blocks of all requests."""
+MOST_CASES = 10
 
 
-def test_golden_cases_in_little_memory(
+def test_golden_cases_with_interruptions(
     start: Callable[..., Any], ask: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = start(TRAINED, **FEW_BLOCKS)
+    engine = start(TRAINED)
     scheduler = engine.llm_engine.engine_core.engine_core.scheduler
-    preempted: list[str] = []
-    preempt = scheduler._preempt_request
+    schedule, preempted, cut = scheduler.schedule, [], []
 
-    def noted(request: Any, *args: Any, **kwargs: Any) -> None:
-        preempted.append(request.request_id)
-        preempt(request, *args, **kwargs)
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if scheduler.running and scheduler.current_step % EVERY == 0:
+            request = scheduler.running.pop()
+            preempted.append(request.num_output_tokens)
+            scheduler._preempt_request(request, time.monotonic())
+        scheduled = schedule(*args, **kwargs)
+        widths = {len(drafts) for drafts in scheduled.scheduled_spec_decode_tokens.values()}
+        cut.extend(width for width in widths if width not in (3, 7))
+        return scheduled
 
-    monkeypatch.setattr(scheduler, "_preempt_request", noted)
+    monkeypatch.setattr(scheduler, "schedule", interrupted)
+    monkeypatch.setattr(scheduler, "max_num_scheduled_tokens", TOKENS_OF_A_STEP)
     golden = NEMOTRON_LABS_DIFFUSION
     cases = [case for mode in ("diffusion", "linear_spec") for case in golden.cases(TRAINED, mode)[:MOST_CASES]]
     answers = ask(engine, [request_of(case) for case in cases])
     assert [list(each.token_ids) for each in answers] == [golden.expected_ids(case) for case in cases]
-    assert preempted
+    assert any(preempted), "none was preempted in its answer"
+    assert cut, "no block was cut"
