@@ -10,6 +10,8 @@ import pytest
 from golden import NEMOTRON_LABS_DIFFUSION, TRAINED
 from test_vllm_golden import request_of
 
+from dlm_serve.vllm.request import settings_of
+
 EVERY = 3
 """Steps from one preemption to the next."""
 TOKENS_OF_A_STEP = 50
@@ -22,16 +24,20 @@ def test_golden_cases_with_interruptions(
 ) -> None:
     engine = start(TRAINED)
     scheduler = engine.llm_engine.engine_core.engine_core.scheduler
-    schedule, preempted, cut = scheduler.schedule, [], []
+    schedule = scheduler.schedule
+    preempted: list[int] = []
+    cut: list[str] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if scheduler.running and scheduler.current_step % EVERY == 0:
             request = scheduler.running.pop()
             preempted.append(request.num_output_tokens)
             scheduler._preempt_request(request, time.monotonic())
+            scheduler.prev_step_scheduled_req_ids.clear()  # it may be resumed by this very step
         scheduled = schedule(*args, **kwargs)
-        widths = {len(drafts) for drafts in scheduled.scheduled_spec_decode_tokens.values()}
-        cut.extend(width for width in widths if width not in (3, 7))
+        for req_id, drafts in scheduled.scheduled_spec_decode_tokens.items():
+            if 1 + len(drafts) < settings_of(scheduler.requests[req_id].sampling_params).block_length:
+                cut.append(req_id)
         return scheduled
 
     monkeypatch.setattr(scheduler, "schedule", interrupted)

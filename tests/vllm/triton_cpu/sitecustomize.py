@@ -10,7 +10,6 @@ from typing import Any
 if os.environ.get("TRITON_INTERPRET") == "1":
     with contextlib.suppress(ImportError):
         from triton.backends import backends
-
         from triton.runtime.interpreter import InterpreterBuilder
 
         store = InterpreterBuilder.create_masked_store
