@@ -54,7 +54,6 @@ SEAMS = (
     Seam("vllm.distributed.tensor_model_parallel_all_reduce", ("input_",)),
     Seam(f"{_CORE}.sched.scheduler.Scheduler.schedule", ("throttle_prefills",)),
     Seam(f"{_CORE}.sched.scheduler.Scheduler.update_from_output", ("scheduler_output", "model_runner_output")),
-    Seam(f"{_CORE}.sched.scheduler.Scheduler.add_request", ("request",)),
     Seam(f"{_CORE}.kv_cache_coordinator.KVCacheCoordinator.cache_blocks", ("request", "num_computed_tokens")),
     Seam("vllm.v1.metrics.stats.RequestSpecDecodeMetrics.observe", ("num_draft_tokens", "num_accepted")),
     Seam(f"{_WORKER}.model_states.default.DefaultModelState.prepare_attn", ("input_batch", "for_capture")),

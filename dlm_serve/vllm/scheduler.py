@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 
 from dlm_serve.vllm.request import settings_of
 
@@ -21,12 +20,6 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         # Without a lookup vLLM would pad a prompt of which one token is left to the width of a block.
         self.dynamic_sd_lookup = defaultdict(lambda: self.num_spec_tokens)
         _share_committed_kv_alone(self.kv_cache_manager.coordinator)
-
-    def add_request(self, request: Any) -> None:
-        """See vLLM."""
-        super().add_request(request)
-        if request.spec_decode_metrics is None:
-            request.spec_decode_metrics = RequestSpecDecodeMetrics.new(self.num_spec_tokens)
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         """Schedule a step in which each running request has a whole block; its tokens are in the model runner."""
