@@ -74,6 +74,24 @@ def test_modes_by_http(url: str) -> None:
     assert answers["diffusion"]
 
 
+def test_a_chat_says_its_forwards(url: str) -> None:
+    def forwards(mode: str) -> int:
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 16,
+            "temperature": 0,
+            "ignore_eos": True,
+            "vllm_xargs": {"mode": mode},
+        }
+        answer = requests.post(f"{url}/v1/chat/completions", json=body, timeout=120).json()
+        found: int = answer["metrics"]["speculative_decoding"]["num_spec_steps"]
+        return found
+
+    assert forwards("autoregressive") == 15
+    assert forwards("self_speculation") < 15
+
+
 def test_a_refusal_is_http_400_with_field_limit_and_remedy(url: str) -> None:
     refused = complete(url, vllm_xargs={"mode": "self_speculation", "threshold": 2})
     assert refused.status_code == 400
