@@ -48,8 +48,8 @@ def projections(num_tokens: int) -> tuple[list[Call], list[Call]]:
     calls = arguments(num_tokens, LAYERS)
 
     def with_adapter(stacked: torch.Tensor, args: Arguments) -> torch.Tensor:
-        hidden, low_rank = linear(x, stacked).split((HIDDEN, RANK), dim=1)
-        return add_low_rank(hidden, low_rank, *args[2:])
+        both = linear(x, stacked)
+        return add_low_rank(both[:, :HIDDEN], both[:, HIDDEN:], *args[2:])
 
     plain: list[Call] = [partial(linear, x, stacked[:HIDDEN]) for stacked in weights]
     return plain, [partial(with_adapter, stacked, args) for stacked, args in zip(weights, calls, strict=True)]

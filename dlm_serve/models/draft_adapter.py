@@ -38,8 +38,8 @@ class DraftAdapter:
         """
         lora_a, lora_b = of_layer(self._weights, layer_id)
         if isinstance(o_proj.quant_method, UnquantizedLinearMethod) and o_proj.bias is None:
-            stacked = torch.cat((o_proj.weight.data, lora_a))
-            o_proj.weight.data, lora_a = stacked.split((len(lora_b), len(lora_a)))
+            stacked, num_outputs = torch.cat((o_proj.weight.data, lora_a)), len(lora_b)
+            o_proj.weight.data, lora_a = stacked[:num_outputs], stacked[num_outputs:]
             self._weights[layer_id] = lora_a, lora_b
             o_proj.quant_method = _StackedLinear(self, stacked, lora_b)
             return
@@ -92,5 +92,5 @@ class _StackedLinear(UnquantizedLinearMethod):  # type: ignore[misc]  # the base
         if token_on is None:
             projected: torch.Tensor = super().apply(layer, x, bias)
             return projected
-        hidden, low_rank = linear(x, self._stacked).split((len(self._lora_b), self._lora_b.shape[1]), dim=1)
-        return add_low_rank(hidden, low_rank, self._lora_b, token_on)
+        both, num_outputs = linear(x, self._stacked), len(self._lora_b)
+        return add_low_rank(both[:, :num_outputs], both[:, num_outputs:], self._lora_b, token_on)
