@@ -13,7 +13,7 @@ from serving import Server, generate_body
 
 CHECKPOINTS = ("efficient_dlm/edlm-b32", "sdlm/sdlm-d4-tied", "bd3lm/bd3lm-b8")
 SLOTS = 700
-NUM_PROMPT = 300
+NUM_PROMPT = 480
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
