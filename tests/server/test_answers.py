@@ -71,7 +71,7 @@ def test_stop_string(trained: Server, mode: str) -> None:
     readable = [at for at in range(len(text)) if text[at : at + 2].isalnum() and text[at : at + 2].isascii()]
     places = [next(at for at in readable if at >= start) for start in (4, 8, 20)]
     stops = [text[at : at + 2] for at in places for _ in range(2)]
-    asked = [{("stop", "stop_regex")[i % 2]: [stop]} for i, stop in enumerate(stops)]
+    asked: list[dict[str, Any]] = [{("stop", "stop_regex")[i % 2]: [stop]} for i, stop in enumerate(stops)]
     answers = trained.generate_all([generate_body(PROMPT, 40, **options, **each) for each in asked], len(asked))
     for answer, stop in zip(answers, stops, strict=True):
         assert answer["text"].removesuffix(stop) == text[: text.index(stop)]

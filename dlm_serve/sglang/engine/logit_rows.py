@@ -67,7 +67,7 @@ def begin_rules(reqs: Sequence[ReqLike], rows: torch.Tensor, counts: torch.Tenso
 
     They have the `rows` [N] int64 of `counts` [R, V] int32.
     """
-    for req, row in zip(reqs, rows.split(1), strict=True):
+    for req, row in zip(reqs, rows[:, None], strict=True):
         rules, prompt_len = state_of(req).plan.logit_rules, len(req.origin_input_ids)
         ruled = RuledRows.of(rules, end_ids_of(req), prompt_len, req.output_ids, counts, row)
         vars(req)[_RULED] = ruled

@@ -104,8 +104,8 @@ def test_rows_of_a_batch_keep_to_themselves() -> None:
     tokens = torch.randint(0, VOCAB, (len(kinds), WIDTH), generator=torch.manual_seed(3))
     lens = torch.arange(len(kinds), dtype=torch.int32)
     stacked.count_(tokens, lens)
-    for row, place in enumerate(places):
-        answer = torch.tensor([*ANSWER, *tokens[row, : lens[row]]])
+    for i, place in enumerate(places):
+        answer = torch.tensor([*ANSWER, *tokens[i, : lens[i]]])
         assert torch.equal(counts[place], torch.bincount(answer, minlength=VOCAB).int())
     assert not counts[[0, -1]].any()
     logits = torch.randn(len(kinds), WIDTH, VOCAB)
