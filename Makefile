@@ -3,7 +3,7 @@
 # make test    set up what is missing and run every test, on two cores (WORKERS=)
 # make test-quick  the unit tests but the slowest, and those of the reference on one server
 # make fuzz    thousands of random requests to a small server of each family (FLAGS="--seed 1 --count 20000")
-# make test-clients  what people ask such servers with, in an environment of its own: some ten minutes
+# make test-clients  what people ask such servers with, in an environment of its own
 # make test-vllm  the plugin for vLLM, in an environment of its own (3 GB) and without a GPU
 # make check   formatter, linter, type checker, generated pages of the documentation
 # make containers  Dockerfiles, manifests of Kubernetes and the compose file against their linters and schemas
