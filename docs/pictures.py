@@ -14,6 +14,7 @@ CELLS = {
     "P": ("#f6b04c", "#b97412", "pending token, no KV yet"),
     "M": ("#e4e7eb", "#9aa5b1", "mask"),
     "T": ("#8fb7ea", "#3f6fae", "predicted token"),
+    "S": ("#c9b6ea", "#6f4fb0", "second choice"),
     "K": ("#7cc89a", "#2f7d50", "committed, KV is final"),
     "X": ("#f0a3a3", "#b04545", "rejected draft"),
     "-": ("#ffffff", "#cbd2d9", "padding"),
@@ -207,29 +208,30 @@ def step() -> str:
 
 def one_forward() -> str:
     """Return the picture of a row that speculates in one forward: chain, groups, who sees whom, whose KV is kept."""
-    picture = Picture(1020, 452, "A row that verifies a draft and drafts the next in one forward")
+    picture = Picture(1020, 474, "A row that verifies a draft and drafts the next in one forward")
     size, left, top, chain = 22, 190, 98, "PTTTTT"
-    groups = ((1, 3), (3, 2), (5, 3))  # the column that each stands behind, and its masks
+    behind = ((1, "S"), (1, "MMM"), (3, "MM"), (5, "MMM"))  # the column that each stands behind, and its tokens
     columns = [(column, column) for column in range(len(chain))]  # of each column: what it stands behind, its group
-    for anchor, num_masks in groups:
-        columns += [(anchor, len(columns))] * num_masks
-    for number, (letter, (anchor, first)) in enumerate(zip(chain + "M" * 8, columns, strict=True)):
+    for anchor, tokens in behind:
+        columns += [(anchor, len(columns))] * len(tokens)
+    letters = chain + "".join(tokens for _, tokens in behind)
+    for number, (letter, (anchor, first)) in enumerate(zip(letters, columns, strict=True)):
         fill, stroke, _ = CELLS[letter]
         x, y = left + number * size, top + number * size
-        offset = number if letter != "M" else anchor + 1 + number - first
+        offset = number if number < len(chain) else anchor + 1 + number - first
         for place in ((x, top - 34), (left - 34, y)):
             picture.rect(*place, size - 3, size - 3, fill, stroke)
         picture.text(x + 9, top - 42, str(offset), 11, anchor="middle", fill=FAINT)
         for key in range(len(columns)):
-            in_group = letter == "M" and columns[key] == (anchor, first) and key >= first
+            in_group = number >= len(chain) and columns[key] == (anchor, first)
             seen = key <= anchor or in_group
             picture.rect(
                 left + key * size, y, size - 3, size - 3, "#3f6fae" if seen else "#ffffff", "#c5d3e6", radius=0
             )
     picture.text(left - 48, top - 42, "position", 12, anchor="end", fill=FAINT)
     picture.text(left - 48, top - 20, "tokens in", 13, anchor="end", bold=True)
-    names = ("the chain", *(f"group behind {anchor}" for anchor, _ in groups))
-    middles = (3.0, 7.5, 10.0, 12.5)
+    names = ("the chain", "second choice behind 1", *(f"group behind {anchor}" for anchor, _ in behind[1:]))
+    middles = (3.0, 6.5, 8.5, 11.0, 13.5)
     for name, middle in zip(names, middles, strict=True):
         picture.text(left - 48, top + int(middle * size) + 4, name, 12, anchor="end")
     x = left + len(columns) * size + 36
@@ -254,16 +256,20 @@ def one_forward() -> str:
             "begins with that token; its draft is what the group behind 1 found",
             "for positions 3 and 4. Had none stood there: the nearest before it.",
         ),
-        ("The draft adapter", "counts in the groups alone.", ""),
+        (
+            "The second choice",
+            "in place of the draft at 2. If the model chooses it, it says what follows,",
+            "and the next draft begins with that. The adapter counts in groups alone.",
+        ),
     )
     for number, (name, *lines) in enumerate(remarks):
         y = top + 8 + 62 * number
         picture.text(x, y, name, 14, bold=True)
         for at, line in enumerate(lines):
             picture.text(x, y + 18 + 16 * at, line, 12, fill=FAINT)
-    picture.legend(24, 424, (("P", 195), ("T", 140), ("M", 75)))
-    picture.rect(440, 424, CELL, CELL, "#3f6fae", "#c5d3e6", radius=0)
-    picture.text(458, 435, "row: query, column: key it sees; committed KV is seen by all", 12, fill=FAINT)
+    picture.legend(24, 446, (("P", 195), ("T", 140), ("S", 120), ("M", 75)))
+    picture.rect(560, 446, CELL, CELL, "#3f6fae", "#c5d3e6", radius=0)
+    picture.text(578, 457, "row: query, column: key it sees; committed KV is seen by all", 12, fill=FAINT)
     return picture.svg()
 
 
