@@ -230,7 +230,7 @@ def one_forward() -> str:
             )
     picture.text(left - 48, top - 42, "position", 12, anchor="end", fill=FAINT)
     picture.text(left - 48, top - 20, "tokens in", 13, anchor="end", bold=True)
-    names = ("the chain", "second choice behind 1", *(f"group behind {anchor}" for anchor, _ in behind[1:]))
+    names = ("the chain", "second choice", *(f"group behind {anchor}" for anchor, _ in behind[1:]))
     middles = (3.0, 6.5, 8.5, 11.0, 13.5)
     for name, middle in zip(names, middles, strict=True):
         picture.text(left - 48, top + int(middle * size) + 4, name, 12, anchor="end")
