@@ -37,6 +37,10 @@ class DraftAdapter:
 class _Adapted(torch.nn.Module):
     """An output projection with the adapter's product where it counts."""
 
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    token_on: torch.Tensor
+
     def __init__(self, o_proj: torch.nn.Module, weights: LowRank, token_on: torch.Tensor) -> None:
         super().__init__()
         self.o_proj = o_proj

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -18,7 +19,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         # Requests count their forwards where vLLM counts verifications, and report them with their last token.
         self.spec_decode_metrics_level = "summary"
         # Without a lookup vLLM would pad a prompt of which one token is left to the width of a block.
-        self.dynamic_sd_lookup = defaultdict(lambda: self.num_spec_tokens)
+        self.dynamic_sd_lookup: Mapping[int, int] = defaultdict(lambda: self.num_spec_tokens)
         _share_committed_kv_alone(self.kv_cache_manager.coordinator)
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
@@ -45,8 +46,8 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
 
 def _decodes(request: Any, num_scheduled: int) -> bool:
     """Return whether a request that ran `num_scheduled` tokens began with its pending one."""
-    is_answering = request.num_output_tokens > 0
-    return is_answering and request.num_computed_tokens - num_scheduled == request.num_tokens - 1
+    began_at: int = request.num_computed_tokens - num_scheduled
+    return bool(request.num_output_tokens) and began_at == request.num_tokens - 1
 
 
 def _share_committed_kv_alone(coordinator: Any) -> None:

@@ -14,7 +14,7 @@ from dlm_serve.vllm import admission
 from dlm_serve.vllm.request import settings_of
 
 MODEL = SimpleNamespace(model=str(TRAINED), revision=None)
-ASKS_NOTHING = {
+ASKS_NOTHING: dict[str, Any] = {
     "logprobs": None,
     "logprob_token_ids": None,
     "structured_outputs": None,
