@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import openai
 import pytest
 import requests
-from conftest import nano, running
+from conftest import free_port, nano, running
 
 MODES = ("self_speculation", "diffusion", "autoregressive")
 QUESTIONS = [f"Calculate {number} * 3." for number in (27, 504, 118, 36)]
@@ -24,7 +24,8 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, li
         command = nano("--dtype", "float32", "--enable-metrics")
         servers = [stack.enter_context(running(command, folder / f"server {number}")) for number in range(2)]
         router = [sys.executable, "-m", "sglang_router.launch_router", "--policy", "round_robin"]
-        yield stack.enter_context(running([*router, "--worker-urls", *servers], folder / "router")), servers
+        router += ["--prometheus-port", str(free_port()), "--worker-urls", *servers]
+        yield stack.enter_context(running(router, folder / "router")), servers
 
 
 def tokens_counted(server: str) -> dict[str, float]:
