@@ -14,15 +14,16 @@ AUTO = "auto"
 def draw(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
     """Draw tokens per second, and tokens per forward, against concurrency: a line for each way to decode.
 
-    `cells` holds the summaries of `load.Cell` by concurrency and way.
+    `cells` holds the summaries of `load.Cell` by concurrency and way, of the ways that were measured there.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     rows = dict(sorted((int(concurrency), row) for concurrency, row in cells.items()))
     titles = {"tokens_per_s": "output tokens per second", "tokens_per_forward": "tokens per forward of a request"}
     for axes, (figure_of, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for name in next(iter(rows.values())):
+        for name in dict.fromkeys(name for row in rows.values() for name in row):
             style: dict[str, Any] = {"color": "black", "linewidth": 2.5} if name == AUTO else {"linewidth": 1}
-            axes.plot(list(rows), [row[name][figure_of] for row in rows.values()], "o-", label=name, **style)
+            values = {concurrency: row[name][figure_of] for concurrency, row in rows.items() if name in row}
+            axes.plot(list(values), list(values.values()), "o-", label=name, **style)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set(xlabel="requests at once", title=title)

@@ -32,12 +32,33 @@ def test_contending(router: Any, speeds: dict[str, float], contenders: set[int])
     assert set(router.contending(speeds)) == names
 
 
-def test_over_best(router: Any) -> None:
+@pytest.mark.parametrize(
+    ("first", "speeds", "measured"),
+    [
+        ("4", {"4": 10, "8": 9, "16": 7}, ["4", "8", "16"]),
+        ("8", {"4": 7, "8": 10, "16": 11, "32": 8}, ["8", "16", "32", "4"]),
+        ("32", {"8": 7, "16": 9, "32": 10}, ["32", "16", "8"]),
+    ],
+)
+def test_walked(router: Any, first: str, speeds: dict[str, float], measured: list[str]) -> None:
+    """From the first to both sides, as far as the next that is far slower."""
+    found = router.walked(["4", "8", "16", "32"], first, lambda name: router.Cell(1.0, speeds[name]))
+    assert list(found) == measured
+
+
+def test_turns_take_the_time_that_is_left(router: Any) -> None:
+    times = router.Times(screening=1.0, turn=2.0, num_turns=3, warm_up=0.5)
+    assert times.within(12.0, num_contenders=4) == router.Times(1.0, 0.5, 3, 0.5)
+    assert times.within(1.0, num_contenders=4).turn == router.LEAST_TURN
+
+
+def test_over(router: Any) -> None:
     """Each turn counts over the way that is the fastest in the others: luck in a turn does not choose what it meets."""
     turns = {"auto": [8.0, 8.0], "autoregressive": [9.0, 4.0], "self_speculation/4": [2.0, 8.0]}
     row = {name: {"turns": values, "contends": True} for name, values in turns.items()}
     row["self_speculation/8"] = {"contends": False}
     first, second = 8 / 2, 8 / 4
-    found = router.over_best(row)
-    assert found["mean"] == pytest.approx((first * second) ** 0.5, abs=1e-3)
-    assert found["standard_error"] == pytest.approx(found["mean"] * 0.3466, abs=1e-3)  # ln 2 / 2
+    found = router.ratios_of(row)
+    assert found["auto_over_best"]["mean"] == pytest.approx((first * second) ** 0.5, abs=1e-3)
+    assert found["auto_over_best"]["standard_error"] == pytest.approx((first * second) ** 0.5 * 0.3466, abs=1e-3)
+    assert found["auto_over_autoregressive"]["mean"] == pytest.approx((8 / 9 * 8 / 4) ** 0.5, abs=1e-3)
