@@ -76,7 +76,7 @@ def test_a_step_keeps_within_the_latency(latency_slo_ms: float | None, kind: int
 def test_where_a_prefill_comes_behind_every_step_those_with_more_tokens_win() -> None:
     batch, table = batch_of(requests_of([FREE] * 64)), card(free_tokens=128)
     yields = np.repeat([[1.0], [1.6], [2.5], [5.0]], 64, axis=1)
-    often, seldom = Interruptions(ms=20.0, requests_per_token=0.1), Interruptions(ms=20.0, requests_per_token=1e-6)
+    often, seldom = Interruptions(ms=20.0, ends_per_token=0.1), Interruptions(ms=20.0, ends_per_token=1e-6)
     for interruptions, kind in ((seldom, AUTOREGRESSIVE), (often, 3)):
         splits = Splits(batch, table, interruptions)
         best = splits.best(yields)
@@ -84,6 +84,14 @@ def test_where_a_prefill_comes_behind_every_step_those_with_more_tokens_win() ->
         assert splits.assess(best.kinds, yields).tokens_per_ms == pytest.approx(best.tokens_per_ms)
         took = best.ms + float(interruptions.ms_per_step(np.array(best.tokens)))
         assert best.tokens_per_ms == pytest.approx(best.tokens / took)
+
+
+def test_a_row_too_wide_for_so_many_is_not_chosen_whatever_the_requests_permit() -> None:
+    table = card()
+    table.block_ms[3, 2:] = np.inf
+    batch = batch_of(requests_of([FREE, FREE, DecodePlan((FREE.permitted[2], FREE.permitted[-1]))]))
+    best = Splits(batch, table).best(np.repeat([[1.2], [1.4], [1.6], [9.0]], 3, axis=1))
+    assert (best.kinds.tolist().count(3), np.isfinite(best.ms)) == (1, True)
 
 
 def test_one_request() -> None:
