@@ -261,7 +261,9 @@ def test_chats(trained: Server, name: str) -> None:
         assert text == whole["message"]["content"]
         tokens = (whole.get("logprobs") or {}).get("content") or []
         streamed = [entry for piece in pieces for entry in (piece.get("logprobs") or {}).get("content") or []]
-        assert streamed == tokens[: len(streamed)]
+        assert [entry["token"] for entry in streamed] == [entry["token"] for entry in tokens[: len(streamed)]]
+        scores = [entry["logprob"] for entry in tokens[: len(streamed)]]
+        assert [entry["logprob"] for entry in streamed] == pytest.approx(scores, abs=2e-4)
         behind = "".join(entry["token"] for entry in tokens[len(streamed) :])
         assert behind in ("", "<|im_end|>", *CONSTRAINED_CHATS[name].get("stop", ()))  # which add no text
         found[mode] = text, [round(entry["logprob"], 3) for entry in tokens], whole["finish_reason"]
