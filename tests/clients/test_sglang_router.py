@@ -55,5 +55,5 @@ def test_a_name_without_such_a_mode_is_refused_by_the_server(replicas: tuple[str
     router, _ = replicas
     body = {"model": "nano:nonsense", "messages": [{"role": "user", "content": "Hi"}]}
     refusal = requests.post(f"{router}/v1/chat/completions", json=body)
-    assert refusal.status_code == 400
+    assert refusal.status_code == 404
     assert "nonsense" in refusal.text
