@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -82,11 +81,6 @@ class DecodePlan:
     def may_shrink(self) -> bool:
         """Return whether tokens of an answer that has not ended may be taken back."""
         return self.stop_rule is StopRule.UPSTREAM
-
-    @property
-    def choices(self) -> Set[Choice]:
-        """Return what tells the permitted settings apart."""
-        return self._by_choice.keys()
 
     def settings_of(self, choice: Choice) -> ModeSettings | None:
         """Return the permitted settings of this mode and block length; None if there are none."""

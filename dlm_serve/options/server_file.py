@@ -69,8 +69,7 @@ class RoutingConfig(Frozen):
     """`measured` finds the split of the running requests with the most tokens per second, from measured step times and
     acceptance; `rules` goes by `routing.rules`; with `fixed` a request decodes to its end as it starts."""
     hysteresis: Probability = 0.03
-    """By how much, as a proportion of tokens per second, another split must be better to be changed to at once; for
-    one that is better by less, the requests are moved when it would have gained a step's time."""
+    """By how much, as a proportion of tokens per second, another split must be better to be changed to."""
     trial_share: Probability = 0.01
     """The most time, as a proportion, for trials of blocks, or of longer ones, that may turn out faster."""
     latency_slo_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)

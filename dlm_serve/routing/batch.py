@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import is_
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +14,6 @@ from dlm_serve.decoding import Choice, Evidence, Mode, RequestState
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-
-_MOST_EVIDENCE = 256
-"""Blocks that are read for a decision, if each request shows one at least."""
 
 AUTOREGRESSIVE = -1
 """The kind of a request that decodes one token at a time; other kinds are numbers of choices."""
@@ -74,36 +70,34 @@ class Roster:
         self._slots: dict[str, int] = {}
         self._states: dict[str, RequestState] = {}
         self._unused = list(range(capacity))
-        self._num_left = 0
 
-    def evidence(self) -> tuple[list[int], list[Evidence]]:
-        """Take finished blocks of all requests, with the slot of each; those of requests that ended, too.
-
-        Of many requests the newest blocks of each are enough.
-        """
-        slots: list[int] = []
-        blocks: list[Evidence] = []
-        most = max(_MOST_EVIDENCE // max(len(self._states), 1), 1)
+    def evidence(self) -> list[tuple[int, Evidence]]:
+        """Take the finished blocks of all requests, each with its slot; those of requests that ended, too."""
+        found = []
         for rid, state in self._states.items():
             if state.evidence:
-                newest = state.evidence[-most:]
-                blocks += newest
-                slots += [self._slots[rid]] * len(newest)
+                slot = self._slots[rid]
+                found += [(slot, block) for block in state.evidence]
                 state.evidence.clear()
-        return slots, blocks
-
-    def take_left(self) -> int:
-        """Return how many requests have left since this was asked last."""
-        number, self._num_left = self._num_left, 0
-        return number
+        return found
 
     def update(self, requests: Sequence[RunningRequest], enter: Callable[[int, RequestState], None]) -> RunningBatch:
         """Return the batch of `requests`, once `enter` was called with those that are new."""
-        free = [request for request in requests if request.state.plan.is_free]
-        rids, states, _, _, remaining = zip(*free, strict=True) if free else ((),) * 5
-        if len(self._states) != len(free) or not all(map(is_, map(self._states.get, rids), states)):
-            self._exchange(dict(zip(rids, states, strict=True)), enter)
-        at = np.fromiter(map(self._slots.__getitem__, rids), np.int64, len(free))
+        free = [request for request in requests if request.state.is_free]
+        slots, states = self._slots, self._states
+        if len(states) != len(free) or any(states.get(r.rid) is not r.state for r in free):
+            running = {request.rid: request.state for request in free}
+            for rid in [rid for rid, state in states.items() if running.get(rid) is not state]:
+                del states[rid]
+                self._unused.append(slots.pop(rid))
+            for rid, state in running.items():
+                if rid not in slots:
+                    slot = slots[rid] = self._unused.pop()
+                    states[rid] = state
+                    self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
+                    self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
+                    enter(slot, state)
+        at = np.array([slots[request.rid] for request in free], dtype=np.int64)
         pinned = [] if len(free) == len(requests) else [r.state.current for r in requests if not r.state.is_free]
         num_pinned_decode = sum(settings.mode is Mode.AUTOREGRESSIVE for settings in pinned)
         return RunningBatch(
@@ -111,26 +105,10 @@ class Roster:
             at,
             self.kinds[at],
             self._permitted[:, at],
-            np.array(remaining, dtype=np.float64),
+            np.array([request.remaining for request in free], dtype=np.float64),
             self._choices,
             num_pinned_decode,
             len(pinned) - num_pinned_decode,
             max((settings.block_length for settings in pinned if settings.budget is None), default=1),
             sum([request.context for request in requests]) / max(len(requests), 1),
         )
-
-    def _exchange(self, running: dict[str, RequestState], enter: Callable[[int, RequestState], None]) -> None:
-        """Free the slots of requests that no longer run, and give new ones a slot."""
-        slots, states = self._slots, self._states
-        for rid in [rid for rid, state in states.items() if running.get(rid) is not state]:
-            del states[rid]
-            self._unused.append(slots.pop(rid))
-            self._num_left += 1
-        for rid, state in running.items():
-            if rid not in slots:
-                slot = slots[rid] = self._unused.pop()
-                states[rid] = state
-                permitted = state.plan.choices
-                self._permitted[:, slot] = [choice in permitted for choice in self._choices]
-                self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
-                enter(slot, state)

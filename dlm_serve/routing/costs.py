@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -101,7 +100,7 @@ class MeasuredCosts(CostModel):
     """The weight of a new observation when there were many."""
     _MOST = 0.7
     """The largest difference of logarithms that one step may teach: most of a hiccup is no news."""
-    _BATCH = 64
+    _BATCH = 16
     """Observations from one table to the next."""
 
     def __init__(self, measured: CostTable) -> None:
@@ -128,13 +127,13 @@ class MeasuredCosts(CostModel):
         last = self._count.shape[1] - 1
         cells = [(kind, min(bucket, last)) for kind, bucket in cells]
         predicted = self._measured.ms(step)
-        if not cells or not 0 < predicted < math.inf or ms <= 0:
+        if not cells or not 0 < predicted < np.inf or ms <= 0:
             return
-        known = sum(float(self._log_factor[cell]) for cell in cells) / len(cells)
-        news = min(max(math.log(ms / predicted) - known, -self._MOST), self._MOST)
+        known = float(np.mean([self._log_factor[cell] for cell in cells]))
+        news = float(np.clip(np.log(ms / predicted) - known, -self._MOST, self._MOST))
         for cell in cells:
-            count = self._count[cell] = int(self._count[cell]) + 1
-            self._log_factor[cell] += max(self._SLOWEST, 1 / (1 + count)) * news
+            self._count[cell] += 1
+            self._log_factor[cell] += max(self._SLOWEST, 1 / (1 + self._count[cell])) * news
         self._unread += 1
 
     def _corrected(self) -> CostTable:

@@ -16,15 +16,12 @@ from dlm_serve.routing.router import Outcome, Policy
 from dlm_serve.routing.yields import YieldModel
 
 _NOT_ON_TRIAL = -2
-_AT_START_MS, _MOST_SAVED_MS = 200.0, 50.0
-"""Time for trials that a server starts with, and that may be saved up later."""
+_MOST_SAVED_MS = 200.0
+"""Time for trials that may be saved up, and that a server starts with."""
 
 
 class MeasuredPolicy(Policy):
-    """Changes the split where another is better, and spends little time on trials.
-
-    It is changed at once if the other is better by more than `hysteresis`. If it is by less, a change is made when that
-    has cost as much as a change does: about a step, as rows reach the ends of their blocks one after another.
+    """Changes the split where another is better by more than `hysteresis`, and spends little time on trials.
 
     Requests that decode autoregressively show nothing about drafts, and short blocks nothing about later drafts. A
     trial lets requests decode one block, or a longer one, if what that might yield would change the split. Trials take
@@ -47,9 +44,7 @@ class MeasuredPolicy(Policy):
         self._trial_share = trial_share
         self._latency_slo_ms = latency_slo_ms
         self._kinds_before: Integers = np.full(capacity, _NOT_ON_TRIAL)
-        self._budget_ms = _AT_START_MS
-        self._lost_ms = 0.0
-        """What the split that was kept has cost against the best, since it was chosen."""
+        self._budget_ms = _MOST_SAVED_MS
 
     def enter(self, slot: int, state: RequestState) -> None:
         """See `Policy`."""
@@ -62,23 +57,19 @@ class MeasuredPolicy(Policy):
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
         """See `Policy`."""
         self.yields.fade(elapsed_ms / 1000)
-        earned = min(self._trial_share * elapsed_ms, _MOST_SAVED_MS - self._budget_ms)
-        self._budget_ms += max(earned, 0.0)
-        expected = self.yields.expected(batch.slots, batch.remaining, interruptions.ends_per_token)
+        self._budget_ms = min(self._budget_ms + self._trial_share * elapsed_ms, _MOST_SAVED_MS)
+        expected = self.yields.expected(batch.slots, batch.remaining)
         splits = Splits(batch, table, interruptions, self._latency_slo_ms)
         kept = splits.assess(self._without_trial(batch), expected)
         best = splits.best(expected)
         too_slow = self._latency_slo_ms is not None and kept.ms > self._latency_slo_ms
-        self._lost_ms += elapsed_ms * max(1 - kept.tokens_per_ms / best.tokens_per_ms, 0.0)
-        is_better = best.tokens_per_ms > kept.tokens_per_ms * (1 + self._hysteresis) or self._lost_ms > best.ms
+        is_better = best.tokens_per_ms > kept.tokens_per_ms * (1 + self._hysteresis)
         chosen = best if too_slow or is_better else kept
-        if chosen is best:
-            self._lost_ms = 0.0
         tried = self._tried(batch, splits, chosen, expected)
         autoregressive = splits.assess(np.full(len(batch.free), AUTOREGRESSIVE), expected)
         return Outcome(
             chosen.kinds if tried is None else tried,
-            self._first(chosen, expected, interruptions.ends_per_token),
+            self._first(chosen, expected),
             chosen.tokens,
             1000 * chosen.tokens_per_ms,
             1000 * autoregressive.tokens_per_ms,
@@ -99,7 +90,7 @@ class MeasuredPolicy(Policy):
         self._kinds_before[:] = _NOT_ON_TRIAL
         if self._budget_ms <= 0:
             return None
-        hopeful = self.yields.hopeful(batch.slots, batch.remaining, splits.interruptions.ends_per_token)
+        hopeful = self.yields.hopeful(batch.slots, batch.remaining)
         hoped = splits.best(hopeful)
         if hoped.tokens_per_ms <= chosen.tokens_per_ms * (1 + self._hysteresis):
             return None
@@ -128,13 +119,11 @@ class MeasuredPolicy(Policy):
             return math.inf
         return max(num_forwards * trial.ms * (1 - trial.tokens_per_ms / chosen.tokens_per_ms), 0.0)
 
-    def _first(self, chosen: Split, expected: Array, ends_per_token: float) -> Choice | None:
+    def _first(self, chosen: Split, expected: Array) -> Choice | None:
         """Return how a new request begins: in blocks, if it may yield as much as the least of those in blocks."""
         in_blocks = np.flatnonzero(chosen.kinds != AUTOREGRESSIVE)
         if not len(in_blocks):
             return None
         kind = int(chosen.kinds[in_blocks].max())
-        is_promising = len(in_blocks) == len(chosen.kinds) or bool(
-            self.yields.usual(ends_per_token)[kind] >= expected[kind, in_blocks].min()
-        )
-        return self.choices[kind] if is_promising else None
+        is_promising = self.yields.usual()[kind] >= expected[kind, in_blocks].min()
+        return self.choices[kind] if is_promising or len(in_blocks) == len(chosen.kinds) else None

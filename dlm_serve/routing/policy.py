@@ -10,9 +10,6 @@ from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatc
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.prefills import Interruptions
 
-_NEVER = -1e9
-"""Tokens of what a request does not permit: finite, as the time of forwards that are never run is not."""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -44,8 +41,7 @@ class Splits:
         """
         self._batch = batch
         self._ms = _step_ms(batch, table)
-        self._single = 1 / (1 + interruptions.ends_per_token)  # of an autoregressive row, as in `YieldModel`
-        self.interruptions = interruptions
+        self._interruptions = interruptions
         self._latency_slo_ms = latency_slo_ms
 
     def best(self, yields: Array) -> Split:
@@ -53,13 +49,15 @@ class Splits:
 
         For each way to decode blocks, requests are sorted by what they yield: so only F + 1 splits are left of it.
         """
-        allowed = np.where(self._batch.permitted, yields, _NEVER)
-        gains = np.sort(allowed - self._single, axis=1)[:, ::-1]
+        allowed = np.where(self._batch.permitted, yields, -np.inf)
+        gains = np.sort(allowed - 1, axis=1)[:, ::-1]
         tokens = np.empty(self._ms.shape)
-        tokens[:, 0] = self._single * self._batch.num_requests
+        tokens[:, 0] = self._batch.num_requests
         np.cumsum(gains, axis=1, out=tokens[:, 1:])
         tokens[:, 1:] += tokens[:, :1]
-        rate = tokens / (self._ms + self.interruptions.ms_per_step(tokens))
+        with np.errstate(invalid="ignore"):
+            rate = tokens / (self._ms + self._interruptions.ms_per_step(tokens))
+        rate[np.isnan(rate)] = -np.inf  # not permitted, and of rows too wide for any graph
         if self._latency_slo_ms is not None:
             within = self._ms <= self._latency_slo_ms
             allowed_rate = np.where(within, rate, -np.inf) if within.any() else 1 / self._ms
@@ -76,9 +74,9 @@ class Splits:
         in_blocks = np.flatnonzero(kinds != AUTOREGRESSIVE)
         longest = int(kinds[in_blocks].max()) if len(in_blocks) else 0
         ms = float(self._ms[longest, len(in_blocks)])
-        num_single = self._batch.num_requests - len(in_blocks)
-        tokens = float(yields[kinds[in_blocks], in_blocks].sum()) + self._single * num_single
-        return Split(kinds, tokens, tokens / (ms + float(self.interruptions.ms_per_step(tokens))), ms)
+        gained = float(yields[kinds[in_blocks], in_blocks].sum()) - len(in_blocks)
+        tokens = self._batch.num_requests + gained
+        return Split(kinds, tokens, tokens / (ms + float(self._interruptions.ms_per_step(np.array(tokens)))), ms)
 
 
 def _step_ms(batch: RunningBatch, table: CostTable) -> Array:

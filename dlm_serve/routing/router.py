@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -101,8 +101,7 @@ class Router:
         self._elapsed_ms += ms
         self._num_steps += 1
         of_decode, of_blocks = (round(self._mean_context * rows) for rows in (step.num_decode, step.num_blocks))
-        shape = StepShape(step.num_decode, of_decode, step.num_blocks, step.width, of_blocks)
-        self.costs.observe(shape, ms)
+        self.costs.observe(replace(step, decode_context=of_decode, block_context=of_blocks), ms)
 
     def observe_prefill(self, prefill: PrefillShape, ms: float) -> None:
         """Learn that a prefill took `ms` milliseconds."""
@@ -125,26 +124,23 @@ class Router:
         self._last_step, self._num_rows, self._is_changed = step, len(requests), False
         told, self._told = self._told, self.costs.table
         first, policy = self._first, self.policy
-        policy.observe(*self._roster.evidence())
+        blocks = self._roster.evidence()
+        policy.observe([slot for slot, _ in blocks], [block for _, block in blocks])
         batch = self._roster.update(requests, policy.enter)
         self._mean_context = batch.mean_context
         changes: dict[str, Choice | None] = {}
         chooser = self._pinned or policy
         if batch.free or self._pinned:
             tokens_per_step = self.outcome.tokens_per_step if self.outcome else 0.0
-            num_left = self._roster.take_left()  # while pinned, nobody knows for how many tokens
-            interruptions = self._prefills.interruptions(
-                self._num_steps, tokens_per_step, num_left if tokens_per_step else 0
-            )
+            interruptions = self._prefills.interruptions(self._num_steps, tokens_per_step)
             outcome = self.outcome = chooser.choose(batch, self._told, interruptions, self._elapsed_ms)
-            self._first = outcome.first
+            self._elapsed_ms, self._num_steps, self._first = 0.0, 0, outcome.first
             for i in np.flatnonzero(outcome.kinds != batch.kinds).tolist():
                 kind = int(outcome.kinds[i])
                 self.num_switches += 1
                 changes[batch.free[i].rid] = None if kind == AUTOREGRESSIVE else policy.choices[kind]
             self._roster.kinds[batch.slots] = outcome.kinds
             self.num_trials += outcome.is_trial
-        self._elapsed_ms, self._num_steps = 0.0, 0
         if not changes and first == self._first and told is self._told:
             return None
         return Decision(changes, self._first, None if told is self._told else self._told)

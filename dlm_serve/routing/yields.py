@@ -8,47 +8,39 @@ estimates have a closed form, a block that was cut short says nothing about late
 length show serves for those of others.
 
 A row that speculates in one forward verifies a draft that was made further behind, or for another stop. Its drafts
-are wrong more often, by a factor that depends on its budget, and it emits in every forward but the first, which has no
-draft. Half of its budget are drafts, and half are masks for the next.
-
-What counts is what an answer takes from its beginning to its end. The end cuts a block short, and shows a step late;
-both cost the more, the more tokens a forward yields. An answer is taken to end behind any of its tokens with the same
-chance: this is one more hazard, of which blocks are no sign.
+are wrong more often, by a factor that depends on its budget, and it emits in every forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from dlm_serve.decoding import Choice, Evidence, Mode
-from dlm_serve.routing.batch import Array, Integers, Mask
+from dlm_serve.routing.batch import Array, Integers
 
+_ENDS = np.array([2, 4, 8, 16, 32, 64])
+"""Drafts 1, 2 to 3, 4 to 7, ... 32 to 63 share a hazard: segment s ends before `_ENDS[s]`."""
+_STARTS = np.array([1, 2, 4, 8, 16, 32])
+_FULL = _ENDS - _STARTS
 _LEAST_HAZARD = 1e-4
+
+
 _BUDGETS = (16, 32, 64, 96, 128)
-_HAZARD_BY_BUDGET = (1.5, 1.3, 1.2, 1.15, 1.1)
+_HAZARD_BY_BUDGET = (2.1, 1.7, 1.45, 1.37, 1.3)
 """How much more often drafts are wrong in one forward of so many tokens: a first guess, which blocks correct."""
 _MOST_SPECULATING = 16
-"""Requests up to which speculation in one forward is weighed: for more of them there are no CUDA graphs."""
+"""Requests up to which speculation in one forward is weighed; with more, deciding would take too long."""
 
 
-def _most_drafts(choice: Choice) -> int:
-    """Return the drafts that a forward verifies at most."""
-    if choice.mode is not Mode.SELF_SPECULATION:
-        return 0
-    most = choice.block_length if choice.budget is None else min(choice.budget // 2, choice.block_length)
-    return max(most - 1, 0)
+def _drafts_per_segment(number: int) -> Array:
+    """Return how many of the first `number` drafts of a block lie in each segment [S]."""
+    return np.clip(number + 1 - _STARTS, 0, _FULL).astype(np.float64)
 
 
-class _Weighed(NamedTuple):
-    """Choices whose yields are worked out together."""
-
-    kinds: Integers  # [N], which they are
-    factors: Array  # [G], the different factors of their hazards
-    group: Integers  # [N], which of these each has
-    last: Integers  # [N], the segments of its drafts
+_SEGMENTS = np.stack([_drafts_per_segment(number) for number in range(64)])
+"""The same by number [64, S]."""
 
 
 class YieldModel:
@@ -78,35 +70,25 @@ class YieldModel:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""
         self.choices = tuple(choices)
         self._index = {choice: k for k, choice in enumerate(self.choices)}
-        self._most = np.array([_most_drafts(choice) for choice in self.choices], dtype=np.int64)
-        # Drafts up to the longest of each choice, and behind that of the one before, share a hazard.
-        ends = sorted({1, *self._most[self._most > 0].tolist()})
-        self._full = np.diff([0, *ends]).astype(np.float64)  # [S], drafts of each segment
-        self._last: Integers = np.searchsorted(ends, self._most, side="right")
-        before = np.cumsum(self._full) - self._full
-        self._drafts = np.clip(np.arange(ends[-1] + 1)[:, None] - before, 0, self._full)  # [number, S], in each segment
+        last_drafts = np.array([choice.block_length - 1 for choice in self.choices], dtype=np.int64)
+        self._lengths = _SEGMENTS[last_drafts]  # [K, S]
         budgets = [choice.budget for choice in self.choices]
         self._speculates = np.array([budget is not None for budget in budgets], dtype=np.bool_)
         self._factor = np.array(
             [1.0 if budget is None else np.interp(budget, _BUDGETS, _HAZARD_BY_BUDGET) for budget in budgets]
         )
-        self._of_few, self._of_many = self._weighed(~np.zeros_like(self._speculates)), self._weighed(~self._speculates)
         self._is_diffusion = np.array([choice.mode is Mode.DIFFUSION for choice in choices], dtype=np.bool_)
         diffused = [float(choice.block_length) for choice in choices if choice.mode is Mode.DIFFUSION]
         self._whole = np.array(diffused)[:, None]
         # Of each request: wrong drafts, and drafts that were tried, by segment.
-        self._wrong, self._tried = np.zeros(capacity), np.zeros((capacity, len(ends)))
+        self._wrong, self._tried = np.zeros(capacity), np.zeros((capacity, len(_ENDS)))
         # Of all: the same by choice and segment, each tried draft weighted by the difficulty of its request.
-        size = (len(self.choices), len(ends))
+        size = (len(self.choices), len(_ENDS))
         self._all_wrong, self._all_tried = np.zeros(size), np.zeros(size)
         # How blocks of a request deviate together, over what they would if difficulties varied by 1.
         self._together, self._scale = 0.0, 0.0
         self._forwards, self._blocks = np.where(self._speculates, 1.0, 2.0), np.ones(len(self.choices))
         self._take_up()
-
-    def _weighed(self, is_weighed: Mask) -> _Weighed:
-        factors, group = np.unique(self._factor[is_weighed], return_inverse=True)
-        return _Weighed(np.flatnonzero(is_weighed), factors, group, self._last[is_weighed])
 
     def forget(self, slot: int) -> None:
         """Make `slot` ready for another request."""
@@ -126,42 +108,36 @@ class YieldModel:
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """Learn from finished blocks, each of the request in one of `slots`."""
-        if not blocks:
+        kinds = [self._index.get(block.choice, -1) for block in blocks]
+        known = [i for i, kind in enumerate(kinds) if kind >= 0]
+        if not known:
             return
-        choices, emitted, forwards, is_cut = zip(*blocks, strict=True)
-        kinds = np.array([self._index.get(choice, -1) for choice in choices])
-        known = np.flatnonzero(kinds >= 0)
-        if not len(known):
-            return
-        kinds = kinds[known]
-        num_choices = len(self.choices)
-        left = self._SHARED_FADE
-        self._blocks = left * self._blocks + np.bincount(kinds, minlength=num_choices)
-        self._forwards = left * self._forwards + np.bincount(kinds, np.array(forwards)[known], num_choices)
-        drafted = ~self._is_diffusion[kinds]
-        at = known[drafted]
-        if len(at):
-            self._learn_drafts(kinds[drafted], np.array(slots)[at], np.array(emitted)[at], np.array(is_cut)[at])
+        of_choice = np.array([kinds[i] for i in known])
+        forwards = [blocks[i].num_forwards for i in known]
+        self._blocks = self._SHARED_FADE * self._blocks + np.bincount(of_choice, minlength=len(self.choices))
+        self._forwards *= self._SHARED_FADE
+        np.add.at(self._forwards, of_choice, forwards)
+        drafted = [n for n, i in enumerate(known) if blocks[i].choice.mode is Mode.SELF_SPECULATION]
+        if drafted:
+            at = [known[n] for n in drafted]
+            self._learn_drafts(of_choice[drafted], np.array([slots[i] for i in at]), [blocks[i] for i in at])
 
-    def expected(self, slots: Integers, remaining: Array, ends_per_token: float = 0.0) -> Array:
-        """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens.
+    def expected(self, slots: Integers, remaining: Array) -> Array:
+        """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens."""
+        return self._per_forward(self._difficulty(slots)[:, None] * self._hazard, remaining)
 
-        They are those of whole answers, of which `ends_per_token` end for each token.
-        """
-        return self._per_forward(self._difficulty(slots)[:, None] * self._hazard, remaining, ends_per_token)
-
-    def hopeful(self, slots: Integers, remaining: Array, ends_per_token: float = 0.0) -> Array:
+    def hopeful(self, slots: Integers, remaining: Array) -> Array:
         """Return as many as there would be if drafting were as easy as is still likely: what a trial could show.
 
         What is in doubt is how difficult each request is, and each position for all of them.
         """
         doubt = np.sqrt(1 / (1 / self._variance + self._wrong[slots])[:, None] + self._doubt**2)
         hazard = self._difficulty(slots)[:, None] * self._hazard
-        return self._per_forward(hazard * np.maximum(1 - 1.3 * doubt, 0.05), remaining, ends_per_token)
+        return self._per_forward(hazard * np.maximum(1 - 1.3 * doubt, 0.05), remaining)
 
-    def usual(self, ends_per_token: float = 0.0) -> Array:
+    def usual(self) -> Array:
         """Return the tokens per forward [K] of a request that nothing is known about."""
-        return np.asarray(self._per_forward(self._hazard[None], np.full(1, np.inf), ends_per_token)[:, 0])
+        return np.asarray(self._per_forward(self._hazard[None], np.full(1, np.inf))[:, 0])
 
     def forwards_per_block(self, k: int) -> float:
         """Return how many forwards a block of choice `k` takes."""
@@ -172,35 +148,40 @@ class YieldModel:
         expected_wrong = self._tried[slots] @ self._hazard
         return np.asarray((1 / self._variance + self._wrong[slots]) / (1 / self._variance + expected_wrong))
 
-    def _per_forward(self, hazard: Array, remaining: Array, ends_per_token: float) -> Array:
-        """Return the tokens per forward [K, B] where drafts are wrong with `hazard` [B, S].
+    def _per_forward(self, hazard: Array, remaining: Array) -> Array:
+        may_speculate = len(hazard) <= _MOST_SPECULATING
+        tokens = self._per_block(hazard, may_speculate) * self._correction[:, None]
+        tokens[self._is_diffusion] = self._whole
+        if not may_speculate:
+            tokens[self._speculates] = 1  # never better than autoregression
+        return np.asarray(np.minimum(tokens, np.maximum(remaining, 1)) / (self._forwards / self._blocks)[:, None])
 
-        An end costs the forward in which it does not show yet and, where a row speculates in one forward, the next
-        answer one that emits a single token.
+    def _per_block(self, hazard: Array, may_speculate: bool = True) -> Array:
+        """Return the tokens of a verified block [K, B] where drafts are wrong with `hazard` [B, S].
+
+        Where not `may_speculate` those of speculation in one forward are not worked out.
         """
-        weighed = self._of_few if len(hazard) <= _MOST_SPECULATING else self._of_many
-        tokens_of = _tokens(weighed.factors[:, None, None] * hazard + ends_per_token, self._full)
-        tokens = np.ones((len(self.choices), len(hazard)))  # none is better than autoregression where it is not weighed
-        tokens[weighed.kinds] = tokens_of[weighed.group, :, weighed.last] * self._correction[weighed.kinds, None]
-        if len(self._whole):
-            lost = max(ends_per_token, _LEAST_HAZARD)
-            tokens[self._is_diffusion] = np.expm1(-lost * self._whole) / np.expm1(-lost)
-        tokens = np.minimum(tokens, np.maximum(remaining, 1))
-        forwards = (self._forwards / self._blocks)[:, None]
-        late = ends_per_token * (tokens + self._speculates[:, None] * (tokens - forwards))
-        return np.asarray(tokens / (forwards + late))
+        speculates = self._speculates
+        if not speculates.any():
+            return _tokens(hazard, self._lengths)
+        found = np.ones((len(speculates), len(hazard)))
+        found[~speculates] = _tokens(hazard, self._lengths[~speculates])
+        if may_speculate:
+            found[speculates] = _tokens(self._factor[speculates, None, None] * hazard, self._lengths[speculates])
+        return found
 
-    def _learn_drafts(self, kinds: Integers, slots: Integers, emitted: Integers, is_cut: Mask) -> None:
+    def _learn_drafts(self, kinds: Integers, slots: Integers, blocks: Sequence[Evidence]) -> None:
         """Learn from N blocks that were verified, of these choices [N] and of the requests in `slots` [N]."""
-        num_right = np.clip(emitted - 1, 0, self._most[kinds])
-        is_wrong = (~is_cut & (num_right < self._most[kinds])).astype(np.int64)
-        right, up_to_wrong = self._drafts[num_right], self._drafts[num_right + is_wrong]
+        num_right = np.array([max(block.num_emitted - 1, 0) for block in blocks])
+        ends_wrong = [not block.is_cut and block.num_emitted < block.choice.block_length for block in blocks]
+        is_wrong = np.array(ends_wrong, dtype=np.int64)
+        right, up_to_wrong = _SEGMENTS[num_right], _SEGMENTS[num_right + is_wrong]
         # A draft that is wrong was exposed to its hazard for half its time.
         tried = (right + up_to_wrong) / 2 * self._factor[kinds][:, None]
         difficulty, expected = self._difficulty(slots), tried @ self._hazard
         # Blocks of one request are wrong more or less often together, by as much as difficulties vary.
         expected_before = self._tried[slots] @ self._hazard
-        fade = self._SHARED_FADE ** len(kinds)
+        fade = self._SHARED_FADE ** len(blocks)
         self._together = fade * self._together + float((is_wrong - expected) @ (self._wrong[slots] - expected_before))
         self._scale = fade * self._scale + float(expected @ expected_before)
         left = self._REQUEST_FADE ** np.bincount(slots, minlength=len(self._wrong))
@@ -232,23 +213,18 @@ class YieldModel:
             doubts.append(shape**-0.5 if tried < self._ENOUGH else 0.0)
         self._hazard, self._doubt = np.array(hazards), np.array(doubts)
         own = (self._all_wrong + self._POOLED_WEIGHT * self._hazard) / (self._all_tried + self._POOLED_WEIGHT)
-        hazard = self._factor[:, None] * np.stack([own, np.broadcast_to(self._hazard, own.shape)])
-        of_own, of_all = _tokens(hazard, self._full)[:, np.arange(len(own)), self._last]
-        self._correction = of_own / of_all
+        self._correction = self._per_block(own).diagonal() / self._per_block(self._hazard[None])[:, 0]
         prior = self._VARIANCE_WEIGHT
         variance = (self._together + prior * self._VARIANCE_GUESS) / (self._scale + prior)
         self._variance = min(max(variance, self._VARIANCES[0]), self._VARIANCES[1])
 
 
-def _tokens(hazard: Array, full: Array) -> Array:
-    """Return the tokens [..., S + 1] of blocks whose drafts end with no, the first, ... the last of S segments.
-
-    They are wrong with `hazard` [..., S], and there are `full` [S] in each.
-    """
-    hazard = np.maximum(hazard, _LEAST_HAZARD)
-    tokens = np.ones((*hazard.shape[:-1], hazard.shape[-1] + 1))
-    reached = tokens.copy()
-    np.exp(-np.cumsum(hazard * full, axis=-1), out=reached[..., 1:])
-    # Of the n drafts of a segment, p + p^2 + ... + p^n are right for each block that reaches it.
-    tokens[..., 1:] += np.cumsum((reached[..., :-1] - reached[..., 1:]) / np.expm1(hazard), axis=-1)
-    return tokens
+def _tokens(hazard: Array, lengths: Array) -> Array:
+    """Return the tokens [K, B] of blocks with `lengths` [K, S] drafts by segment, wrong with `hazard` [(K,) B, S]."""
+    log = -np.maximum(hazard, _LEAST_HAZARD)
+    whole = log * _FULL
+    reached = np.exp(np.cumsum(whole, axis=-1) - whole)
+    chance = np.exp(log)
+    # In a segment that n drafts reach into, they yield p + p^2 + ... + p^n for each block that reaches it.
+    series = chance / (1 - chance) * -np.expm1(log * lengths[:, None, :])  # [K, B, S]
+    return np.asarray(1 + (reached * series).sum(axis=2))

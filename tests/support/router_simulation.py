@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,23 +21,12 @@ from dlm_serve.routing.router import Outcome, Policy, Router
 from dlm_serve.scheduling.step_plan import StepPlan
 
 COMMIT = NEMOTRON_LABS_DIFFUSION.commit
-WIDTHS, BUDGETS = (4, 8, 16, 32), (16, 32, 64, 96, 128)
+WIDTHS = (4, 8, 16, 32)
+CHOICES: tuple[Choice, ...] = tuple(Choice(Mode.SELF_SPECULATION, width) for width in WIDTHS)
 ONE_BY_ONE = ModeSettings(Mode.AUTOREGRESSIVE, 1)
 DRAFTS = tuple(ModeSettings(Mode.SELF_SPECULATION, width, 0.0, width) for width in WIDTHS)
-SPECULATIONS = tuple(ModeSettings(Mode.SELF_SPECULATION, 32, 0.0, 32, budget=budget) for budget in BUDGETS)
-CHOICES: tuple[Choice, ...] = tuple(settings.choice for settings in DRAFTS)
-ALL_CHOICES: tuple[Choice, ...] = (*CHOICES, *(settings.choice for settings in SPECULATIONS))
-PINNED = {settings: DecodePlan((settings,)) for settings in (ONE_BY_ONE, *DRAFTS, *SPECULATIONS)}
-
-
-MOST_TOKENS = 1_000_000
-"""What requests allow for: nobody knows where answers end."""
-
-
-def plan_of(choices: Sequence[Choice]) -> DecodePlan:
-    """Return the plan of a request that may decode in each of `choices`, and autoregressively."""
-    settings = [one for one in (*SPECULATIONS, *reversed(DRAFTS)) if one.choice in choices]
-    return DecodePlan((*settings, ONE_BY_ONE))
+FREE = DecodePlan((*reversed(DRAFTS), ONE_BY_ONE))
+PINNED = {settings: DecodePlan((settings,)) for settings in (ONE_BY_ONE, *DRAFTS)}
 
 
 def tokens_per_block(chance: float, width: int) -> float:
@@ -53,16 +41,6 @@ class Text:
     chance: float
     length: int = 1_000_000
     num_prompt: int = 100
-    chances: Mapping[int, float] = field(default_factory=dict)
-    """The same by budget, in one forward; as `chance` where it is not said."""
-
-    def tokens(self, choice: Choice, width: int | None = None) -> tuple[float, int]:
-        """Return how likely a draft is right, and the most tokens of a forward or block, in rows of `width`."""
-        if choice.budget is None:
-            return self.chance, choice.block_length
-        budget = width or choice.budget
-        near = min(self.chances, key=lambda one: abs(one - budget), default=None)
-        return self.chance if near is None else self.chances[near], min(budget // 2, choice.block_length)
 
 
 @dataclass
@@ -74,9 +52,6 @@ class Running:
     state: RequestState
     remaining: int
     is_drafted: bool = False
-    """Whether it has a draft."""
-    is_over: bool = False
-    """Whether its answer has ended, which shows when another step is launched."""
 
 
 def measured(num_slots: int = 256, choices: Sequence[Choice] = CHOICES) -> MeasuredPolicy:
@@ -85,26 +60,21 @@ def measured(num_slots: int = 256, choices: Sequence[Choice] = CHOICES) -> Measu
 
 
 class Clairvoyant(Policy):
-    """Knows the texts, and what steps cost; asked before every step."""
+    """Knows how likely each draft is right, and what steps cost; asked before every step."""
 
     name = "clairvoyant"
 
-    def __init__(self, choices: Sequence[Choice], text_of: Callable[[str], Text]) -> None:
-        super().__init__(choices)
-        self._text_of = text_of
+    def __init__(self, chance_of: Callable[[str], float]) -> None:
+        super().__init__(CHOICES)
+        self._chance_of = chance_of
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
-        """See `Policy`."""
-        ends, yields = interruptions.ends_per_token, np.empty((len(self.choices), len(batch.free)))
-        for k, choice in enumerate(self.choices):
-            chances, most = zip(*(self._text_of(request.rid).tokens(choice) for request in batch.free), strict=True)
-            goes_on = np.array(chances) * math.exp(-ends)
-            tokens = np.minimum((1 - goes_on ** most[0]) / (1 - goes_on), batch.remaining)
-            forwards, fresh = (2, 0) if choice.budget is None else (1, tokens - 1)
-            yields[k] = tokens / (forwards + ends * (tokens + fresh))  # an end shows late, and a first forward emits 1
-        split = Splits(batch, table, interruptions).best(yields)
+        chances = np.array([self._chance_of(request.rid) for request in batch.free])
+        lengths = np.array([[float(width)] for width in WIDTHS])
+        blocks = (1 - chances**lengths) / (1 - chances)
+        split = Splits(batch, table, interruptions).best(np.minimum(blocks, batch.remaining) / 2)
         kind = int(split.kinds.max())
-        return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else self.choices[kind], split.tokens)
+        return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else CHOICES[kind], split.tokens)
 
 
 @dataclass
@@ -117,41 +87,36 @@ class Simulation:
     seed: int = 5
     every_step: bool = False
     """Whether the policy is asked before every step."""
-    choices: Sequence[Choice] = CHOICES
-    """How requests that are not fixed may decode, beside autoregressively."""
     prefill_ms: float = 0.0
     """What a prefill takes, of however many requests."""
     promptness: float = 1.0
     """How likely a client that has its answer sends the next request by the next step."""
-    is_late: bool = False
-    """Whether the end of an answer shows a step late, so that its row decodes once more for nothing."""
     requests: list[Running] = field(default_factory=list)
     num_steps: int = 0
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
         self.router = Router(self.policy, MeasuredCosts(self.table), 256) if self.policy else None
-        self._first: Choice | None = self.choices[-1]
-        self._free = plan_of(self.choices)
+        self._first: Choice | None = CHOICES[-1]
         self._numbers = itertools.count()
         self._num_new = 0
-        self.texts: dict[str, Text] = {}
+        self.chances: dict[str, float] = {}
 
     @classmethod
     def clairvoyant(cls, table: CostTable, **options: Any) -> Simulation:
         """Return one that decides as well as can be."""
         simulation = cls(table, every_step=True, **options)
-        simulation.policy = Clairvoyant(simulation.choices, lambda rid: simulation.texts[rid])
+        simulation.policy = Clairvoyant(lambda rid: simulation.chances[rid])
         simulation.__post_init__()
         return simulation
 
     def add(self, text: Text) -> None:
         """Let a request begin."""
-        state = RequestState(self._free if self.settings is None else PINNED[self.settings])
+        state = RequestState(FREE if self.settings is None else PINNED[self.settings])
         state.start_as(self._first)
         state.begin(self.num_steps)
         self.requests.append(Running(str(next(self._numbers)), text, state, text.length))
-        self.texts[self.requests[-1].rid] = text
+        self.chances[self.requests[-1].rid] = text.chance
         self._num_new += 1
 
     def keep(self, concurrency: int, texts: Callable[[], Text]) -> None:
@@ -169,15 +134,9 @@ class Simulation:
             request.state.offer(self.num_steps, COMMIT.steps_per_block(request.state.current))
         plan = StepPlan.of([request.state for request in self.requests], COMMIT, self.table)
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
-        contexts = [request.text.num_prompt + request.text.length - request.remaining for request in self.requests]
-        mean = sum(contexts) / max(len(contexts), 1)
-        full = replace(
-            shape, decode_context=round(mean * shape.num_decode), block_context=round(mean * shape.num_blocks)
-        )
-        ms = self.table.ms(full)
-        going_on = [request for request in self.requests if not request.is_over]
-        tokens = sum(self._decode(request, plan.width) for request in going_on)
-        self.requests = [request for request in going_on if self.is_late or not request.is_over]
+        ms = self.table.ms(shape)
+        tokens = sum(self._decode(request) for request in self.requests)
+        self.requests = [request for request in self.requests if request.remaining]
         self.num_steps += 1
         if self.router is not None:
             self.router.observe(shape, ms * self.random.uniform(0.97, 1.03))
@@ -206,10 +165,7 @@ class Simulation:
         router = self.router
         if router is None or not (self.every_step or router.is_due(self.num_steps, len(self.requests))):
             return
-        running = [
-            RunningRequest(r.rid, r.state, r.text.num_prompt, MOST_TOKENS, MOST_TOKENS - r.text.length + r.remaining)
-            for r in self.requests
-        ]
+        running = [RunningRequest(r.rid, r.state, r.text.num_prompt, r.text.length, r.remaining) for r in self.requests]
         decision = router.decide(running, self.num_steps)
         if decision is not None:
             self._first = decision.first
@@ -217,30 +173,22 @@ class Simulation:
                 if request.rid in decision.choices:
                     request.state.go_on_as(decision.choices[request.rid])
 
-    def _decode(self, request: Running, width: int) -> int:
-        """Return the tokens that a step with rows of `width` emits for `request`.
-
-        It drafts in one step and verifies in the next, or does both in each, the first of which has no draft.
-        """
+    def _decode(self, request: Running) -> int:
+        """Return the tokens that a step emits for `request`, which drafts in one and verifies in the next."""
         settings = request.state.current
         emitted = 1
         if settings.mode is Mode.SELF_SPECULATION:
-            chance, most = request.text.tokens(settings.choice, width)
-            in_turn = settings.budget is None
-            if request.is_drafted:
-                emitted = min(int(self.random.geometric(1 - chance)), most)
-            elif in_turn:
-                emitted = 0
-            request.is_drafted = not (in_turn and request.is_drafted)
-        else:
-            request.is_drafted = False
+            request.is_drafted = not request.is_drafted
+            emitted = 0 if request.is_drafted else self._accepted(request.text.chance, settings.block_length)
         request.state.end_step(emitted)
         used = min(emitted, request.remaining)
         request.remaining -= used
-        request.is_over = not request.remaining
-        if request.is_over:
+        if emitted and not request.remaining:
             request.state.end_answer(used)
         return used
+
+    def _accepted(self, chance: float, width: int) -> int:
+        return min(int(self.random.geometric(1 - chance)), width)
 
 
 def best_fixed(chances: Sequence[float], table: CostTable) -> float:

@@ -241,26 +241,6 @@ def test_router_over_all_cells() -> None:
     assert said.format(*means) in PERFORMANCE.read_text()
 
 
-def test_simulated_router() -> None:
-    page, found = PERFORMANCE.read_text(), measured("router_sim")
-    loads, best, plain = found["loads"], "auto / best fixed", "auto / autoregressive"
-
-    def ratios(ratio: str, *names: str) -> list[float]:
-        return [loads[f"{number} at {name}"][ratio] for name in names for number in (1, 8, 32, 128)]
-
-    four = "{:.2f}, {:.2f}, {:.2f} and {:.2f}"
-    alike, mixed = ratios(best, "26", "7", "2.7"), ratios(best, "26 and 2")
-    changing = [loads[f"{load} at 7"][best] for load in ("bursty", "diurnal", "long beside short")]
-    behind_changes = min(ratio for row in found["load steps, auto / clairvoyant"].values() for ratio in row.values())
-    known = [auto / over for auto, over in zip(mixed, ratios("auto / clairvoyant", "26 and 2"), strict=True)]
-    assert f"`auto` has {min(alike):.2f} to {max(alike):.2f} of the best fixed way at 1, 8, 32 and 128" in page
-    assert f"{four.format(*ratios(plain, '2.7'))} times the tokens per second of autoregression" in page
-    assert f"{min(changing):.2f} to {max(changing):.2f} of the best fixed way in bursts" in page
-    assert f"it has at least {behind_changes:.2f} of a policy that knows everything" in page
-    assert f"26 and 2 in turn: {four.format(*mixed)} of the best fixed way" in page
-    assert f"The policy that knows everything has {four.format(*known)} of it" in page
-
-
 def one_forward_cells() -> dict[str, Any]:
     cells: dict[str, Any] = measured("one_forward")["cells"]
     return cells

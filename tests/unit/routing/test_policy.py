@@ -76,7 +76,7 @@ def test_a_step_keeps_within_the_latency(latency_slo_ms: float | None, kind: int
 def test_where_a_prefill_comes_behind_every_step_those_with_more_tokens_win() -> None:
     batch, table = batch_of(requests_of([FREE] * 64)), card(free_tokens=128)
     yields = np.repeat([[1.0], [1.6], [2.5], [5.0]], 64, axis=1)
-    often, seldom = Interruptions(ms=20.0, ends_per_token=0.1), Interruptions(ms=20.0, ends_per_token=1e-6)
+    often, seldom = Interruptions(ms=20.0, requests_per_token=0.1), Interruptions(ms=20.0, requests_per_token=1e-6)
     for interruptions, kind in ((seldom, AUTOREGRESSIVE), (often, 3)):
         splits = Splits(batch, table, interruptions)
         best = splits.best(yields)

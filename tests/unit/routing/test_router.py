@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, card, drafts, requests_of
-from router_simulation import DRAFTS, ONE_BY_ONE, WIDTHS, Simulation, Text, best_fixed, measured
+from router_simulation import DRAFTS, ONE_BY_ONE, Simulation, Text, best_fixed, measured
 
 from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Mode, RequestState, Tally
 from dlm_serve.routing.batch import RunningRequest
@@ -19,8 +18,7 @@ from dlm_serve.routing.rules import RulesPolicy
 
 
 def simulation_of(chances: list[float], table: CostTable | None = None) -> Simulation:
-    without_context = replace(table or card(), decode_context_ms=0.0, block_context_ms=np.zeros(len(WIDTHS)))
-    simulation = Simulation(without_context, measured())
+    simulation = Simulation(table or card(), measured())
     for chance in chances:
         simulation.add(Text(chance))
     return simulation
@@ -34,26 +32,25 @@ def test_it_is_as_fast_as_the_best_fixed_way(chance: float, num_requests: int) -
     assert simulation.run(num_steps) > 0.95 * best_fixed([chance] * num_requests, simulation.table)
 
 
-def speed_of_answers(simulation: Simulation, num_steps: int, concurrency: int, chance: float, length: int) -> float:
-    """Tokens per millisecond where so many clients ask for one answer after another, of about `length` tokens."""
-    lengths, tokens, ms = np.random.default_rng(1), 0.0, 0.0
-    for _ in range(num_steps):
-        simulation.keep(concurrency, lambda: Text(chance, length=max(8, int(lengths.exponential(length)))))
-        emitted, took = simulation.step()
-        tokens, ms = tokens + emitted, ms + took
-    return tokens / ms
-
-
 @pytest.mark.parametrize(("prefill_ms", "mode"), [(0.0, Mode.AUTOREGRESSIVE), (15.0, Mode.SELF_SPECULATION)])
 def test_where_prefills_interrupt_steps_blocks_pay_earlier(prefill_ms: float, mode: Mode) -> None:
     """Answers of some 50 tokens follow each other, so that hardly a step has no prefill behind it."""
+
+    def run(simulation: Simulation, num_steps: int) -> float:
+        lengths, tokens, ms = np.random.default_rng(1), 0.0, 0.0
+        for _ in range(num_steps):
+            simulation.keep(128, lambda: Text(0.85, length=max(8, int(lengths.exponential(50)))))
+            emitted, took = simulation.step()
+            tokens, ms = tokens + emitted, ms + took
+        return tokens / ms
+
     options: dict[str, Any] = {"table": card(free_tokens=128), "prefill_ms": prefill_ms, "promptness": 0.5}
-    auto, load = Simulation(policy=measured(), **options), (128, 0.85, 50)
-    speed_of_answers(auto, 100, *load)
-    speed = speed_of_answers(auto, 300, *load)
+    auto = Simulation(policy=measured(), **options)
+    run(auto, 100)
+    speed = run(auto, 300)
     assert auto.share(mode) > 0.9
     assert speed > 0.95 * max(
-        speed_of_answers(Simulation(settings=settings, **options), 300, *load) for settings in (ONE_BY_ONE, *DRAFTS[:2])
+        run(Simulation(settings=settings, **options), 300) for settings in (ONE_BY_ONE, *DRAFTS[:2])
     )
 
 

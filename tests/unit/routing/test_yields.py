@@ -111,39 +111,6 @@ def test_speculation_in_one_forward_is_learned_apart() -> None:
     assert hard == pytest.approx(tokens_per_block(0.4, 32), rel=0.25)
 
 
-def test_drafts_of_one_forward_are_no_longer_than_half_its_budget() -> None:
-    """A row that verifies all of its draft says nothing of later drafts."""
-    choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=16)]
-    model = YieldModel(choices, 1)
-    for _ in range(100):
-        model.observe([0], [Evidence(choices[4], 8, 1)])
-        model.fade(0.01)
-    assert model.usual()[3] > 12
-    assert model.usual()[4] == pytest.approx(8, rel=0.05)
-
-
-@pytest.mark.parametrize(("number", "forwards"), [(2, 2), (4, 1)], ids=["in turn", "in one forward"])
-@pytest.mark.parametrize("chance", [0.6, 0.95])
-def test_whole_answers_yield_less_than_their_blocks(number: int, forwards: int, chance: float) -> None:
-    """The last block is cut short, the end shows a step late, and the first forward may have no draft."""
-    choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=32)]
-    model, random, ends_per_token = YieldModel(choices, 1), np.random.default_rng(1), 1 / 40
-    for _ in range(800):
-        block = block_of(chance, 16, random)
-        model.observe([0], [block._replace(choice=choices[number], num_forwards=forwards)])
-        model.fade(0.01)
-    num_tokens = num_forwards = 0
-    for length in random.geometric(ends_per_token, 3000).tolist():
-        emitted = 2 - forwards
-        num_forwards += emitted + 1
-        while emitted < length:
-            emitted += block_of(chance, 16, random).num_emitted
-            num_forwards += forwards
-        num_tokens += length
-    found = model.expected(np.array([0]), MANY, ends_per_token)[number, 0]
-    assert found == pytest.approx(num_tokens / num_forwards, rel=0.08)
-
-
 def test_many_requests_do_not_speculate_in_one_forward() -> None:
     choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=64)]
     model, whole = YieldModel(choices, 64), Evidence(choices[4], 32, 1)
