@@ -14,6 +14,8 @@ from dlm_serve.vllm.request import settings_of
 
 EVERY = 3
 """Steps from one preemption to the next."""
+MOST_PREEMPTIONS = 2
+"""Of a request, which begins a block anew each time."""
 TOKENS_OF_A_STEP = 50
 """Too few for the blocks of all requests."""
 MOST_CASES = 10
@@ -29,7 +31,8 @@ def test_golden_cases_with_interruptions(
     cut: list[str] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if scheduler.running and scheduler.current_step % EVERY == 0:
+        is_due = scheduler.running and scheduler.current_step % EVERY == 0
+        if is_due and scheduler.running[-1].num_preemptions < MOST_PREEMPTIONS:
             request = scheduler.running.pop()
             preempted.append(request.num_output_tokens)
             scheduler._preempt_request(request, time.monotonic())

@@ -57,13 +57,13 @@ def test_what_only_autoregression_has_goes_with_the_mode_auto(start: Start, ask:
         [
             (PROMPT, LONG),
             (PROMPT, {**LONG, "logit_bias": {77: 100.0}}),
-            (PROMPT, {**LONG, "logit_bias": {77: 100.0, 78: 99.0}, "presence_penalty": 2.0}),
+            (PROMPT, {**LONG, "logit_bias": {77: 100.0, 78: 100.0}, "frequency_penalty": 2.0}),
             (PROMPT, {**LONG, "logprobs": 2}),
             (PROMPT, {**LONG, "extra_args": {"mode": "diffusion"}}),
         ],
     )
     assert set(biased.token_ids) == {77}
-    assert list(penalised.token_ids[:3]) == [77, 78, 77]
+    assert set(penalised.token_ids) == {77, 78}
     assert scored.token_ids == plain.token_ids
     assert all(top[token].rank == 1 for token, top in zip(scored.token_ids, scored.logprobs, strict=True))
     assert diffused.logprobs is None
