@@ -45,9 +45,10 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
 
 
 def _decodes(request: Any, num_scheduled: int) -> bool:
-    """Return whether a request that ran `num_scheduled` tokens began with its pending one."""
+    """Return whether a request that ran `num_scheduled` tokens began with its pending one, and ran its whole block."""
     began_at: int = request.num_computed_tokens - num_scheduled
-    return bool(request.num_output_tokens) and began_at == request.num_tokens - 1
+    is_whole = num_scheduled >= settings_of(request.sampling_params).block_length
+    return is_whole and bool(request.num_output_tokens) and began_at == request.num_tokens - 1
 
 
 def _share_committed_kv_alone(coordinator: Any) -> None:

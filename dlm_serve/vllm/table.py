@@ -19,7 +19,7 @@ class RequestTable:
     """
 
     def __init__(self, num_requests: int, width: int, mask_token_id: int, device: torch.device) -> None:
-        self.rows = Rows.table(num_requests, width, mask_token_id, device)
+        self.rows = Rows.zeros(num_requests, width, device)
         self._mask_token_id = mask_token_id
         self._block_lengths = np.ones(num_requests, dtype=np.int32)
         self._in_prompt = np.ones(num_requests, dtype=bool)
