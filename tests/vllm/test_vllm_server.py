@@ -1,7 +1,8 @@
-"""`vllm serve` over HTTP, started as users start it."""
+"""The server of `vllm serve`, over HTTP."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,8 +30,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    program = str(Path(sys.executable).parent / "vllm")
-    command = [program, "serve", str(TRAINED), "--served-model-name", "tiny", "--port", str(port), *FLAGS]
+    # What `vllm serve` starts; that command itself looks for a distribution named vllm, which the CPU's is not.
+    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TRAINED)]
+    command = [*program, "--served-model-name", "tiny", "--port", str(port), *FLAGS]
     environment = {**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -41,7 +43,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _wait(address, process, log)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
