@@ -42,13 +42,18 @@ def process_inputs(
 ) -> Any:
     """Around `InputProcessor.process_inputs`: give a request of our model how it decodes, and a seed.
 
-    Returns vLLM's EngineCoreRequest, whose parameters are its own copy. Raises OptionError, a ValueError, which vLLM
-    answers with HTTP 400.
+    Returns vLLM's EngineCoreRequest, whose parameters are its own copy. Raises VLLMValidationError, a ValueError, with
+    the words of our OptionError: of errors in this place vLLM answers that one alone with HTTP 400.
     """
+    from vllm.exceptions import VLLMValidationError
+
     request = original(processor, request_id, prompt, params, *args, **kwargs)
     model_config = processor.vllm_config.model_config
     if model_config.architecture == NEMOTRON_LABS_DIFFUSION.architecture and request.sampling_params is not None:
-        admit(request.sampling_params, len(request.prompt_token_ids), model_config.max_model_len, model_config)
+        try:
+            admit(request.sampling_params, len(request.prompt_token_ids), model_config.max_model_len, model_config)
+        except OptionError as refusal:
+            raise VLLMValidationError(str(refusal), parameter=refusal.field) from refusal
     return request
 
 
