@@ -53,7 +53,7 @@ def process_inputs(
         try:
             admit(request.sampling_params, len(request.prompt_token_ids), model_config.max_model_len, model_config)
         except OptionError as refusal:
-            raise VLLMValidationError(str(refusal), parameter=refusal.field) from refusal
+            raise VLLMValidationError(str(refusal)) from refusal
     return request
 
 
