@@ -42,7 +42,7 @@ def process_inputs(
 ) -> Any:
     """Around `InputProcessor.process_inputs`: give a request of our model how it decodes, and a seed.
 
-    Returns vLLM's EngineCoreRequest, whose parameters are its own copy. Raises VLLMValidationError, a ValueError, with
+    Returns vLLM's EngineCoreRequest, whose parameters are its own copy. Raises VLLMValidationError with
     the words of our OptionError: of errors in this place vLLM answers that one alone with HTTP 400.
     """
     from vllm.exceptions import VLLMValidationError
