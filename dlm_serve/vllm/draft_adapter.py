@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dlm_kernels.draft_adapter import add_low_rank
 from vllm.distributed import (
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
@@ -53,5 +54,4 @@ class _Adapted(torch.nn.Module):
         hidden, bias = self.o_proj(x)
         # Each rank has a share of the input: the sum over ranks is taken of the few columns of the low rank.
         low_rank = tensor_model_parallel_all_reduce(x @ self.lora_a.T)
-        drafted = low_rank * self.token_on[: len(x), None].to(low_rank.dtype)
-        return torch.addmm(hidden, drafted, self.lora_b.T), bias
+        return add_low_rank(hidden, low_rank, self.lora_b, self.token_on[: len(x)]), bias

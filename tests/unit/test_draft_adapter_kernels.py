@@ -34,9 +34,11 @@ def test_adds_the_product_to_the_rows_that_draft(
     found = add_low_rank(hidden, low_rank, lora_b, token_on)
 
     assert torch.equal(found[~token_on], hidden[~token_on])
-    expected = hidden.double() + low_rank.double() @ lora_b.T.double()
-    # Sums in float32 err by an eps for each term; the result is rounded once more.
+    product = low_rank.double() @ lora_b.T.double()
+    expected = hidden.double() + product
+    # Sums in float32 err by an eps for each term; the product may be rounded once, and the result once more.
     terms = hidden.abs().double() + low_rank.abs().double() @ lora_b.T.abs().double()
-    slack = torch.finfo(torch.float32).eps * (rank + 1) * terms + torch.finfo(dtype).eps * expected.abs()
+    rounded = torch.finfo(dtype).eps * (product.abs() + expected.abs())
+    slack = torch.finfo(torch.float32).eps * (rank + 1) * terms + rounded
     assert ((found.double() - expected).abs() <= slack)[token_on].all()
     assert found.is_contiguous()
