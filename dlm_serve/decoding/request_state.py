@@ -222,11 +222,13 @@ class RequestState:
             self._counted, self._tally = self._later.popleft()[1], None
         self._forwards += 1
         if num_emitted:
-            counted, tally = self._counted, self._current_tally()
+            counted, is_first = self._counted, self._tally is None
+            tally = self._current_tally()
             tally.num_tokens += num_emitted
             if counted.mode is not Mode.AUTOREGRESSIVE:
                 tally.blocks[num_emitted, self._forwards, self._is_first] += 1
-                if self.plan.is_free:
+                # The first forward of a row that drafts and verifies at once has no draft that it could miss.
+                if self.plan.is_free and not (is_first and counted.budget is not None):
                     self.evidence.append(Evidence(counted.choice, num_emitted, self._forwards))
             self._last_emitting, self._forwards = self.num_steps, 0
         self.num_steps += 1
@@ -252,7 +254,7 @@ class RequestState:
     def end_answer(self, num_used: int) -> None:
         """Note that of what the last step emitted only the first `num_used` tokens belong to the answer."""
         is_block = self._counted.mode is not Mode.AUTOREGRESSIVE and self._last_emitting == self.num_steps - 1
-        if is_block and self.evidence:
+        if is_block and self.evidence and self.evidence[-1].choice == self._counted.choice:
             self.evidence[-1] = self.evidence[-1]._replace(num_emitted=num_used, is_cut=True)
 
     def note_answer(self, length: int) -> None:

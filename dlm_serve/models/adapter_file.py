@@ -51,6 +51,6 @@ def read_adapter(
 def of_layer(weights: Mapping[int, LowRank], layer_id: int) -> LowRank:
     """Return the low-rank product of a layer. Raises CheckpointError if the adapter has none."""
     if layer_id not in weights:
-        limit, remedy = "the adapter has no weights for this layer", "use an adapter made for this model"
-        raise CheckpointError("draft adapter", layer_id, limit, remedy)
+        limit = "the adapter has no weights for this layer"
+        raise CheckpointError("draft adapter", layer_id, limit, "use an adapter made for this model")
     return weights[layer_id]

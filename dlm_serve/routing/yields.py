@@ -43,6 +43,11 @@ _SEGMENTS = np.stack([_drafts_per_segment(number) for number in range(64)])
 """The same by number [64, S]."""
 
 
+def _most_tokens(choice: Choice) -> int:
+    """Return the tokens that a verification emits at most: in one forward, half the budget drafts the next block."""
+    return choice.block_length if choice.budget is None else max(min(choice.budget // 2, choice.block_length), 1)
+
+
 class YieldModel:
     """Learns from finished blocks."""
 
@@ -70,8 +75,8 @@ class YieldModel:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""
         self.choices = tuple(choices)
         self._index = {choice: k for k, choice in enumerate(self.choices)}
-        last_drafts = np.array([choice.block_length - 1 for choice in self.choices], dtype=np.int64)
-        self._lengths = _SEGMENTS[last_drafts]  # [K, S]
+        self._most = np.array([_most_tokens(choice) for choice in self.choices], dtype=np.int64)
+        self._lengths = _SEGMENTS[self._most - 1]  # [K, S]
         budgets = [choice.budget for choice in self.choices]
         self._speculates = np.array([budget is not None for budget in budgets], dtype=np.bool_)
         self._factor = np.array(
@@ -173,8 +178,8 @@ class YieldModel:
     def _learn_drafts(self, kinds: Integers, slots: Integers, blocks: Sequence[Evidence]) -> None:
         """Learn from N blocks that were verified, of these choices [N] and of the requests in `slots` [N]."""
         num_right = np.array([max(block.num_emitted - 1, 0) for block in blocks])
-        ends_wrong = [not block.is_cut and block.num_emitted < block.choice.block_length for block in blocks]
-        is_wrong = np.array(ends_wrong, dtype=np.int64)
+        is_cut = np.array([block.is_cut for block in blocks])
+        is_wrong = (~is_cut & (num_right + 1 < self._most[kinds])).astype(np.int64)
         right, up_to_wrong = _SEGMENTS[num_right], _SEGMENTS[num_right + is_wrong]
         # A draft that is wrong was exposed to its hazard for half its time.
         tried = (right + up_to_wrong) / 2 * self._factor[kinds][:, None]

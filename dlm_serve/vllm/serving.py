@@ -50,7 +50,7 @@ def _serving(model: str, revision: str | None) -> Serving:
     check_file(config, checkpoint.family, checkpoint.block_size)
     if config.generation.speculation is Speculation.ONE_FORWARD:
         limit = "not supported on vLLM"
-        raise ConfigError("generation.speculation", str(Speculation.ONE_FORWARD), limit, "leave it out, or use linear")
+        raise ConfigError("generation.speculation", Speculation.ONE_FORWARD, limit, "leave it out, or use linear")
     # Nothing moves requests from one mode to another here: each decodes to its end as it starts.
     routing = config.routing.model_copy(update={"policy": RoutingPolicy.FIXED})
     return Serving(checkpoint, config.model_copy(update={"routing": routing}))

@@ -109,6 +109,17 @@ def test_the_last_block_is_evidence_of_what_the_answer_took_of_it() -> None:
     assert state.evidence == [(Choice(Mode.SELF_SPECULATION, 4), 2, 2, True)]
 
 
+def test_a_forward_without_a_draft_is_no_evidence() -> None:
+    """The first of a row that verifies and drafts at once, also where the answer ends in it."""
+    speculates = ModeSettings(Mode.SELF_SPECULATION, 32, 0.0, budget=64)
+    state = state_in(speculates, AUTOREGRESSIVE)
+    state.end_step(1)
+    state.end_answer(1)
+    assert state.evidence == []
+    state.end_step(5)
+    assert state.evidence == [(speculates.choice, 5, 1, False)]
+
+
 def test_what_is_decided_again_before_the_offer_replaces_it_and_behind_it_follows() -> None:
     state = state_in(DRAFTS, AUTOREGRESSIVE)
     state.go_on_as(None)

@@ -111,6 +111,17 @@ def test_speculation_in_one_forward_is_learned_apart() -> None:
     assert hard == pytest.approx(tokens_per_block(0.4, 32), rel=0.25)
 
 
+def test_drafts_of_one_forward_are_no_longer_than_half_its_budget() -> None:
+    """A row that verifies all of its draft says nothing of later drafts."""
+    choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=16)]
+    model = YieldModel(choices, 1)
+    for _ in range(100):
+        model.observe([0], [Evidence(choices[4], 8, 1)])
+        model.fade(0.01)
+    assert model.usual()[3] > 12
+    assert model.usual()[4] == pytest.approx(8, rel=0.05)
+
+
 def test_many_requests_do_not_speculate_in_one_forward() -> None:
     choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=64)]
     model, whole = YieldModel(choices, 64), Evidence(choices[4], 32, 1)
