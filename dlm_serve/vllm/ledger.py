@@ -44,6 +44,16 @@ HOOKS = (
         until="vLLM lets a plugin validate and complete the parameters of a request",
     ),
 )
+"""Put on the class, once in a process that builds an engine for one of our models."""
+
+COMMITTED_KV = Hook(
+    "vllm.v1.core.kv_cache_coordinator.KVCacheCoordinator.cache_blocks",
+    ("request", "num_computed_tokens"),
+    hook="dlm_serve.vllm.scheduler:cache_committed",
+    why="the KV of a pending token is that of a block until the block is committed, and must not be shared before",
+    until="vLLM asks its scheduler up to which token KV may be shared",
+)
+"""Put by `DlmScheduler` on its own coordinator alone."""
 
 _CORE, _WORKER = "vllm.v1.core", "vllm.v1.worker.gpu"
 SEAMS = (
@@ -54,7 +64,6 @@ SEAMS = (
     Seam("vllm.distributed.tensor_model_parallel_all_reduce", ("input_",)),
     Seam(f"{_CORE}.sched.scheduler.Scheduler.schedule", ("throttle_prefills",)),
     Seam(f"{_CORE}.sched.scheduler.Scheduler.update_from_output", ("scheduler_output", "model_runner_output")),
-    Seam(f"{_CORE}.kv_cache_coordinator.KVCacheCoordinator.cache_blocks", ("request", "num_computed_tokens")),
     Seam("vllm.v1.metrics.stats.RequestSpecDecodeMetrics.observe", ("num_draft_tokens", "num_accepted")),
     Seam(f"{_WORKER}.model_states.default.DefaultModelState.prepare_attn", ("input_batch", "for_capture")),
     Seam(f"{_WORKER}.model_states.interface.ModelState.custom_sampler", ("sampler",)),
@@ -70,7 +79,7 @@ SEAMS = (
 def require() -> None:
     """Raise UnsupportedVllmError, with all that is wrong, unless the installed vLLM is the one supported."""
     installed = _installed()
-    problems = [problem for seam in (*HOOKS, *SEAMS) if (problem := problem_with(seam))]
+    problems = [problem for seam in (*HOOKS, COMMITTED_KV, *SEAMS) if (problem := problem_with(seam))]
     if installed != SUPPORTED_VERSION:
         problems.insert(0, f"vllm {installed} is not the supported version")
     if problems:
@@ -83,11 +92,15 @@ def require() -> None:
 def install() -> None:
     """Put our functions around vLLM's, once in a process."""
     for hook in HOOKS:
-        owner_name, _, name = hook.target.rpartition(".")
-        owner, ours = pkgutil.resolve_name(owner_name), pkgutil.resolve_name(hook.hook)
-        original = getattr(owner, name)
-        if not hasattr(original, _MARK):
-            setattr(owner, name, _around(ours, original))
+        put_on(pkgutil.resolve_name(hook.target.rpartition(".")[0]), hook)
+
+
+def put_on(owner: Any, hook: Hook) -> None:
+    """Put our function around that of `owner`, a class or an object of it, unless it is there already."""
+    name = hook.target.rpartition(".")[2]
+    original = getattr(owner, name)
+    if not hasattr(original, _MARK):
+        setattr(owner, name, _around(pkgutil.resolve_name(hook.hook), original))
 
 
 def _around(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:

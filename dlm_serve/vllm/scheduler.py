@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from dlm_serve.vllm import ledger
 from dlm_serve.vllm.request import settings_of
 
 
@@ -20,7 +21,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         self.spec_decode_metrics_level = "summary"
         # Without a lookup vLLM would pad a prompt of which one token is left to the width of a block.
         self.dynamic_sd_lookup: Mapping[int, int] = defaultdict(lambda: self.num_spec_tokens)
-        _share_committed_kv_alone(self.kv_cache_manager.coordinator)
+        ledger.put_on(self.kv_cache_manager.coordinator, ledger.COMMITTED_KV)
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         """Schedule a step in which each running request has a whole block; its tokens are in the model runner."""
@@ -51,11 +52,6 @@ def _decodes(request: Any, num_scheduled: int) -> bool:
     return is_whole and bool(request.num_output_tokens) and began_at == request.num_tokens - 1
 
 
-def _share_committed_kv_alone(coordinator: Any) -> None:
-    """Keep KV of pending tokens out of the prefix cache: it is that of a block until the block is committed."""
-    cache_blocks = coordinator.cache_blocks
-
-    def cache_committed(request: Any, num_computed_tokens: int, *args: Any, **kwargs: Any) -> None:
-        cache_blocks(request, min(num_computed_tokens, request.num_tokens - 1), *args, **kwargs)
-
-    coordinator.cache_blocks = cache_committed
+def cache_committed(original: Callable[..., None], request: Any, num_computed_tokens: int, *args: Any) -> None:
+    """Around a coordinator's `cache_blocks`: keep KV of pending tokens out of the prefix cache."""
+    original(request, min(num_computed_tokens, request.num_tokens - 1), *args)

@@ -75,7 +75,7 @@ def test_readme() -> None:
     ) in page
     ratio = measured("decode_speed")["ratios"]["block step of width 32 / autoregressive step, batch 1"]
     assert f"a forward pass over a block of 32 tokens costs {ratio:.2f} of one over a single token" in page
-    drafting = measured("one_forward_steps")["steps"]["linear 32"]["ratio"]
+    drafting = measured("one_forward_steps")["cells"]["server"]["steps"]["linear 32"]["ratio"]
     assert f"{drafting:.2f} with a draft adapter" in page
 
 
@@ -225,7 +225,7 @@ def test_router(load: str) -> None:
     if load == "router_gpu":
         assert f"`auto` has {min(over_plain):.1f} to {max(over_plain):.1f} times the tokens" in README.read_text()
     if load == "router_gpu_hard":
-        assert f"with 2.7, {min(over_plain):.2f} to {max(over_plain):.2f}:" in README.read_text()
+        assert f"with 2.7, {min(over_plain):.2f} to {max(over_plain):.2f} (before" in README.read_text()
         assert f"the lowest over autoregression is {min(over_plain):.2f}" in page
 
 
@@ -247,7 +247,7 @@ def one_forward_cells() -> dict[str, Any]:
 
 
 def test_steps_of_one_forward() -> None:
-    page, steps = ONE_FORWARD.read_text(), measured("one_forward_steps")["steps"]
+    page, steps = ONE_FORWARD.read_text(), measured("one_forward_steps")["cells"]["server"]["steps"]
     for tokens in (4, 8, 16, 32, 64, 96, 128):
         found = (steps.get(f"{kind} {tokens}") for kind in ("linear", "one forward"))
         cells = (f"{each['ms']:.2f} ms | {each['ratio']:.2f}" if each else " | " for each in found)
@@ -257,6 +257,16 @@ def test_steps_of_one_forward() -> None:
     assert f"an autoregressive step takes {steps['autoregressive']['ms']:.2f} ms" in page
     two, one = 2 * steps["one forward 32"]["ms"], steps["one forward 64"]["ms"]
     assert f"two forwards of 32 tokens take {two:.2f} ms, one of 64 takes {one:.2f}" in page
+
+
+def test_profile_of_one_forward() -> None:
+    us, page = measured("one_forward_profile")["us"], ONE_FORWARD.read_text()
+    parts = {name: us[name] / 1000 for name in ("all kernels", "matrix products", "adapter", "attention", "norms")}
+    assert (
+        "Of {:.2f} ms of kernels {:.2f} were matrix products, {:.2f} the adapter (in two kernels then), {:.2f} "
+        "attention and {:.2f} norms".format(*parts.values())
+    ) in page
+    assert f"| planner and advance | 15 us | {us['plan'] + us['advance']:.1f} us" in page
 
 
 QUALITIES = ("m0", "m2.6", "m3.2")
@@ -312,7 +322,7 @@ def test_auto_among_budgets() -> None:
         f"{at_8[0]:.2f}, {at_8[1]:.2f} and {at_8[2]:.2f} at 8"
     ) in ONE_FORWARD.read_text()
     means = [cell["mean"] for row in measured("router_budgets")["auto_over_best"].values() for cell in row.values()]
-    assert f"on the GPU {min(means):.2f} to {max(means):.2f}" in PERFORMANCE.read_text()
+    assert f"on the GPU it had {min(means):.2f} to {max(means):.2f} of the best fixed way" in PERFORMANCE.read_text()
 
 
 def test_best_of_all_ways() -> None:

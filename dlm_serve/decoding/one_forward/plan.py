@@ -2,9 +2,8 @@
 
 A token of a row is worth the probability that it saves a forward of its own. A drafted token is reached if all before
 it are right, which their confidences say. A mask behind a token of the chain is used if verification stops there, and
-the less likely the further it stands behind. A second choice is right if verification stops there and
-finds it. The tokens with the highest worth share the row: all that are worth a
-price at least, which is lowered until the row is full.
+the less likely the further it stands behind. A second choice is right if verification stops there and finds it. The
+tokens with the highest worth share the row: all that are worth a price at least, which is lowered until it is full.
 """
 
 from __future__ import annotations

@@ -102,6 +102,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         serving, runner = self._serving, self.model_runner
         commit, choice, block_size = serving.commit, serving.token_choice, serving.checkpoint.block_size
         num_requests, mask = runner.req_to_token_pool.req_to_token.shape[0], choice.mask_token_id
+        assert num_requests <= len(self._answer_counts), "SGLang has rows for more requests than it admits"
         self.table = Rows.table(num_requests, self.max_width, mask, self.device)
         eager = BlockStep(runner, self.table, commit, choice)
         windows = DraftWindows(eager, runner, commit, mask)
@@ -219,5 +220,5 @@ def _capture_prefills_of_one_token() -> None:
     It captures prefills of 4 tokens and more, pads fewer at most to twice as many, and would run one token eagerly.
     """
     prefill = get_exec().graph.cuda_graph_config.prefill
-    if prefill.bs and prefill.bs[0] > 1:
+    if prefill.bs and 1 not in prefill.bs:
         prefill.bs = [1, *prefill.bs]

@@ -18,7 +18,7 @@ CHOSEN = tl.constexpr(2.0)
 
 
 @triton.jit
-def _advance_kernel(
+def _advance_chain_kernel(
     indices,
     tokens,
     new_len,
@@ -137,7 +137,7 @@ def advance_(
     """
     batch, width = ids.shape
     longest = rows.tokens.shape[1]
-    _advance_kernel[(batch,)](
+    _advance_chain_kernel[(batch,)](
         indices,
         rows.tokens,
         rows.new_len,
