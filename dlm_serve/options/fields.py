@@ -12,7 +12,8 @@ from dlm_serve.errors import InvalidValueError, OptionError, nearest
 from dlm_serve.options.article_names import Renamed, renamed_options
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
-Budget = Annotated[int, Field(ge=8, le=192, strict=True)]
+MAX_BUDGET = 192
+Budget = Annotated[int, Field(ge=8, le=MAX_BUDGET, strict=True)]
 Width = Annotated[int, Field(ge=1, le=64, strict=True)]
 Length = Annotated[int, Field(ge=0, le=(1 << 31) - 1, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]

@@ -80,7 +80,7 @@ def _narrowed(settings: ModeSettings, options: RequestOptions, config: ServerCon
     budgets = config.routing.budgets if options.budget is None else (options.budget,)
     speculating = [replace(settings, budget=budget) for budget in sorted(budgets, reverse=True)]
     if settings.budget is not None:
-        return speculating
+        return speculating or [settings]
     is_asked = options.block_length is not None or config.generation.block_length is not None
     widths = () if is_asked else config.routing.widths
     shorter = sorted({width for width in widths if 1 < width < settings.block_length}, reverse=True)

@@ -80,7 +80,7 @@ class RoutingConfig(Frozen):
     widths: tuple[Width, ...] = Field(default=(4, 8, 16, 32), min_length=1)
     """Tokens of a row for which CUDA graphs are captured; the largest bounds the blocks of a request."""
     budgets: tuple[Budget, ...] = (16, 32, 64, 96, 128)
-    """The same of rows that speculate in one forward, for few requests."""
+    """The same of rows that speculate in one forward, for few requests; none by default without a GPU."""
     graph_memory_gb: float = Field(default=1.1, gt=0, allow_inf_nan=False)
     """Gigabytes (1e9 bytes) for the CUDA graphs of block steps; larger steps run without one."""
 
@@ -128,6 +128,17 @@ class ServerConfig(Frozen):
                 "lower it, or add this width to routing.widths",
             )
         return config
+
+    def without_a_gpu(self) -> ServerConfig:
+        """Return what holds on a CPU: no budgets, unless the file names some.
+
+        A forward there costs what its tokens cost. It has no room to spare for the next draft.
+        """
+        if "budgets" in self.routing.model_fields_set:
+            return self
+        routing = self.routing.model_copy(update={"budgets": ()})
+        routing.model_fields_set.discard("budgets")  # still a default, as `origins` shall say
+        return self.model_copy(update={"routing": routing})
 
     def origins(self, path: str | None) -> dict[str, str]:
         """Return where each option is from, by names such as `generation.steps`: the file at `path`, or a default."""

@@ -138,6 +138,8 @@ def find_serving(server_args: ServerArgsLike) -> Serving | None:
     path = path_of(server_args.dllm_algorithm_config)
     config = ServerConfig.load(path)
     check_file(config, checkpoint.family, checkpoint.block_size)
+    if server_args.device == "cpu":
+        config = config.without_a_gpu()
     _current = Serving(checkpoint, config, path)
     return _current
 

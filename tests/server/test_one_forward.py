@@ -62,10 +62,10 @@ def test_beside_other_modes_is_alone(trained: Server) -> None:
     assert [answer["output_ids"] for answer in trained.generate_all(bodies, len(bodies))] == alone
 
 
-def test_requests_move_between_ways_while_they_decode(trained: Server) -> None:
+def test_requests_move_between_ways_while_they_decode(with_adapter: Server) -> None:
     prompts = [[140 + i, 20, 30] for i in range(4)]
     bodies = [generate_body(prompt, 250, ignore_eos=True) for prompt in prompts]
-    expected = trained.generate_all([asked(body, {"mode": "autoregressive"}) for body in bodies], 4)
+    expected = with_adapter.generate_all([asked(body, {"mode": "autoregressive"}) for body in bodies], 4)
     pins: list[dict[str, Any]] = [
         {"mode": "self_speculation", "budget": 16},
         {"mode": "self_speculation", "budget": 64},
@@ -74,12 +74,12 @@ def test_requests_move_between_ways_while_they_decode(trained: Server) -> None:
         {"mode": "self_speculation", "block_length": 8},
     ]
     with ThreadPoolExecutor(1) as pool:
-        answering = pool.submit(trained.generate_all, bodies, 4)
+        answering = pool.submit(with_adapter.generate_all, bodies, 4)
         while not answering.done():
             for pin in pins:
-                assert trained.post("/dlm/routing", pin).status_code == 200
+                assert with_adapter.post("/dlm/routing", pin).status_code == 200
                 time.sleep(0.05)
-        assert trained.post("/dlm/routing", {"mode": "auto"}).status_code == 200
+        assert with_adapter.post("/dlm/routing", {"mode": "auto"}).status_code == 200
     answers = answering.result()
     assert [answer["output_ids"] for answer in answers] == [answer["output_ids"] for answer in expected]
     ways = {way for answer in answers for way in answer["meta_info"]["dlm"]["tokens"]}

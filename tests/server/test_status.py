@@ -35,8 +35,7 @@ def test_status(trained: Server) -> None:
     assert status["family"] == "nemotron-labs-diffusion"
     assert status["modes"] == ["self_speculation", "diffusion", "autoregressive"]
     assert (status["block_size"], status["mask_token_id"]) == (8, MASK)
-    budgets = [f"self_speculation/one_forward/{budget}" for budget in (128, 96, 64, 32, 16)]
-    assert status["choices"] == ["autoregressive", "self_speculation/8", "self_speculation/4", *budgets]
+    assert status["choices"] == ["autoregressive", "self_speculation/8", "self_speculation/4"]
     assert status["options"]["routing"]["widths"] == [4, 8, 16, 32]
     assert set(status["origins"].values()) == {"default"}
     told = requests.get(f"{trained.url}/server_info", timeout=30).json()["internal_states"][0]["dlm"]

@@ -16,6 +16,7 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_serve.decoding import Choice, Rows, Snapshot
+from dlm_serve.options.fields import MAX_BUDGET
 from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
 from dlm_serve.routing.pinned import PinnedPolicy
 from dlm_serve.routing.prefills import PrefillShape
@@ -132,7 +133,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
             measurement = CostMeasurement(step, decode, self.table, self.model_runner)
             return MeasuredCosts(measured_costs(measurement, self.model_runner, widths, step.captured_rows, max_rows))
-        return LearnedCosts(widths, max_rows)
+        return LearnedCosts([*widths, MAX_BUDGET], max_rows)  # no row is too wide
 
     def is_decision_due(self, num_reqs: int) -> bool:
         """Return whether to decide before the next step, which is over `num_reqs` requests. For the first rank alone.

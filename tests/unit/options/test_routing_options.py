@@ -97,3 +97,19 @@ def test_options_that_nothing_reads_are_refused(content: dict[str, Any], family:
 @pytest.mark.parametrize("routing", [{"policy": "rules", "rules": {"short_answer": 9}}, {"latency_slo_ms": 9}])
 def test_routing_options_of_the_policy(routing: dict[str, Any]) -> None:
     check_file(ServerConfig.model_validate({"routing": routing}), NEMOTRON_LABS_DIFFUSION, 32)
+
+
+def test_without_a_gpu_budgets_are_those_that_the_file_names() -> None:
+    plain = ServerConfig().without_a_gpu()
+    assert plain.routing.budgets == ()
+    assert plain.origins("file")["routing.budgets"] == "default"
+    named = ServerConfig.model_validate({"routing": {"budgets": [32]}})
+    assert named.without_a_gpu() == named
+
+
+def test_without_budgets_to_choose_from_what_was_asked_for_stands() -> None:
+    config = ServerConfig.model_validate({"routing": {"budgets": []}})
+    plan = resolving.resolve(
+        RequestOptions.parse({"speculation": "one_forward"}), config, NEMOTRON_LABS_DIFFUSION, 32, ()
+    )
+    assert [settings.choice for settings in plan.permitted] == [(SPECULATION, 32, 64), (AR, 1, None)]

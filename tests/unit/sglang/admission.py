@@ -16,7 +16,9 @@ from dlm_serve.sglang.serving import find_serving
 
 def manager_of(model_path: Path, **preferred: Any) -> Any:
     """The manager of an engine that serves `model_path`."""
-    server_args: Any = SimpleNamespace(model_path=str(model_path), revision=None, dllm_algorithm_config=None)
+    server_args: Any = SimpleNamespace(
+        model_path=str(model_path), revision=None, dllm_algorithm_config=None, device="cpu"
+    )
     find_serving(server_args)
     manager = object.__new__(DlmTokenizerManager)
     manager.preferred_sampling_params = preferred
