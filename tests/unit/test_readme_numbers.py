@@ -269,6 +269,15 @@ def test_profile_of_one_forward() -> None:
     assert f"| planner and advance | 15 us | {us['plan'] + us['advance']:.1f} us" in page
 
 
+def test_second_choices() -> None:
+    found = measured("second_choices")
+    assert f"by replay of {found['prompts']} answers" in ONE_FORWARD.read_text()
+    for prompts, cells in found["cells"].items():
+        without, chosen = ([cells[f"budget {budget}, {rho}"] for budget in (32, 64, 96)] for rho in ("0.0", "0.4"))
+        row = [f"{a['forwards']} | {b['saved']:.1%}" for a, b in zip(without, chosen, strict=True)]
+        assert f"| {prompts} | {' | '.join(row)} |" in ONE_FORWARD.read_text()
+
+
 QUALITIES = ("m0", "m2.6", "m3.2")
 """Checkpoints of `router_budgets.json`, by the noise on their drafts."""
 
