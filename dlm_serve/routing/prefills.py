@@ -56,11 +56,11 @@ class PrefillModel:
             self._square = self._FADE_PER_PREFILL * self._square + np.outer(row, row)
             self._product = self._FADE_PER_PREFILL * self._product + row
 
-    def interruptions(self, num_steps: int, tokens_per_step: float) -> Interruptions:
-        """Return what is known, once `num_steps` more steps emitted about `tokens_per_step` tokens each."""
+    def interruptions(self, num_steps: int, num_tokens: int) -> Interruptions:
+        """Return what is known, once `num_steps` more steps have emitted `num_tokens` tokens."""
         fade = self._FADE_PER_STEP**num_steps
         self._num_requests = fade * self._num_requests + self._num_unread
-        self._num_tokens = fade * self._num_tokens + num_steps * tokens_per_step
+        self._num_tokens = fade * self._num_tokens + num_tokens
         self._num_unread = 0
         prior = np.diag(self._PRIOR_WEIGHT)
         fitted = np.linalg.solve(self._square + prior, self._product + prior @ self._PRIOR_MS)

@@ -23,7 +23,7 @@ from dlm_serve.routing.prefills import PrefillShape
 from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.engine.attention import DlmAttentionBackend
 from dlm_serve.sglang.engine.block_step import BlockStep, Step
-from dlm_serve.sglang.engine.counting import count_step_time
+from dlm_serve.sglang.engine.counting import METER, count_step_time
 from dlm_serve.sglang.engine.decode_forward import DecodeForward
 from dlm_serve.sglang.engine.decode_step import DecodeStep
 from dlm_serve.sglang.engine.draft_windows import DraftWindows
@@ -150,7 +150,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
     def decide(self, reqs: Sequence[ReqLike]) -> Decision | None:
         """Return what the router changes about SGLang's `reqs`, which run; None if nothing. See `is_decision_due`."""
-        decision = self.router.decide(running(reqs), self._planner.num_steps)
+        decision = self.router.decide(running(reqs), self._planner.num_steps, METER.num_decoded)
         self._log.note(self.router)
         return decision
 

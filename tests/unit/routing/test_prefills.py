@@ -29,7 +29,7 @@ def test_how_often_requests_come() -> None:
     for length in (50, 200):
         for _ in range(1000):
             model.observe(PrefillShape(2, 60), 15.0)
-            found = model.interruptions(8, 2 * length / 8)
+            found = model.interruptions(8, 2 * length)
         assert found.requests_per_token == pytest.approx(1 / length, rel=0.02)
 
 
@@ -39,4 +39,4 @@ def test_there_is_one_prefill_behind_a_step_or_none() -> None:
 
 
 def test_before_any_prefill_nothing_is_said() -> None:
-    assert PrefillModel().interruptions(8, 10.0).requests_per_token == 0
+    assert PrefillModel().interruptions(8, 80).requests_per_token == 0
