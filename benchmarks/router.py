@@ -1,15 +1,18 @@
-"""Measure `auto` against each fixed way to decode, over concurrency, on servers that run.
+"""Measure `auto` against each fixed way to decode, over concurrency, on a server that runs.
 
     python benchmarks/router.py URL [--checkpoints DIR ...] [--concurrency 1,2,4,...] [--prompts mixed] [--out NAME]
     python benchmarks/router.py URL --within 420 ...     # all cells in so many seconds
 
-Clients send one request after another, greedily, with answers that end where they end. A cell is a way to decode at a
-concurrency: output tokens per second over its time, once it is warm. At each concurrency fixed ways are measured
-briefly: of each kind, from the width or budget that was the fastest at the concurrency before, wider and narrower ones
-until one is far slower; and budgets for as many requests as there are CUDA graphs for. Then `auto`, the two fastest,
-and `autoregressive` where it is not far behind, take turns, which are as long as `--within` allows for. The
-checkpoints, if given, are loaded into the server one after another (`/update_weights_from_disk`): the same model with
-drafts of another quality.
+Clients with mode `auto` send one request after another, greedily, with answers that end where they end. They go on
+while the router is pinned to one way after the other (`POST /dlm/routing`), which it does not learn from, so that ways
+differ in nothing else and no time is lost between them. Output tokens per second are those that the server counts over
+a window of time, behind a moment in which requests move.
+
+At each concurrency fixed ways have a short window: of each kind, from the width or budget that was the fastest at the
+concurrency before, wider and narrower ones until one is far slower; and budgets for as many requests as there are CUDA
+graphs for. Then the two fastest, `autoregressive` where it is not far behind, and `auto` take turns, which are as long
+as `--within` allows for. The checkpoints, if given, are loaded into the server one after another
+(`/update_weights_from_disk`): the same model with drafts of another quality.
 
 `auto` is compared with the fixed way that is the fastest in the *other* turns: the fastest in the same ones is more
 often one that was lucky. Of the turns' ratios, `auto_over_best` in the file has the geometric mean and its standard
@@ -30,30 +33,16 @@ from pathlib import Path
 from typing import Any
 
 import report
+from pinned_windows import AUTOREGRESSIVE, IN_ONE_FORWARD, IN_TURN, PINS, Server, Window
 
 from dlm_serve.bundled import FOLDER
-from dlm_serve.evaluation.load import Cell, Clients
+from dlm_serve.evaluation.load import Clients
 from dlm_serve.evaluation.load_plot import AUTO, draw
 from dlm_serve.scheduling.graph_shapes import MOST_SPECULATED
 from dlm_serve.training.tasks import TASKS
 from dlm_serve.training.tokenizer import load_tokenizer, render_prompt
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
-WIDTHS = (4, 8, 16, 32)
-BUDGETS = (16, 32, 64, 96, 128)
-IN_TURN: dict[str, dict[str, Any]] = {
-    f"self_speculation/{width}": {"mode": "self_speculation", "block_length": width} for width in WIDTHS
-}
-IN_ONE_FORWARD: dict[str, dict[str, Any]] = {
-    f"self_speculation/one_forward/{budget}": {
-        "mode": "self_speculation",
-        "speculation": "one_forward",
-        "budget": budget,
-    }
-    for budget in BUDGETS
-}
-AUTOREGRESSIVE = "autoregressive"
-WAYS: dict[str, dict[str, Any]] = {AUTOREGRESSIVE: {"mode": AUTOREGRESSIVE}, **IN_TURN, **IN_ONE_FORWARD, AUTO: {}}
 NEAR = 0.7
 """Of the fastest way's speed: below it, autoregression does not contend."""
 FAR = 0.8
@@ -93,16 +82,19 @@ PROMPTS: dict[str, Callable[[], list[list[int]]]] = {
 
 @dataclass(frozen=True)
 class Times:
-    """How long cells are measured, in seconds: fixed ways briefly, then the contenders in turns."""
+    """How long ways are measured, in seconds: fixed ways briefly, then the contenders in turns."""
 
     screening: float
     turn: float
     num_turns: int
-    warm_up: float
+    settling: float
+    """Before each window."""
+    begin: float
+    """Before the first window at a concurrency, so that answers no longer end together."""
 
     def within(self, seconds: float, num_contenders: int) -> Times:
         """Return turns of so many contenders that take `seconds` together."""
-        turn = seconds / (self.num_turns * num_contenders) - self.warm_up
+        turn = seconds / (self.num_turns * num_contenders) - self.settling
         return replace(self, turn=round(max(turn, LEAST_TURN), 2))
 
 
@@ -111,11 +103,13 @@ Row = dict[str, dict[str, Any]]
 
 
 class Measurement:
-    """Measures ways to decode on one server."""
+    """Measures ways to decode on a server that clients keep busy."""
 
-    def __init__(self, clients: Clients, times: Times) -> None:
+    def __init__(self, clients: Clients, server: Server, times: Times) -> None:
         self._clients = clients
+        self._server = server
         self._times = times
+        self._choices = server.choices()
         self._fastest: dict[int, str] = {}
         """By kind, the fastest at the concurrency before."""
 
@@ -124,63 +118,71 @@ class Measurement:
 
         Turns are as long as they need to be over by the time `until`, if that is given.
         """
-        cells = self._screened(concurrency)
-        contenders = [AUTO, *contending({name: cell.tokens_per_s for name, cell in cells.items()})]
-        times = self._times
-        if until < math.inf:
-            times = times.within(until - time.perf_counter(), len(contenders))
-        cells.update({name: Cell() for name in contenders})
-        turns: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(times.num_turns):
-            for name in contenders[turn % len(contenders) :] + contenders[: turn % len(contenders)]:
-                before = cells[name].tokens
-                self._measure(cells[name], name, concurrency, times.turn)
-                turns[name].append(round((cells[name].tokens - before) / times.turn, 1))
+        with self._clients.busy({}, concurrency):
+            time.sleep(self._times.begin)
+            screened = self._screened(concurrency)
+            contenders = [*contending({way: window.tokens_per_s for way, window in screened.items()}), AUTO]
+            times = self._times
+            if until < math.inf:
+                times = times.within(until - time.perf_counter(), len(contenders))
+            windows = {way: Window() for way in contenders}
+            turns: dict[str, list[float]] = {way: [] for way in contenders}
+            for _ in range(times.num_turns):
+                for way in contenders:
+                    turns[way].append(round(self._measure(windows[way], way, times.turn), 1))
         return {
-            name: {**cells[name].summary(), "contends": name in turns, "turns": turns.get(name, [])}
-            for name in WAYS
-            if name in cells
+            way: {**({**screened, **windows}[way].summary(way)), "contends": way in turns, "turns": turns.get(way, [])}
+            for way in PINS
+            if way in screened or way in windows
         }
 
-    def warm(self, concurrency: int) -> None:
-        """Compile kernels, and let estimates settle."""
-        for _ in range(2):
-            self._measure(Cell(), AUTO, concurrency, 1.0)
+    def warm(self, concurrency: int, seconds: float) -> None:
+        """Compile kernels, and let the router learn."""
+        for number in (concurrency, 1):
+            with self._clients.busy({}, number):
+                time.sleep(seconds)
 
-    def _screened(self, concurrency: int) -> dict[str, Cell]:
+    def _screened(self, concurrency: int) -> dict[str, Window]:
         """Return brief measurements of the fixed ways that may be the fastest."""
-        cells = {AUTOREGRESSIVE: self._brief(AUTOREGRESSIVE, concurrency)}
-        budgets = [name for name, way in IN_ONE_FORWARD.items() if way["budget"] * concurrency <= MOST_SPECULATED]
-        for kind, names in enumerate((list(IN_TURN), budgets)):
-            if names:
-                first = self._fastest.get(kind, names[-1])
-                found = walked(names, first, lambda name: self._brief(name, concurrency))
-                self._fastest[kind] = max(found, key=lambda name: found[name].tokens_per_s)
-                cells.update(found)
-        return cells
+        windows = {AUTOREGRESSIVE: self._brief(AUTOREGRESSIVE)}
+        budgets = [way for way, pin in IN_ONE_FORWARD.items() if pin["budget"] * concurrency <= MOST_SPECULATED]
+        for kind, named in enumerate((IN_TURN, budgets)):
+            ways = [way for way in named if way in self._choices]
+            if ways:
+                found = walked(ways, self._fastest.get(kind, ways[-1]), self._brief)
+                self._fastest[kind] = max(found, key=lambda way: found[way].tokens_per_s)
+                windows.update(found)
+        return windows
 
-    def _brief(self, name: str, concurrency: int) -> Cell:
-        cell = Cell()
-        self._measure(cell, name, concurrency, self._times.screening)
-        return cell
+    def _brief(self, way: str) -> Window:
+        window = Window()
+        self._measure(window, way, self._times.screening)
+        return window
 
-    def _measure(self, cell: Cell, name: str, concurrency: int, seconds: float) -> None:
-        self._clients.measure(cell, WAYS[name], concurrency, seconds, self._times.warm_up, aborts=True)
+    def _measure(self, window: Window, way: str, seconds: float) -> float:
+        """Add a period of so many `seconds` to `window`; return its tokens per second."""
+        self._server.pin(way)
+        time.sleep(self._times.settling)
+        before, start, num_before = self._server.replicas(), time.perf_counter(), window.tokens
+        time.sleep(seconds)
+        after, took = self._server.replicas(), time.perf_counter() - start
+        window.add(before, after, took)
+        return (window.tokens - num_before) / took
 
 
-def walked(names: Sequence[str], first: str, measure: Callable[[str], Cell]) -> dict[str, Cell]:
+def walked(names: Sequence[str], first: str, measure: Callable[[str], Window]) -> dict[str, Window]:
     """Return what `measure` gives for `first`, or the last of `names`, and on both sides up to one that is far slower.
 
     `names` is sorted by width.
     """
     middle = names.index(first) if first in names else len(names) - 1
-    cells: dict[str, Cell] = {}
+    windows: dict[str, Window] = {}
     for direction in (names[middle:], names[:middle][::-1]):
         for name in direction:
-            cells[name] = measure(name)
-            if cells[name].tokens_per_s < FAR * max(cell.tokens_per_s for cell in cells.values()):
+            windows[name] = measure(name)
+            if windows[name].tokens_per_s < FAR * max(cell.tokens_per_s for cell in windows.values()):
                 break
-    return cells
+    return windows
 
 
 def contending(tokens_per_s: dict[str, float]) -> list[str]:
@@ -228,7 +230,7 @@ def print_row(concurrency: int, row: Row, ratios: dict[str, dict[str, float]]) -
     )
     accepted = {name: figures["acceptance_length"] for name, figures in row.items() if figures["acceptance_length"]}
     sys.stdout.write(
-        f"{concurrency:4d} {speeds} {compared} (best {best_fixed(row)}), auto {row[AUTO]['tokens']}, "
+        f"{concurrency:4d} {speeds} {compared} (best {best_fixed(row)}), auto {row[AUTO]['requests']}, "
         f"{row[AUTO]['mode_switches']} switches, accepts {accepted}\n"
     )
     sys.stdout.flush()
@@ -242,25 +244,28 @@ def main() -> None:
     parser.add_argument("--screening", type=float, default=1.0, help="seconds for each fixed way")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn of those that contend for the best")
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before each measurement")
+    parser.add_argument("--settling", type=float, default=0.4, help="seconds before each measurement")
+    parser.add_argument("--begin", type=float, default=2.0, help="seconds before the first one at a concurrency")
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCIES)))
     parser.add_argument("--prompts", choices=PROMPTS, default="tasks")
     parser.add_argument("--out", default="router", help="name of the file in benchmarks/results")
     parser.add_argument("--within", type=float, default=math.inf, help="seconds for all; turns are as long as fits")
     options = parser.parse_args()
     end = time.perf_counter() + options.within
-    times = Times(options.screening, options.seconds, options.turns, options.warm_up)
+    times = Times(options.screening, options.seconds, options.turns, options.settling, options.begin)
     numbers = list(map(int, options.concurrency.split(",")))
     clients = Clients(options.url, PROMPTS[options.prompts]())
+    server = Server(options.url)
     results: dict[str, dict[str, Row]] = {}
     ratios: dict[str, dict[str, dict[str, Any]]] = {}
     seconds_of_load = 0.0
     for number, checkpoint in enumerate(options.checkpoints):
         start = time.perf_counter()
+        server.pin(AUTO)
         if checkpoint:
             clients.load(checkpoint)
-        measurement = Measurement(clients, times)
-        measurement.warm(max(numbers))
+        measurement = Measurement(clients, server, times)
+        measurement.warm(max(numbers), options.begin)
         seconds_of_load = time.perf_counter() - start
         name = Path(checkpoint).name or "server"
         cells = results.setdefault(name, {})

@@ -23,6 +23,8 @@ class Evidence(NamedTuple):
     num_forwards: int
     is_cut: bool = False
     """Whether the answer ended in it, so that it might have emitted more."""
+    has_draft: bool = True
+    """Whether a draft was verified; the first forward of a row that drafts and verifies at once has none."""
 
 
 BlockRecord = tuple[int, int, bool]
@@ -227,9 +229,9 @@ class RequestState:
             tally.num_tokens += num_emitted
             if counted.mode is not Mode.AUTOREGRESSIVE:
                 tally.blocks[num_emitted, self._forwards, self._is_first] += 1
-                # The first forward of a row that drafts and verifies at once has no draft that it could miss.
-                if self.plan.is_free and not (is_first and counted.budget is not None):
-                    self.evidence.append(Evidence(counted.choice, num_emitted, self._forwards))
+                if self.plan.is_free:
+                    has_draft = not (is_first and counted.budget is not None)
+                    self.evidence.append(Evidence(counted.choice, num_emitted, self._forwards, has_draft=has_draft))
             self._last_emitting, self._forwards = self.num_steps, 0
         self.num_steps += 1
         self.last_emitted = num_emitted

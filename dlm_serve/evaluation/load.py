@@ -8,11 +8,11 @@ import json
 import random
 import statistics
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,8 +24,6 @@ _TIMEOUT = 300.0
 _SETTLING = 0.5
 """Seconds in which the step that overlapped the last answer ends: weights are not replaced before."""
 _FEWEST_PROMPTS = 16
-_ABORTS, _BETWEEN_ABORTS = 3, 0.05
-"""How often what runs is aborted, and the seconds between: a request may not have reached the server before."""
 _PASSES = 50
 """How often the prompts are shuffled, before their order repeats."""
 
@@ -38,7 +36,7 @@ class Cell:
     tokens: float = 0.0
     statistics: list[dict[str, Any]] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
-    """Seconds of each answer that was not aborted, from the request to its end."""
+    """Seconds of each answer, from the request to its end."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -92,19 +90,16 @@ class Clients:
         concurrency: int,
         seconds: float,
         warm_up: float,
-        *,
-        aborts: bool = False,
     ) -> None:
         """Add to `cell` what `concurrency` clients get in so many seconds, once `warm_up` seconds are over.
 
         An answer counts for the part of its time that lies within those seconds. Clients begin one after another
         during the warm-up. A cell that is measured again goes on where it was in the order of prompts. Answers that
-        are not over at the end are waited for or, where it `aborts`, cut off: they count as far as they are.
+        are not over at the end are waited for.
         """
         lock = Lock()
         order = self._order(concurrency)
         numbers = itertools.count(len(cell.statistics))
-        running: set[str] = set()
         start = time.perf_counter() + warm_up
         end = start + seconds
 
@@ -112,40 +107,39 @@ class Clients:
             connection = self._connection()
             time.sleep(warm_up * number / concurrency)
             while (sent := time.perf_counter()) < end:
-                rid = uuid.uuid4().hex
-                with lock:
-                    running.add(rid)
-                meta = self._ask(connection, rid, order[next(numbers) % len(order)], options)
+                meta = self._ask(connection, order[next(numbers) % len(order)], options)
                 received = time.perf_counter()
                 share = (min(received, end) - max(sent, start)) / (received - sent)
                 with lock:
-                    running.remove(rid)
-                    if share > 0 and "dlm" in meta:  # what was aborted before it began has none
+                    if share > 0:
                         cell.tokens += share * meta["completion_tokens"]
                         cell.statistics.append(meta["dlm"])
-                        cell.latencies += [received - sent] if meta["finish_reason"]["type"] != "abort" else []
+                        cell.latencies.append(received - sent)
             connection.close()
 
-        with ThreadPoolExecutor(concurrency + 1) as pool:
-            clients = pool.map(client, range(concurrency))
-            if aborts:
-                pool.submit(self._abort, running, lock, end).result()
-            list(clients)
+        with ThreadPoolExecutor(concurrency) as pool:
+            list(pool.map(client, range(concurrency)))
         cell.seconds += seconds
 
-    def _abort(self, running: set[str], lock: Lock, at: float) -> None:
-        """Wait until `at`, and abort the requests that are `running` then, or were sent just before."""
-        time.sleep(max(at - time.perf_counter(), 0.0))
-        connection = self._connection()
-        for _ in range(_ABORTS):
-            with lock:
-                rids = list(running)
-            for rid in rids:
-                self._post(connection, "/abort_request", {"rid": rid})
-            if not rids:
-                break
-            time.sleep(_BETWEEN_ABORTS)
-        connection.close()
+    @contextmanager
+    def busy(self, options: Mapping[str, Any], concurrency: int) -> Iterator[None]:
+        """Let `concurrency` clients ask until this context ends; it waits for the answers that they have asked for."""
+        order, numbers, is_over = self._order(concurrency), itertools.count(), Event()
+
+        def client() -> None:
+            connection = self._connection()
+            while not is_over.is_set():
+                self._ask(connection, order[next(numbers) % len(order)], options)
+            connection.close()
+
+        with ThreadPoolExecutor(concurrency) as pool:
+            clients = [pool.submit(client) for _ in range(concurrency)]
+            try:
+                yield
+            finally:
+                is_over.set()
+        for each in clients:
+            each.result()
 
     def _order(self, concurrency: int) -> list[list[int]]:
         """Return the prompts in the order in which they are asked: the same for all ways to decode.
@@ -170,12 +164,10 @@ class Clients:
         connect = http.client.HTTPSConnection if is_https else http.client.HTTPConnection
         return connect(self._address.hostname or "", self._address.port, timeout=_TIMEOUT)
 
-    def _ask(
-        self, connection: http.client.HTTPConnection, rid: str, prompt: list[int], options: Mapping[str, Any]
-    ) -> Any:
+    def _ask(self, connection: http.client.HTTPConnection, prompt: list[int], options: Mapping[str, Any]) -> Any:
         """Return the `meta_info` of an answer."""
         sampling = {**self._sampling, "custom_params": {"dlm": options}}
-        body = {"rid": rid, "input_ids": prompt, "sampling_params": sampling, **self._request}
+        body = {"input_ids": prompt, "sampling_params": sampling, **self._request}
         return self._post(connection, "/generate", body)["meta_info"]
 
     def _post(self, connection: http.client.HTTPConnection, path: str, body: Mapping[str, Any]) -> Any:

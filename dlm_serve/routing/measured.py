@@ -16,7 +16,9 @@ from dlm_serve.routing.router import Outcome, Policy
 from dlm_serve.routing.yields import YieldModel
 
 _NOT_ON_TRIAL = -2
-_MOST_SAVED_MS = 200.0
+_STEPS_IN_ONE_FORWARD = 6
+"""Steps of a trial of speculation in one forward, of which the first has no draft."""
+_MOST_SAVED_MS = 100.0
 """Time for trials that may be saved up, and that a server starts with."""
 
 
@@ -65,15 +67,14 @@ class MeasuredPolicy(Policy):
         too_slow = self._latency_slo_ms is not None and kept.ms > self._latency_slo_ms
         is_better = best.tokens_per_ms > kept.tokens_per_ms * (1 + self._hysteresis)
         chosen = best if too_slow or is_better else kept
-        tried = self._tried(batch, splits, chosen, expected)
+        kinds, num_trial_steps = self._tried(batch, splits, chosen, expected) or (chosen.kinds, 0)
         autoregressive = splits.assess(np.full(len(batch.free), AUTOREGRESSIVE), expected)
         return Outcome(
-            chosen.kinds if tried is None else tried,
+            kinds,
             self._first(chosen, expected),
-            chosen.tokens,
             1000 * chosen.tokens_per_ms,
             1000 * autoregressive.tokens_per_ms,
-            is_trial=tried is not None,
+            num_trial_steps,
         )
 
     def _without_trial(self, batch: RunningBatch) -> Integers:
@@ -81,14 +82,17 @@ class MeasuredPolicy(Policy):
         before = self._kinds_before[batch.slots]
         return np.where(before == _NOT_ON_TRIAL, batch.kinds, before)
 
-    def _tried(self, batch: RunningBatch, splits: Splits, chosen: Split, expected: Array) -> Integers | None:
-        """Return another split for one block, if it may turn out better and there is time to find out.
+    def _tried(
+        self, batch: RunningBatch, splits: Splits, chosen: Split, expected: Array
+    ) -> tuple[Integers, int] | None:
+        """Return another split for so many steps, if it may turn out better and there is time to find out.
 
         It is the one that would be best if requests were as easy as is still likely or, where that costs less, the
-        chosen one with the most doubtful request moved.
+        chosen one with the most doubtful request moved. What the trial before has shown is known a decision later.
         """
+        has_just_tried = (self._kinds_before != _NOT_ON_TRIAL).any()
         self._kinds_before[:] = _NOT_ON_TRIAL
-        if self._budget_ms <= 0:
+        if has_just_tried or self._budget_ms <= 0:
             return None
         hopeful = self.yields.hopeful(batch.slots, batch.remaining)
         hoped = splits.best(hopeful)
@@ -100,10 +104,13 @@ class MeasuredPolicy(Policy):
         doubt = hopeful[hoped.kinds[moved], moved] - expected[hoped.kinds[moved], moved]
         row = int(moved[doubt.argmax()])
         single = chosen.kinds.copy()
-        single[row] = hoped.kinds[row]
-        forwards = self.yields.forwards_per_block(int(hoped.kinds[row]))
+        single[row] = kind = int(hoped.kinds[row])
+        num_steps = self._steps_of_trial(kind)
         price, kinds = min(
-            ((self._price(splits.assess(kinds, expected), chosen, forwards), kinds) for kinds in (hoped.kinds, single)),
+            (
+                (self._price(splits.assess(kinds, expected), chosen, num_steps), kinds)
+                for kinds in (hoped.kinds, single)
+            ),
             key=lambda trial: trial[0],
         )
         if price > self._budget_ms:
@@ -111,13 +118,18 @@ class MeasuredPolicy(Policy):
         self._budget_ms -= price
         on_trial = np.flatnonzero(kinds != chosen.kinds)
         self._kinds_before[batch.slots[on_trial]] = chosen.kinds[on_trial]
-        return kinds
+        return kinds, num_steps
 
-    def _price(self, trial: Split, chosen: Split, num_forwards: float) -> float:
-        """Return the milliseconds that a block of `trial` loses against `chosen`; infinity if it may not be."""
+    def _steps_of_trial(self, kind: int) -> int:
+        if self.choices[kind].budget is not None:
+            return _STEPS_IN_ONE_FORWARD
+        return math.ceil(self.yields.forwards_per_block(kind))
+
+    def _price(self, trial: Split, chosen: Split, num_steps: int) -> float:
+        """Return the milliseconds that so many steps of `trial` lose against `chosen`; infinity if it may not be."""
         if self._latency_slo_ms is not None and trial.ms > max(self._latency_slo_ms, chosen.ms):
             return math.inf
-        return max(num_forwards * trial.ms * (1 - trial.tokens_per_ms / chosen.tokens_per_ms), 0.0)
+        return max(num_steps * trial.ms * (1 - trial.tokens_per_ms / chosen.tokens_per_ms), 0.0)
 
     def _first(self, chosen: Split, expected: Array) -> Choice | None:
         """Return how a new request begins: in blocks, if it may yield as much as the least of those in blocks."""

@@ -41,14 +41,12 @@ class Outcome:
     """How each free request of the batch shall decode: a choice or AUTOREGRESSIVE."""
     first: Choice | None
     """How the requests that come next begin."""
-    tokens_per_step: float = 0.0
-    """Tokens that are expected of a step, all requests together."""
     tokens_per_s: float | None = None
-    """The same by time, prefills of new requests included; None where nothing was measured."""
+    """What was expected, prefills of new requests included; None where nothing was measured."""
     autoregressive_per_s: float | None = None
     """What was expected of decoding all free requests autoregressively."""
-    is_trial: bool = False
-    """Whether a request decodes a block to find out what it yields."""
+    num_trial_steps: int = 0
+    """Steps for which requests decode otherwise to find out what that yields; 0 if none does."""
 
 
 class Policy(ABC):
@@ -93,6 +91,7 @@ class Router:
         self._num_rows = 0
         self._elapsed_ms = 0.0
         self._num_steps = 0
+        self._num_decoded = 0
         self._prefills = PrefillModel()
         self._mean_context = 0.0
 
@@ -116,31 +115,35 @@ class Router:
         since = step - self._last_step
         between = STEPS_BETWEEN if num_rows < MANY_REQUESTS else STEPS_BETWEEN_MANY
         by_much = abs(num_rows - self._num_rows) * 4 > self._num_rows
-        soon = self.outcome is not None and self.outcome.is_trial and since >= 2
-        return self._is_changed or since >= between or (since > 0 and (by_much or soon))
+        is_tried = self.outcome is not None and 0 < self.outcome.num_trial_steps <= since
+        return self._is_changed or since >= between or is_tried or (since > 0 and by_much)
 
-    def decide(self, requests: Sequence[RunningRequest], step: int) -> Decision | None:
-        """Return what to change before the engine's `step`; None if nothing."""
+    def decide(self, requests: Sequence[RunningRequest], step: int, num_decoded: int = 0) -> Decision | None:
+        """Return what to change before the engine's `step`; None if nothing.
+
+        `num_decoded` is how many tokens decode steps have emitted so far, of all requests.
+        """
         self._last_step, self._num_rows, self._is_changed = step, len(requests), False
         told, self._told = self._told, self.costs.table
         first, policy = self._first, self.policy
         blocks = self._roster.evidence()
-        policy.observe([slot for slot, _ in blocks], [block for _, block in blocks])
+        if self._pinned is None:  # a pin shall not change what is done behind it
+            policy.observe([slot for slot, _ in blocks], [block for _, block in blocks])
         batch = self._roster.update(requests, policy.enter)
         self._mean_context = batch.mean_context
         changes: dict[str, Choice | None] = {}
         chooser = self._pinned or policy
+        interruptions = self._prefills.interruptions(self._num_steps, num_decoded - self._num_decoded)
+        elapsed_ms, self._elapsed_ms, self._num_steps, self._num_decoded = self._elapsed_ms, 0.0, 0, num_decoded
         if batch.free or self._pinned:
-            tokens_per_step = self.outcome.tokens_per_step if self.outcome else 0.0
-            interruptions = self._prefills.interruptions(self._num_steps, tokens_per_step)
-            outcome = self.outcome = chooser.choose(batch, self._told, interruptions, self._elapsed_ms)
-            self._elapsed_ms, self._num_steps, self._first = 0.0, 0, outcome.first
+            outcome = self.outcome = chooser.choose(batch, self._told, interruptions, elapsed_ms)
+            self._first = outcome.first
             for i in np.flatnonzero(outcome.kinds != batch.kinds).tolist():
                 kind = int(outcome.kinds[i])
                 self.num_switches += 1
                 changes[batch.free[i].rid] = None if kind == AUTOREGRESSIVE else policy.choices[kind]
             self._roster.kinds[batch.slots] = outcome.kinds
-            self.num_trials += outcome.is_trial
+            self.num_trials += outcome.num_trial_steps > 0
         if not changes and first == self._first and told is self._told:
             return None
         return Decision(changes, self._first, None if told is self._told else self._told)

@@ -7,8 +7,11 @@ multiplied. This is the frailty model of survival analysis, with gamma-distribut
 estimates have a closed form, a block that was cut short says nothing about later positions, and what blocks of one
 length show serves for those of others.
 
-A row that speculates in one forward verifies a draft that was made further behind, or for another stop. Its drafts
-are wrong more often, by a factor that depends on its budget, and it emits in every forward.
+A row that speculates in one forward emits in every forward. It verifies a draft that was made further behind, or for
+another stop, and is not as long as it might be. So it stops earlier, by a factor that is learned for each budget.
+
+All of this leaves out how blocks end with the answer, or that a row may have no draft. So what each choice yields is
+taken to be more or less than all this says, by as much as it was so far.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ _ENDS = np.array([2, 4, 8, 16, 32, 64])
 """Drafts 1, 2 to 3, 4 to 7, ... 32 to 63 share a hazard: segment s ends before `_ENDS[s]`."""
 _STARTS = np.array([1, 2, 4, 8, 16, 32])
 _FULL = _ENDS - _STARTS
+_IS_EARLY = _ENDS <= 4
 _LEAST_HAZARD = 1e-4
 
 
 _BUDGETS = (16, 32, 64, 96, 128)
-_HAZARD_BY_BUDGET = (2.1, 1.7, 1.45, 1.37, 1.3)
-"""How much more often drafts are wrong in one forward of so many tokens: a first guess, which blocks correct."""
+_STOPS_BY_BUDGET = (1.7, 1.45, 1.35, 1.25, 1.2)
+"""How much more often verification stops in one forward of so many tokens: a first guess, which blocks correct."""
 _MOST_SPECULATING = 16
 """Requests up to which speculation in one forward is weighed; with more, deciding would take too long."""
 
@@ -64,8 +68,12 @@ class YieldModel:
     """Drafts of each segment that a guess is worth."""
     _ENOUGH = 16.0
     """Drafts of a segment after which what all requests show of it is believed."""
-    _POOLED_WEIGHT = 100.0
-    """Drafts of each segment that blocks of all lengths are worth, for those of one length."""
+    _STOPS_WEIGHT = 40.0
+    """Stops that the guess of what one forward multiplies them by is worth."""
+    _MODEL_WEIGHT = 40.0
+    """Blocks of a choice that what all choices say of it is worth."""
+    _HOPE, _FIRST_BLOCKS = 0.8, 16.0
+    """By what part a choice might yield more than is known, over the square root of its blocks and so many more."""
     _VARIANCE_GUESS = 1.0
     """The variance of difficulties before any were compared, and how many pairs of blocks that is worth."""
     _VARIANCE_WEIGHT = 2.0
@@ -79,8 +87,8 @@ class YieldModel:
         self._lengths = _SEGMENTS[self._most - 1]  # [K, S]
         budgets = [choice.budget for choice in self.choices]
         self._speculates = np.array([budget is not None for budget in budgets], dtype=np.bool_)
-        self._factor = np.array(
-            [1.0 if budget is None else np.interp(budget, _BUDGETS, _HAZARD_BY_BUDGET) for budget in budgets]
+        self._first_factor = np.array(
+            [1.0 if budget is None else np.interp(budget, _BUDGETS, _STOPS_BY_BUDGET) for budget in budgets]
         )
         self._is_diffusion = np.array([choice.mode is Mode.DIFFUSION for choice in choices], dtype=np.bool_)
         diffused = [float(choice.block_length) for choice in choices if choice.mode is Mode.DIFFUSION]
@@ -88,8 +96,9 @@ class YieldModel:
         # Of each request: wrong drafts, and drafts that were tried, by segment.
         self._wrong, self._tried = np.zeros(capacity), np.zeros((capacity, len(_ENDS)))
         # Of all: the same by choice and segment, each tried draft weighted by the difficulty of its request.
-        size = (len(self.choices), len(_ENDS))
-        self._all_wrong, self._all_tried = np.zeros(size), np.zeros(size)
+        self._all_wrong, self._all_tried = np.zeros((2, len(self.choices), len(_ENDS)))
+        # By choice: blocks and, of those that verified a draft, the tokens that they emitted and were thought to.
+        self._num_blocks, self._emitted, self._thought = np.zeros((3, len(self.choices)))
         # How blocks of a request deviate together, over what they would if difficulties varied by 1.
         self._together, self._scale = 0.0, 0.0
         self._forwards, self._blocks = np.where(self._speculates, 1.0, 2.0), np.ones(len(self.choices))
@@ -102,8 +111,8 @@ class YieldModel:
     def fade(self, seconds: float) -> None:
         """Let so many seconds pass, and take up what was observed."""
         left = 0.5 ** (seconds / self._HALF_LIFE_S)
-        self._all_wrong *= left
-        self._all_tried *= left
+        for learned in (self._all_wrong, self._all_tried, self._num_blocks, self._emitted, self._thought):
+            learned *= left
         self._together *= left
         self._scale *= left
         left = 0.5 ** (seconds / self._REQUEST_HALF_LIFE_S)
@@ -119,7 +128,9 @@ class YieldModel:
             return
         of_choice = np.array([kinds[i] for i in known])
         forwards = [blocks[i].num_forwards for i in known]
-        self._blocks = self._SHARED_FADE * self._blocks + np.bincount(of_choice, minlength=len(self.choices))
+        number = np.bincount(of_choice, minlength=len(self.choices))
+        self._blocks = self._SHARED_FADE * self._blocks + number
+        self._num_blocks = self._SHARED_FADE**number * self._num_blocks + number
         self._forwards *= self._SHARED_FADE
         np.add.at(self._forwards, of_choice, forwards)
         drafted = [n for n, i in enumerate(known) if blocks[i].choice.mode is Mode.SELF_SPECULATION]
@@ -134,11 +145,12 @@ class YieldModel:
     def hopeful(self, slots: Integers, remaining: Array) -> Array:
         """Return as many as there would be if drafting were as easy as is still likely: what a trial could show.
 
-        What is in doubt is how difficult each request is, and each position for all of them.
+        What is in doubt is how difficult each request is, each position for all of them, and each choice.
         """
         doubt = np.sqrt(1 / (1 / self._variance + self._wrong[slots])[:, None] + self._doubt**2)
         hazard = self._difficulty(slots)[:, None] * self._hazard
-        return self._per_forward(hazard * np.maximum(1 - 1.3 * doubt, 0.05), remaining)
+        hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._FIRST_BLOCKS)
+        return hope[:, None] * self._per_forward(hazard * np.maximum(1 - 1.3 * doubt, 0.05), remaining)
 
     def usual(self) -> Array:
         """Return the tokens per forward [K] of a request that nothing is known about."""
@@ -177,23 +189,28 @@ class YieldModel:
 
     def _learn_drafts(self, kinds: Integers, slots: Integers, blocks: Sequence[Evidence]) -> None:
         """Learn from N blocks that were verified, of these choices [N] and of the requests in `slots` [N]."""
-        num_right = np.array([max(block.num_emitted - 1, 0) for block in blocks])
-        is_cut = np.array([block.is_cut for block in blocks])
+        num_emitted = np.array([block.num_emitted for block in blocks])
+        self._learn_yields(kinds, slots, num_emitted)
+        with_draft = np.array([block.has_draft for block in blocks])
+        if not with_draft.any():
+            return
+        kinds, slots, num_right = kinds[with_draft], slots[with_draft], np.maximum(num_emitted[with_draft] - 1, 0)
+        is_cut = np.array([block.is_cut for block in blocks])[with_draft]
         is_wrong = (~is_cut & (num_right + 1 < self._most[kinds])).astype(np.int64)
         right, up_to_wrong = _SEGMENTS[num_right], _SEGMENTS[num_right + is_wrong]
         # A draft that is wrong was exposed to its hazard for half its time.
-        tried = (right + up_to_wrong) / 2 * self._factor[kinds][:, None]
-        difficulty, expected = self._difficulty(slots), tried @ self._hazard
+        tried, factor = (right + up_to_wrong) / 2, self._factor[kinds]
+        difficulty, expected = self._difficulty(slots), factor * (tried @ self._hazard)
         # Blocks of one request are wrong more or less often together, by as much as difficulties vary.
         expected_before = self._tried[slots] @ self._hazard
-        fade = self._SHARED_FADE ** len(blocks)
+        fade = self._SHARED_FADE ** len(kinds)
         self._together = fade * self._together + float((is_wrong - expected) @ (self._wrong[slots] - expected_before))
         self._scale = fade * self._scale + float(expected @ expected_before)
         left = self._REQUEST_FADE ** np.bincount(slots, minlength=len(self._wrong))
         self._wrong *= left
         self._tried *= left[:, None]
         np.add.at(self._wrong, slots, is_wrong)
-        np.add.at(self._tried, slots, tried)
+        np.add.at(self._tried, slots, factor[:, None] * tried)
         seen = np.zeros(self._all_tried.shape)
         np.add.at(seen, kinds, tried > 0)
         left_of_all = self._SHARED_FADE**seen
@@ -202,23 +219,43 @@ class YieldModel:
         np.add.at(self._all_tried, kinds, difficulty[:, None] * tried)
         np.add.at(self._all_wrong, kinds, up_to_wrong - right)
 
+    def _learn_yields(self, kinds: Integers, slots: Integers, num_emitted: Integers) -> None:
+        """Learn what N blocks emitted [N], and what was thought that they would."""
+        hazard = (self._factor[kinds] * self._difficulty(slots))[:, None] * self._hazard
+        thought = _tokens(hazard[:, None], self._lengths[kinds])[:, 0]
+        number = len(self.choices)
+        left = self._SHARED_FADE ** np.bincount(kinds, minlength=number)
+        self._emitted = left * self._emitted + np.bincount(kinds, num_emitted, number)
+        self._thought = left * self._thought + np.bincount(kinds, thought, number)
+
     def _take_up(self) -> None:
         """Take up what was observed of all requests.
 
-        Sets `_hazard` [S] and by what part it may be wrong, `_doubt` [S]; `_variance` of the difficulties; and
-        `_correction` [K], by how much blocks of one length yield more than the hazards of all say: they draft beside
-        more or fewer masks.
+        Sets `_hazard` [S] and by what part it may be wrong, `_doubt` [S]; `_factor` [K], by how much more often choices
+        stop than drafting in turn; the `_variance` of difficulties; and `_correction` [K], by how much choices yield
+        more than all these say.
         """
-        hazards, doubts, guess = [], [], self._FIRST_GUESS
-        for wrong, tried in zip(self._all_wrong.sum(0).tolist(), self._all_tried.sum(0).tolist(), strict=True):
-            # A gamma posterior, whose deviation over its mean is 1 / sqrt(shape).
-            shape = wrong + self._GUESS_WEIGHT * guess
-            guess = shape / (tried + self._GUESS_WEIGHT)
+        in_turn, in_one = ~self._speculates, self._speculates
+        wrong, tried = self._all_wrong[in_turn].sum(axis=0), self._all_tried[in_turn].sum(axis=0)
+        # One forward says little of later drafts: rows stop where theirs end, which nobody here knows.
+        wrong_in_one = self._all_wrong[in_one].sum(axis=0) * _IS_EARLY
+        tried_in_one = self._first_factor[in_one] @ self._all_tried[in_one] * _IS_EARLY
+        hazards, doubts, guess, weight = [], [], self._FIRST_GUESS, self._GUESS_WEIGHT
+        for segment in range(len(_ENDS)):
+            # Gamma posteriors, whose deviation over their mean is 1 / sqrt(shape).
+            guess = (wrong_in_one[segment] + weight * guess) / (tried_in_one[segment] + weight)
+            shape = wrong[segment] + weight * guess
+            guess = shape / (tried[segment] + weight)
             hazards.append(guess)
-            doubts.append(shape**-0.5 if tried < self._ENOUGH else 0.0)
+            doubts.append(shape**-0.5 if tried[segment] < self._ENOUGH else 0.0)
         self._hazard, self._doubt = np.array(hazards), np.array(doubts)
-        own = (self._all_wrong + self._POOLED_WEIGHT * self._hazard) / (self._all_tried + self._POOLED_WEIGHT)
-        self._correction = self._per_block(own).diagonal() / self._per_block(self._hazard[None])[:, 0]
+        stops, stops_in_turn = self._all_wrong.sum(axis=1), self._all_tried @ self._hazard
+        factor, weight = self._first_factor, self._STOPS_WEIGHT
+        # What one budget shows goes for the others, too, until they show otherwise.
+        factor = factor * (stops[in_one].sum() + weight) / (factor[in_one] @ stops_in_turn[in_one] + weight)
+        self._factor = np.where(in_one, (stops + weight * factor) / (stops_in_turn + weight), 1.0)
+        usual = self._MODEL_WEIGHT * self._per_block(self._hazard[None])[:, 0]
+        self._correction = (self._emitted + usual) / (self._thought + usual)
         prior = self._VARIANCE_WEIGHT
         variance = (self._together + prior * self._VARIANCE_GUESS) / (self._scale + prior)
         self._variance = min(max(variance, self._VARIANCES[0]), self._VARIANCES[1])

@@ -1,8 +1,12 @@
-"""A server without a model: requests, steps and the router are the real ones; forwards take time and accept drafts."""
+"""A server without a model: requests, steps and the router are the real ones; forwards take time and accept drafts.
+
+As in a server, the host plans a step before it knows what the one before emitted.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +26,18 @@ from dlm_serve.scheduling.step_plan import StepPlan
 
 COMMIT = NEMOTRON_LABS_DIFFUSION.commit
 WIDTHS = (4, 8, 16, 32)
-CHOICES: tuple[Choice, ...] = tuple(Choice(Mode.SELF_SPECULATION, width) for width in WIDTHS)
+BUDGETS = (16, 32, 64, 96, 128)
 ONE_BY_ONE = ModeSettings(Mode.AUTOREGRESSIVE, 1)
 DRAFTS = tuple(ModeSettings(Mode.SELF_SPECULATION, width, 0.0, width) for width in WIDTHS)
-FREE = DecodePlan((*reversed(DRAFTS), ONE_BY_ONE))
-PINNED = {settings: DecodePlan((settings,)) for settings in (ONE_BY_ONE, *DRAFTS)}
+IN_ONE_FORWARD = tuple(ModeSettings(Mode.SELF_SPECULATION, 32, 0.0, 32, budget=budget) for budget in BUDGETS)
+
+LONGEST_CHAIN = dict(zip(BUDGETS, (8, 15, 28, 30, 31), strict=True))
+"""Drafts that a row of each budget verifies at most; the rest of it drafts."""
+HARDER = dict(zip(BUDGETS, (1.8, 1.45, 1.3, 1.22, 1.1), strict=True))
+"""By what the chance of a wrong draft is multiplied in one forward: so rows yield about what was measured
+(benchmarks/results/router_budgets.json)."""
+LEAST_REACH = 0.15
+"""How likely the last draft of a chain is right at least: the next ones are not worth their place in the row."""
 
 
 def tokens_per_block(chance: float, width: int) -> float:
@@ -34,13 +45,37 @@ def tokens_per_block(chance: float, width: int) -> float:
     return float(sum(chance**drafts for drafts in range(width)))
 
 
+def chance_in_one_forward(chance: float, budget: int) -> float:
+    """Return how likely a draft of one forward is right, where one that is drafted in turn is with `chance`."""
+    return max(1 - HARDER[budget] * (1 - chance), 0.0)
+
+
+def chain_length(chance: float, budget: int) -> int:
+    """Return how many drafts a row of one forward verifies."""
+    right = chance_in_one_forward(chance, budget)
+    worth = math.ceil(math.log(LEAST_REACH) / math.log(right)) if 0 < right < 1 else 1
+    return min(worth, LONGEST_CHAIN[budget])
+
+
+def tokens_per_forward(chance: float, settings: ModeSettings) -> float:
+    """Return what a forward yields on average, in whatever way; the first, without a draft, left out."""
+    if settings.mode is Mode.AUTOREGRESSIVE:
+        return 1.0
+    if settings.budget is None:
+        return tokens_per_block(chance, settings.block_length) / 2
+    right = chance_in_one_forward(chance, settings.budget)
+    return tokens_per_block(right, chain_length(chance, settings.budget) + 1)
+
+
 @dataclass
 class Text:
-    """A request's answer: its length, and how likely its drafts are right."""
+    """A request's answer: its length, how likely its drafts are right, and how long it might be."""
 
     chance: float
     length: int = 1_000_000
     num_prompt: int = 100
+    max_new_tokens: int | None = None
+    """All that the host knows of its length until it ends; `length` itself if None."""
 
 
 @dataclass
@@ -51,12 +86,18 @@ class Running:
     text: Text
     state: RequestState
     remaining: int
-    is_drafted: bool = False
+    """What it is still to emit."""
+    num_known: int = 0
+    """Tokens of its answer that the host knows."""
+    num_drafts: int = 0
+    """Those that its next forward verifies."""
+    settings: ModeSettings | None = None
+    """Those of its last step."""
 
 
-def measured(num_slots: int = 256, choices: Sequence[Choice] = CHOICES) -> MeasuredPolicy:
+def measured(num_slots: int = 256, drafts: Sequence[ModeSettings] = DRAFTS) -> MeasuredPolicy:
     """The policy with the settings that servers have by default."""
-    return MeasuredPolicy(choices, num_slots, hysteresis=0.03, trial_share=0.01)
+    return MeasuredPolicy([each.choice for each in drafts], num_slots, hysteresis=0.03, trial_share=0.01)
 
 
 class Clairvoyant(Policy):
@@ -64,26 +105,28 @@ class Clairvoyant(Policy):
 
     name = "clairvoyant"
 
-    def __init__(self, chance_of: Callable[[str], float]) -> None:
-        super().__init__(CHOICES)
+    def __init__(self, chance_of: Callable[[str], float], drafts: Sequence[ModeSettings]) -> None:
+        super().__init__([each.choice for each in drafts])
         self._chance_of = chance_of
+        self._drafts = sorted(drafts, key=lambda each: each.choice.row_length)
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
-        chances = np.array([self._chance_of(request.rid) for request in batch.free])
-        lengths = np.array([[float(width)] for width in WIDTHS])
-        blocks = (1 - chances**lengths) / (1 - chances)
-        split = Splits(batch, table, interruptions).best(np.minimum(blocks, batch.remaining) / 2)
+        chances = [self._chance_of(request.rid) for request in batch.free]
+        yields = np.array([[tokens_per_forward(chance, each) for chance in chances] for each in self._drafts])
+        split = Splits(batch, table, interruptions).best(np.minimum(yields, batch.remaining))
         kind = int(split.kinds.max())
-        return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else CHOICES[kind], split.tokens)
+        return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else self.choices[kind])
 
 
 @dataclass
 class Simulation:
-    """Requests on a card. Fixed `settings` take the place of a router."""
+    """Requests on a card. Fixed `settings` take the place of a router, for requests that begin with them."""
 
     table: CostTable
     policy: Policy | None = None
     settings: ModeSettings | None = None
+    drafts: Sequence[ModeSettings] = DRAFTS
+    """What requests may decode with that are free, beside autoregression."""
     seed: int = 5
     every_step: bool = False
     """Whether the policy is asked before every step."""
@@ -93,26 +136,30 @@ class Simulation:
     """How likely a client that has its answer sends the next request by the next step."""
     requests: list[Running] = field(default_factory=list)
     num_steps: int = 0
+    num_decoded: int = 0
+    """Tokens that the host knows of."""
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
         self.router = Router(self.policy, MeasuredCosts(self.table), 256) if self.policy else None
-        self._first: Choice | None = CHOICES[-1]
+        self._free = DecodePlan((*reversed(self.drafts), ONE_BY_ONE))
+        self._first: Choice | None = self.drafts[-1].choice
         self._numbers = itertools.count()
         self._num_new = 0
+        self._launched: list[tuple[Running, int]] = []
         self.chances: dict[str, float] = {}
 
     @classmethod
-    def clairvoyant(cls, table: CostTable, **options: Any) -> Simulation:
+    def clairvoyant(cls, table: CostTable, drafts: Sequence[ModeSettings] = DRAFTS, **options: Any) -> Simulation:
         """Return one that decides as well as can be."""
-        simulation = cls(table, every_step=True, **options)
-        simulation.policy = Clairvoyant(lambda rid: simulation.chances[rid])
+        simulation = cls(table, drafts=drafts, every_step=True, **options)
+        simulation.policy = Clairvoyant(lambda rid: simulation.chances[rid], drafts)
         simulation.__post_init__()
         return simulation
 
     def add(self, text: Text) -> None:
         """Let a request begin."""
-        state = RequestState(FREE if self.settings is None else PINNED[self.settings])
+        state = RequestState(self._free if self.settings is None else DecodePlan((self.settings,)))
         state.start_as(self._first)
         state.begin(self.num_steps)
         self.requests.append(Running(str(next(self._numbers)), text, state, text.length))
@@ -135,8 +182,12 @@ class Simulation:
         plan = StepPlan.of([request.state for request in self.requests], COMMIT, self.table)
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
         ms = self.table.ms(shape)
-        tokens = sum(self._decode(request) for request in self.requests)
-        self.requests = [request for request in self.requests if request.remaining]
+        before, self._launched = self._launched, [(r, self._decode(r)) for r in self.requests if r.remaining]
+        tokens = sum(min(emitted, r.remaining) for r, emitted in self._launched)
+        for request, emitted in before:
+            self._take_down(request, emitted)
+        for request, emitted in self._launched:
+            request.remaining -= min(emitted, request.remaining)
         self.num_steps += 1
         if self.router is not None:
             self.router.observe(shape, ms * self.random.uniform(0.97, 1.03))
@@ -165,39 +216,55 @@ class Simulation:
         router = self.router
         if router is None or not (self.every_step or router.is_due(self.num_steps, len(self.requests))):
             return
-        running = [RunningRequest(r.rid, r.state, r.text.num_prompt, r.text.length, r.remaining) for r in self.requests]
-        decision = router.decide(running, self.num_steps)
+        known = [self._as_known(request) for request in self.requests]
+        decision = router.decide(known, self.num_steps, self.num_decoded)
         if decision is not None:
             self._first = decision.first
             for request in self.requests:
                 if request.rid in decision.choices:
                     request.state.go_on_as(decision.choices[request.rid])
 
-    def _decode(self, request: Running) -> int:
-        """Return the tokens that a step emits for `request`, which drafts in one and verifies in the next."""
-        settings = request.state.current
-        emitted = 1
-        if settings.mode is Mode.SELF_SPECULATION:
-            request.is_drafted = not request.is_drafted
-            emitted = 0 if request.is_drafted else self._accepted(request.text.chance, settings.block_length)
-        request.state.end_step(emitted)
-        used = min(emitted, request.remaining)
-        request.remaining -= used
-        if emitted and not request.remaining:
-            request.state.end_answer(used)
-        return used
+    @staticmethod
+    def _as_known(request: Running) -> RunningRequest:
+        text = request.text
+        longest = text.length if text.max_new_tokens is None else text.max_new_tokens
+        return RunningRequest(request.rid, request.state, text.num_prompt, longest, longest - request.num_known)
 
-    def _accepted(self, chance: float, width: int) -> int:
-        return min(int(self.random.geometric(1 - chance)), width)
+    def _decode(self, request: Running) -> int:
+        """Return the tokens that the device emits for `request` in a step."""
+        settings = request.state.current
+        if settings != request.settings:
+            request.settings, request.num_drafts = settings, 0
+        num_drafts, chance = request.num_drafts, request.text.chance
+        if settings.mode is Mode.AUTOREGRESSIVE:
+            return 1
+        if settings.budget is not None:
+            request.num_drafts = chain_length(chance, settings.budget)
+            return 1 + self._right(chance_in_one_forward(chance, settings.budget), num_drafts)
+        request.num_drafts = 0 if num_drafts else settings.block_length - 1
+        return 1 + self._right(chance, num_drafts) if num_drafts else 0
+
+    def _right(self, chance: float, num_drafts: int) -> int:
+        return min(int(self.random.geometric(1 - chance)) - 1, num_drafts)
+
+    def _take_down(self, request: Running, emitted: int) -> None:
+        """Let the host know what a step emitted."""
+        request.state.end_step(emitted)
+        used = min(emitted, request.text.length - request.num_known)
+        request.num_known += used
+        self.num_decoded += used
+        if request.num_known == request.text.length:
+            request.state.end_answer(used)
+            self.requests = [other for other in self.requests if other is not request]
 
 
 def best_fixed(chances: Sequence[float], table: CostTable) -> float:
     """Return the tokens per millisecond of the best single way for requests that never end."""
     num = len(chances)
     rates = [num / table.ms(StepShape(num_decode=num))]
-    for width in WIDTHS:
-        tokens = sum(tokens_per_block(chance, width) for chance in chances) / 2
-        rates.append(tokens / table.ms(StepShape(num_blocks=num, width=width)))
+    for drafts in DRAFTS:
+        tokens = sum(tokens_per_forward(chance, drafts) for chance in chances)
+        rates.append(tokens / table.ms(StepShape(num_blocks=num, width=drafts.block_length)))
     return max(rates)
 
 

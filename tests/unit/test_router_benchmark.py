@@ -42,13 +42,13 @@ def test_contending(router: Any, speeds: dict[str, float], contenders: set[int])
 )
 def test_walked(router: Any, first: str, speeds: dict[str, float], measured: list[str]) -> None:
     """From the first to both sides, as far as the next that is far slower."""
-    found = router.walked(["4", "8", "16", "32"], first, lambda name: router.Cell(1.0, speeds[name]))
+    found = router.walked(["4", "8", "16", "32"], first, lambda name: router.Window(1.0, speeds[name]))
     assert list(found) == measured
 
 
 def test_turns_take_the_time_that_is_left(router: Any) -> None:
-    times = router.Times(screening=1.0, turn=2.0, num_turns=3, warm_up=0.5)
-    assert times.within(12.0, num_contenders=4) == router.Times(1.0, 0.5, 3, 0.5)
+    times = router.Times(screening=1.0, turn=2.0, num_turns=3, settling=0.5, begin=2.0)
+    assert times.within(12.0, num_contenders=4) == router.Times(1.0, 0.5, 3, 0.5, 2.0)
     assert times.within(1.0, num_contenders=4).turn == router.LEAST_TURN
 
 

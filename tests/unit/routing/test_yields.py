@@ -75,11 +75,13 @@ def test_an_answer_that_ended_in_a_block_does_not_make_its_drafts_wrong() -> Non
 
 
 def test_hope_is_for_what_is_not_known() -> None:
+    """For a request that has decoded nothing, and for a choice that was never tried."""
     model = learned(0.5, 8, 200)
     slots, remaining = np.array([0, 1]), np.repeat(MANY, 2)
-    doubt = model.hopeful(slots, remaining) - model.expected(slots, remaining)
-    assert (doubt >= 0).all()
-    assert doubt[1, 1] > 2 * doubt[1, 0]
+    hope = model.hopeful(slots, remaining) / model.expected(slots, remaining) - 1
+    assert (hope > 0).all()
+    assert hope[1, 1] > 1.5 * hope[1, 0]
+    assert hope[0, 0] > 1.2 * hope[1, 0]
 
 
 def test_time_makes_doubtful() -> None:
@@ -120,6 +122,36 @@ def test_drafts_of_one_forward_are_no_longer_than_half_its_budget() -> None:
         model.fade(0.01)
     assert model.usual()[3] > 12
     assert model.usual()[4] == pytest.approx(8, rel=0.05)
+
+
+def test_what_one_budget_yields_says_something_of_others_and_of_drafting_in_turn() -> None:
+    choices = [*CHOICES, *(Choice(Mode.SELF_SPECULATION, 32, budget=budget) for budget in (64, 128))]
+    before, model, random = YieldModel(choices, 1), YieldModel(choices, 1), np.random.default_rng(4)
+    for _ in range(300):
+        model.observe([0], [block_of(0.95, 32, random)._replace(choice=choices[4], num_forwards=1)])
+        model.fade(0.01)
+    assert (model.usual()[[1, 2, 3, 5]] > 1.3 * before.usual()[[1, 2, 3, 5]]).all()
+
+
+def test_what_was_learned_in_one_forward_stays_where_drafting_in_turn_turns_out_otherwise() -> None:
+    choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=64)]
+    model, random = YieldModel(choices, 1), np.random.default_rng(4)
+    for chance, choice in (*[(0.7, choices[4])] * 300, *[(0.9, choices[3])] * 100):
+        num_forwards = 2 if choice.budget is None else 1
+        model.observe([0], [block_of(chance, 32, random)._replace(choice=choice, num_forwards=num_forwards)])
+        model.fade(0.001)
+    assert model.usual()[4] == pytest.approx(tokens_per_block(0.7, 32), rel=0.25)
+
+
+def test_a_forward_without_a_draft_counts_for_what_a_choice_yields_and_not_for_the_text() -> None:
+    choices = [*CHOICES, Choice(Mode.SELF_SPECULATION, 32, budget=64)]
+    model = YieldModel(choices, 1)
+    for _ in range(100):
+        model.observe([0, 0], [Evidence(choices[4], 1, 1, has_draft=False), Evidence(choices[4], 32, 1)])
+        model.fade(0.01)
+    in_turn, in_one_forward = model.expected(np.array([0]), MANY)[3:, 0]
+    assert in_one_forward == pytest.approx(33 / 2, rel=0.15)
+    assert in_turn > 12, "of at most 16"
 
 
 def test_many_requests_do_not_speculate_in_one_forward() -> None:

@@ -1,0 +1,106 @@
+"""Pin a running server's router to one way after the other, and read what the server counts meanwhile."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlm_serve.evaluation.load_plot import AUTO
+from dlm_serve.metrics.registry import FORWARD_PASSES, MODE_SWITCHES, TOKENS
+
+WIDTHS = (4, 8, 16, 32)
+BUDGETS = (16, 32, 64, 96, 128)
+SELF_SPECULATION = "self_speculation"
+IN_TURN: dict[str, dict[str, Any]] = {
+    f"{SELF_SPECULATION}/{width}": {"mode": SELF_SPECULATION, "block_length": width} for width in WIDTHS
+}
+IN_ONE_FORWARD: dict[str, dict[str, Any]] = {
+    f"{SELF_SPECULATION}/one_forward/{budget}": {"mode": SELF_SPECULATION, "budget": budget} for budget in BUDGETS
+}
+AUTOREGRESSIVE = "autoregressive"
+PINS: dict[str, dict[str, Any]] = {
+    AUTOREGRESSIVE: {"mode": AUTOREGRESSIVE},
+    **IN_TURN,
+    **IN_ONE_FORWARD,
+    AUTO: {"mode": AUTO},
+}
+"""Bodies of `POST /dlm/routing`."""
+
+
+class Server:
+    """A server, as an operator sees it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def pin(self, way: str) -> None:
+        """Let requests with mode `auto` decode so."""
+        self._ask("/dlm/routing", PINS[way])
+
+    def choices(self) -> list[str]:
+        """Return the ways that it can be pinned to."""
+        found: list[str] = self._ask("/dlm/status")["choices"]
+        return found
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Return what each replica does and has counted."""
+        found: list[dict[str, Any]] = self._ask("/dlm/status")["replicas"]
+        return found
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+
+
+@dataclass
+class Window:
+    """What a server counted while requests decoded in one way, over one or more periods."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    forwards: int = 0
+    verifications: int = 0
+    mode_switches: int = 0
+    requests: dict[str, int] = field(default_factory=dict)
+    """How they decoded at the end of each period, together."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the output tokens per second of all requests together."""
+        return self.tokens / self.seconds
+
+    def add(self, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], seconds: float) -> None:
+        """Add a period between two states of the replicas."""
+
+        def grown(metric: str, named: str = "") -> int:
+            numbers = [
+                sum(number for label, number in replica["counters"][metric].items() if named in label)
+                for state in (before, after)
+                for replica in state
+            ]
+            return sum(numbers[len(before) :]) - sum(numbers[: len(before)])
+
+        self.seconds += seconds
+        self.tokens += grown(TOKENS.name)
+        self.forwards += grown(FORWARD_PASSES.name)
+        self.verifications += grown(FORWARD_PASSES.name, "verify")
+        self.mode_switches += grown(MODE_SWITCHES.name)
+        for replica in after:
+            for way, number in replica["requests"].items():
+                self.requests[way] = self.requests.get(way, 0) + number
+
+    def summary(self, way: str) -> dict[str, Any]:
+        """Return the figures; blocks that are drafted in turn alone have an acceptance length."""
+        is_in_turn = way in IN_TURN and self.verifications
+        return {
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "tokens_per_forward": round(self.tokens / max(self.forwards, 1), 3),
+            "acceptance_length": round(self.tokens / self.verifications, 2) if is_in_turn else None,
+            "mode_switches": self.mode_switches,
+            "requests": self.requests,
+        }
