@@ -22,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import torch
 from report import write
-from router_sim import measured_card, texts
-from router_simulation import CHOICES, Simulation, measured
+from router_sim import WAYS, measured_card, texts
+from router_simulation import Simulation, measured
 from sglang.srt.layers.sampler import Sampler
 
 from dlm_serve.decoding import (
-    Choice,
     DecodePlan,
     Mode,
     ModeSettings,
@@ -38,7 +37,6 @@ from dlm_serve.decoding import (
     TokenChoice,
 )
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
-from dlm_serve.options.server_file import RoutingConfig
 from dlm_serve.routing.costs import LearnedCosts
 from dlm_serve.sglang.engine.block_step import BlockForward
 from dlm_serve.sglang.engine.decode_step import DecodeStep
@@ -134,8 +132,7 @@ def microseconds_of_deciding(num_requests: int = 128, num_steps: int = 2000) -> 
 
     It weighs all that a server has by default, though with so many requests none speculates in one forward.
     """
-    in_one_forward = [Choice(Mode.SELF_SPECULATION, 32, budget) for budget in RoutingConfig().budgets]
-    simulation, answers = Simulation(measured_card(), measured(choices=[*CHOICES, *in_one_forward])), texts(7.0)
+    simulation, answers = Simulation(measured_card(), measured(drafts=WAYS), drafts=WAYS), texts(7.0)
     seconds = 0.0
     for _ in range(num_steps):
         simulation.keep(num_requests, answers)

@@ -236,6 +236,11 @@ def print_row(concurrency: int, row: Row, ratios: dict[str, dict[str, float]]) -
     sys.stdout.flush()
 
 
+def share_of(concurrency: int) -> float:
+    """Return how much time a concurrency is given, by comparison: few requests end few answers, which scatter."""
+    return 1 + 1.5 / concurrency
+
+
 def main() -> None:
     """Print a row for each concurrency, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -269,10 +274,12 @@ def main() -> None:
         seconds_of_load = time.perf_counter() - start
         name = Path(checkpoint).name or "server"
         cells = results.setdefault(name, {})
+        num_later = len(options.checkpoints) - number - 1
         for place, concurrency in enumerate(numbers):
-            left = end - time.perf_counter() - seconds_of_load * (len(options.checkpoints) - number - 1)
-            num_left = (len(options.checkpoints) - number) * len(numbers) - place
-            row = cells[str(concurrency)] = measurement.row(concurrency, time.perf_counter() + left / num_left)
+            left = end - time.perf_counter() - seconds_of_load * num_later
+            shares_left = sum(map(share_of, numbers[place:])) + num_later * sum(map(share_of, numbers))
+            until = time.perf_counter() + left * share_of(concurrency) / shares_left
+            row = cells[str(concurrency)] = measurement.row(concurrency, until)
             found = ratios_of(row)
             for compared, ratio in found.items():
                 ratios.setdefault(compared, {}).setdefault(name, {})[str(concurrency)] = ratio

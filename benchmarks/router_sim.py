@@ -2,9 +2,10 @@
 
     python benchmarks/router_sim.py      # writes benchmarks/results/router_sim.json and .png
 
-Steps take what was measured on a GPU (benchmarks/results/decode_speed.json); drafts of each request are right with a
-chance of its own, drawn for the acceptance lengths 24, 7 and 3, and for a mix of 24 and 2. Everything but the forwards
-is real. The policy that knows everything is asked before every step, and knows these chances.
+Steps take what was measured on a GPU (decode_speed.json and one_forward_steps.json in benchmarks/results); drafts of
+each request are right with a chance of its own, drawn for the acceptance lengths 24, 7 and 3, and for a mix of 24 and
+2. Everything but the forwards is real. The policy that knows everything is asked before every step, and knows these
+chances.
 """
 
 from __future__ import annotations
@@ -22,12 +23,26 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import report  # noqa: E402
-from router_simulation import DRAFTS, ONE_BY_ONE, WIDTHS, Simulation, Text, curve, measured, tokens_per_block  # noqa: E402
+from router_simulation import (  # noqa: E402
+    BUDGETS,
+    DRAFTS,
+    IN_ONE_FORWARD,
+    ONE_BY_ONE,
+    WIDTHS,
+    Simulation,
+    Text,
+    curve,
+    measured,
+    tokens_per_block,
+)
 from scipy.optimize import brentq  # noqa: E402
 
+from dlm_serve.decoding import name_of  # noqa: E402
 from dlm_serve.routing.costs import CostTable  # noqa: E402
+from dlm_serve.scheduling.graph_shapes import MOST_SPECULATED  # noqa: E402
 
 NUM_STEPS = 4000
+WAYS = (*DRAFTS, *IN_ONE_FORWARD)
 AUTO, CLAIRVOYANT = "auto", "clairvoyant"
 INTERRUPTED = {"prefill_ms": 12.0, "promptness": 0.5}
 """Prefills as an H200 takes for a few short prompts, of clients that take a step or two to ask again."""
@@ -36,6 +51,7 @@ INTERRUPTED = {"prefill_ms": 12.0, "promptness": 0.5}
 def measured_card() -> CostTable:
     """Return the step times of the 8B shape, between and beyond the points that were measured, without context."""
     figures = json.loads((report.RESULTS / "decode_speed.json").read_text())["measured"]
+    in_one = json.loads((report.RESULTS / "one_forward_steps.json").read_text())["cells"]["server"]["steps"]
 
     def ms(name: str) -> float:
         return float(np.median(figures[name]))
@@ -44,13 +60,16 @@ def measured_card() -> CostTable:
         rows * width: ms(f"block step ms, batch {rows}, width {width}, 1024")
         for rows, width in ((1, 4), (1, 8), (1, 16), (1, 32), (8, 8), (8, 32), (32, 32))
     }
+    blocks |= {budget: in_one[f"one forward {budget}"]["ms"] for budget in (96, 128)}
     decode = {1: ms("dlm-serve step ms, batch 1, 1024"), 8: ms("dlm-serve step ms, batch 8, 1024")}
     decode[127] = ms("step ms, batch 127, 128")
-    by_token = curve(blocks, 256 * max(WIDTHS))
-    rows = np.arange(257)
-    return CostTable(
-        WIDTHS, curve(decode, 256), np.stack([by_token[rows * width] for width in WIDTHS]), 0.0, np.zeros(len(WIDTHS))
-    )
+    widths, rows = sorted({*WIDTHS, *BUDGETS}), np.arange(257)
+    by_token = curve(dict(sorted(blocks.items())), 256 * max(widths))
+    block_ms = np.stack([by_token[rows * width] for width in widths])
+    for width, times in zip(widths, block_ms, strict=True):
+        if width not in WIDTHS:
+            times[MOST_SPECULATED // width + 1 :] = np.inf
+    return CostTable(tuple(widths), curve(decode, 256), block_ms, 0.0, np.zeros(len(widths)))
 
 
 def chance_for(acceptance_length: float) -> float:
@@ -103,12 +122,11 @@ def run(simulation: Simulation, load: Load, warm_up: int = 500) -> float:
 
 def simulations(card: CostTable, **clients: Any) -> dict[str, Simulation]:
     """Return a server for each way to decode, for the router and for the policy that knows everything."""
-    fixed = {f"self_speculation/{s.block_length}": Simulation(card, settings=s, **clients) for s in DRAFTS}
+    fixed = {name_of(way.choice): Simulation(card, settings=way, **clients) for way in (ONE_BY_ONE, *WAYS)}
     return {
-        "autoregressive": Simulation(card, settings=ONE_BY_ONE, **clients),
         **fixed,
-        AUTO: Simulation(card, measured(), **clients),
-        CLAIRVOYANT: Simulation.clairvoyant(card, **clients),
+        AUTO: Simulation(card, measured(drafts=WAYS), drafts=WAYS, **clients),
+        CLAIRVOYANT: Simulation.clairvoyant(card, WAYS, **clients),
     }
 
 
@@ -125,7 +143,7 @@ def compare(card: CostTable, load: Callable[[], Load], **clients: Any) -> dict[s
 
 def load_steps(card: CostTable, acceptance_length: float) -> dict[str, float]:
     """Return auto over the policy that knows everything, from 50 steps behind each change of the load on."""
-    pair = (Simulation(card, measured()), Simulation.clairvoyant(card))
+    pair = (Simulation(card, measured(drafts=WAYS), drafts=WAYS), Simulation.clairvoyant(card, WAYS))
     ratios = {}
     for number, concurrency in enumerate((1, 64, 1)):
         speeds = []
