@@ -1,8 +1,10 @@
 """Measure what grammars, penalties and log-probabilities cost on a server that runs.
 
-    python benchmarks/logits_speed.py URL [--seconds 3]     # writes benchmarks/results/logits_speed.json
+    python benchmarks/logits_speed.py URL [--within 60] [--out logits_speed]   # writes benchmarks/results/NAME.json
 
-Clients send one request after another, greedily, to a model with nano's tokenizer; answers end where they end.
+Clients send one request after another, greedily, to a model with nano's tokenizer. JSON ends where it ends. What
+penalties and log-probabilities cost is measured on answers of 192 tokens, which go on behind their end, so that most of
+the time is decoding; the penalties are so small that the answers stay the same.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import threading
 from typing import Any
 
 import report
-from router import task_prompts
+from router import long_prompts, task_prompts
 
 from dlm_serve.evaluation.load import Cell, Clients
 
@@ -29,25 +31,34 @@ SCHEMA = {
     "additionalProperties": False,
 }
 WITH_GRAMMAR = {"sampling_params": {"json_schema": json.dumps(SCHEMA)}}
+LONG = {"ignore_eos": True, "max_new_tokens": 192}
+PENALTIES = {"frequency_penalty": 1e-4, "presence_penalty": 1e-4, "min_new_tokens": 2}
 ASKED: dict[str, dict[str, Any]] = {
-    "nothing": {},
-    "penalties": {"sampling_params": {"frequency_penalty": 0.05, "presence_penalty": 0.05, "min_new_tokens": 2}},
-    "logprobs": {"return_logprob": True},
-    "top logprobs": {"return_logprob": True, "top_logprobs_num": 5},
+    "nothing": {"sampling_params": LONG},
+    "penalties": {"sampling_params": LONG | PENALTIES},
+    "logprobs": {"sampling_params": LONG, "return_logprob": True},
+    "top logprobs": {"sampling_params": LONG, "return_logprob": True, "top_logprobs_num": 5},
 }
+CONCURRENCIES = (1, 8)
 AUTOREGRESSIVE, SELF_SPECULATION = {"mode": "autoregressive"}, {"mode": "self_speculation"}
 TURNS = 3
-WARM_UP = 0.5
+WARM_UP, FIRST = 0.4, 0.3
+"""Seconds of each turn before it counts, and of a first one that does not."""
+ABORTING = 0.15
+"""Seconds that it takes to end what is not over."""
+CELLS = 2 + len(ASKED) * len(CONCURRENCIES) + 2
 
 
 def in_turns(
     measured: dict[str, tuple[Clients, dict[str, Any]]], concurrency: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of each of `measured`: clients, and how their requests decode."""
+    """Return the figures of each of `measured`: clients, and how their requests decode. A turn takes `seconds`."""
     cells = {name: Cell() for name in measured}
-    for turn in range(TURNS + 1):
+    for clients, options in measured.values():
+        clients.measure(Cell(), options, concurrency, FIRST, 0.0, aborts=True)
+    for _ in range(TURNS):
         for name, (clients, options) in measured.items():
-            clients.measure(cells[name] if turn else Cell(), options, concurrency, seconds / TURNS, WARM_UP)
+            clients.measure(cells[name], options, concurrency, seconds, WARM_UP, aborts=True)
     return {name: cell.summary() for name, cell in cells.items()}
 
 
@@ -56,14 +67,13 @@ def grammars_beside(url: str, prompts: list[list[int]], seconds: float) -> dict[
     plain, constrained = Clients(url, prompts), Clients(url, prompts, WITH_GRAMMAR)
     found: dict[str, float] = {}
     cells = {"none": Cell(), "4 of 16": Cell()}
-    for turn in range(TURNS + 1):
+    for _ in range(TURNS):
         for name, four in (("none", plain), ("4 of 16", constrained)):
-            cell = cells[name] if turn else Cell()
             beside = threading.Thread(
-                target=four.measure, args=(Cell(), SELF_SPECULATION, 4, seconds / TURNS, WARM_UP), daemon=True
+                target=four.measure, args=(Cell(), SELF_SPECULATION, 4, seconds, WARM_UP), daemon=True
             )
             beside.start()
-            plain.measure(cell, SELF_SPECULATION, 12, seconds / TURNS, WARM_UP)
+            plain.measure(cells[name], SELF_SPECULATION, 12, seconds, WARM_UP)
             beside.join()
     for name, cell in cells.items():
         forwards_per_token = sum(s["nfe"] for s in cell.statistics) / sum(
@@ -77,26 +87,28 @@ def main() -> None:
     """Print a line for each figure, and write them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("url", metavar="URL")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
+    parser.add_argument("--within", type=float, default=60.0, metavar="SECONDS", help="for all figures together")
+    parser.add_argument("--out", default="logits_speed", metavar="NAME", help="of the file")
     options = parser.parse_args()
-    extraction, tasks = task_prompts(["json"]), task_prompts()
+    seconds = (options.within / CELLS - FIRST) / TURNS - WARM_UP - ABORTING
+    extraction, prompts = task_prompts(["json"]), long_prompts()
     json_answers = in_turns(
         {
             "autoregressive": (Clients(options.url, extraction, WITH_GRAMMAR), AUTOREGRESSIVE),
             "self_speculation": (Clients(options.url, extraction, WITH_GRAMMAR), SELF_SPECULATION),
         },
         1,
-        options.seconds,
+        seconds,
     )
     asked = {
         str(concurrency): in_turns(
-            {name: (Clients(options.url, tasks, request), SELF_SPECULATION) for name, request in ASKED.items()},
+            {name: (Clients(options.url, prompts, request), SELF_SPECULATION) for name, request in ASKED.items()},
             concurrency,
-            options.seconds,
+            seconds,
         )
-        for concurrency in (1, 8)
+        for concurrency in CONCURRENCIES
     }
-    beside = grammars_beside(options.url, extraction, options.seconds)
+    beside = grammars_beside(options.url, extraction, seconds)
     speed = json_answers["self_speculation"]["tokens_per_s"] / json_answers["autoregressive"]["tokens_per_s"]
     print(f"JSON by a schema at one request: {speed:.2f} times autoregression's tokens per second; {json_answers}")
     over_nothing_asked = {
@@ -110,7 +122,7 @@ def main() -> None:
     print(f"over self_speculation that is asked nothing, by requests at once: {over_nothing_asked}")
     print(f"12 rows beside 4 with grammars: {beside['4 of 16'] / beside['none']:.3f} of the time per forward; {beside}")
     figures = {"json": json_answers, "asked": asked, "over_nothing_asked": over_nothing_asked}
-    report.write("logits_speed", {**figures, "ms_per_forward_beside": beside}, "sglang", "torch", "xgrammar")
+    report.write(options.out, {**figures, "ms_per_forward_beside": beside}, "sglang", "torch", "xgrammar")
 
 
 if __name__ == "__main__":

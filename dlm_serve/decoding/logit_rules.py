@@ -60,6 +60,8 @@ class RuledRows:
     stops: torch.Tensor  # [N, S] float32, -inf, 0 where padded
     penalises: bool
     """Whether any of them penalises."""
+    penalises_repetition: bool
+    """Whether any of them has a repetition penalty."""
     ends_thinking: bool
     """Whether any of them ends thinking."""
 
@@ -75,13 +77,13 @@ class RuledRows:
     ) -> RuledRows:
         """Return the rules of a request whose `answer` so far stands behind `prompt_len` tokens; count its tokens.
 
-        They are counted anew in the `row` [1] int64 of `counts` [R, V] int32, on whose device the rules are. `stop_ids`
-        are what ends the request.
+        They are counted anew in the `row` [1] int64 of `counts` [R, V] int32. All else stays on the host until `stack`
+        brings it to the device of `counts`. `stop_ids` are what ends the request.
         """
-        device, vocab_size = counts.device, counts.shape[1]
+        vocab_size = counts.shape[1]
         counts.index_fill_(0, row, 0)
         if len(answer):
-            ids = torch.tensor(answer, dtype=torch.int64).to(device, non_blocking=True)
+            ids = torch.tensor(answer, dtype=torch.int64).to(counts.device, non_blocking=True)
             counts.view(-1).scatter_add_(0, row * vocab_size + ids, torch.ones_like(ids, dtype=torch.int32))
         biased = [token_id for token_id, _ in rules.logit_bias]
         stopping = sorted(token_id for token_id in stop_ids if token_id < vocab_size) if rules.min_new_tokens else []
@@ -100,28 +102,30 @@ class RuledRows:
             "stop_ids": torch.tensor(stopping, dtype=torch.int64),
             "stops": torch.full((len(stopping),), float("-inf")),
         }
-        on_device = {name: column[None].to(device, non_blocking=True) for name, column in columns.items()}
+        repeats = rules.repetition_penalty != 1.0
         return cls(
             counts=counts,
             rows=row,
-            **on_device,
-            penalises=(rules.frequency_penalty, rules.presence_penalty, rules.repetition_penalty) != (0.0, 0.0, 1.0),
+            **{name: column[None] for name, column in columns.items()},
+            penalises=repeats or (rules.frequency_penalty, rules.presence_penalty) != (0.0, 0.0),
+            penalises_repetition=repeats,
             ends_thinking=rules.max_thinking_tokens is not None,
         )
 
     @classmethod
     def stack(cls, rows: Sequence[RuledRows]) -> RuledRows:
-        """Return the rows of all `rows`, which are counted in one table."""
+        """Return those of N requests, which are counted in one table, on its device."""
+        counts = rows[0].counts
 
         def joined(name: str) -> Any:
             tensors = [getattr(each, name) for each in rows]
             if name == "counts":
-                return tensors[0]
+                return counts
             if isinstance(tensors[0], bool):
                 return any(tensors)
-            if tensors[0].dim() == 1:
-                return torch.cat(tensors)
-            return pad_sequence([row for tensor in tensors for row in tensor], batch_first=True)
+            is_column = tensors[0].dim() == 1
+            joint = torch.cat(tensors) if is_column else pad_sequence([t[0] for t in tensors], batch_first=True)
+            return joint.to(counts.device, non_blocking=True)
 
         return cls(**{field.name: joined(field.name) for field in fields(cls)})
 
@@ -139,7 +143,8 @@ class RuledRows:
             (self.biased_ids, self.biases[:, None].expand(-1, width, -1)),
             (self.stop_ids, torch.where(is_too_short[..., None], self.stops[:, None], 0.0)),
         ):
-            logits.scatter_add_(2, ids[:, None].expand(-1, width, -1), added)
+            if ids.shape[1]:
+                logits.scatter_add_(2, ids[:, None].expand(-1, width, -1), added)
         if self.ends_thinking:
             self._end_thinking_(logits, tokens[:, 1:], num_output)
 
@@ -195,13 +200,11 @@ class RuledRows:
 
         In place, with one more tensor of that size: logits of blocks are large.
         """
-        frequency, presence, repetition = (
-            penalty[:, None, None]
-            for penalty in (self.frequency_penalty, self.presence_penalty, self.repetition_penalty)
-        )
         is_there = counts > 0
-        logits -= frequency * counts + presence * is_there
-        scale = torch.where(is_there, repetition, 1.0)
+        logits -= self.frequency_penalty[:, None, None] * counts + self.presence_penalty[:, None, None] * is_there
+        if not self.penalises_repetition:
+            return
+        scale = torch.where(is_there, self.repetition_penalty[:, None, None], 1.0)
         divided = logits / scale
         is_negative = logits < 0
         logits *= scale

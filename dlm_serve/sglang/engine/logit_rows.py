@@ -32,7 +32,14 @@ class LogitRows:
     """Those of them that have rules,"""
     ruled_rows: torch.Tensor  # [M] int64, and which of the N they are
     with_grammar: tuple[int, ...]
-    """Which of the N have a grammar."""
+    """Which of the N have a grammar, and"""
+    with_logprobs: tuple[int, ...]
+    """which ask for log-probabilities."""
+
+    @property
+    def change_logits(self) -> bool:
+        """Whether any of them is to have other tokens than its logits say."""
+        return self.ruled is not None or bool(self.with_grammar)
 
     @classmethod
     def of(cls, reqs: Sequence[ReqLike], width: int, device: str) -> list[LogitRows]:
@@ -54,6 +61,7 @@ class LogitRows:
             ruled=gathered([mine[i] for i in ruled]) if ruled else None,
             ruled_rows=to_device(ruled, device),
             with_grammar=tuple(i for i, req in enumerate(mine) if req.grammar is not None),
+            with_logprobs=tuple(i for i, req in enumerate(mine) if req.return_logprob),
         )
 
 

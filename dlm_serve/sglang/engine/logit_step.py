@@ -113,26 +113,30 @@ class GroupLogits:
     def of_tokens(self, logits: torch.Tensor) -> None:
         """Change `logits` [B, V] float32, behind the pending tokens of the rows, in place."""
         for part in self._parts:
-            rows = self._step.table.gather(self._indices[part.mine.rows], 1)
-            logits[part.mine.rows] = self._changed(part, rows, logits[:, None]).squeeze(1)
+            if part.mine.change_logits:
+                rows = self._step.table.gather(self._indices[part.mine.rows], 1)
+                logits[part.mine.rows] = self._changed(part, rows, logits[:, None]).squeeze(1)
 
     def of_block(self, logits: torch.Tensor, prediction: Prediction) -> None:
         """Overwrite what a forward predicts from `logits` [B, W, V] of any floating type, and what they come to."""
         for part in self._parts:
+            asking = self._asking(part.mine)
+            if not (part.mine.change_logits or asking):
+                continue
             rows = self._step.table.gather(self._indices[part.mine.rows], logits.shape[1])
             changed = self._changed(part, rows, logits)
-            spec = self._step.commit.attention_spec(
-                rows, self._committed_lens[part.mine.rows], self._step.choice.mask_token_id
-            )
-            predicted = self._step.choice.predict(changed, spec.predicted_positions, rows)
-            prediction.put_(part.mine.rows, predicted)
-            self._note_logprobs(part, rows, changed, self._step.commit.emitted_tokens(rows, predicted.ids))
+            if part.mine.change_logits:
+                prediction.put_(part.mine.rows, self._predicted(part.mine, rows, changed))
+            if asking:
+                tokens = self._step.commit.emitted_tokens(rows, prediction.ids[part.mine.rows])
+                self._note_logprobs(part.mine, asking, changed, tokens)
 
     def note_tokens(self, logits: torch.Tensor, token_ids: torch.Tensor) -> None:
         """Note log-probabilities of the sampled `token_ids` [B], of changed `logits` [B, V] float32."""
         for part in self._parts:
-            rows = self._step.table.gather(self._indices[part.mine.rows], 1)
-            self._note_logprobs(part, rows, logits[part.mine.rows, None], token_ids[part.mine.rows, None])
+            rows, asking = part.mine.rows, self._asking(part.mine)
+            if asking:
+                self._note_logprobs(part.mine, asking, logits[rows, None], token_ids[rows, None])
 
     def count(self, output: StepOutput) -> None:
         """Count what the rows of the group emit."""
@@ -164,17 +168,21 @@ class GroupLogits:
             changed[at] = torch.where(is_draft[:, None, None], unmasked, masked)
         return changed
 
-    def _note_logprobs(self, part: _AskedRows, rows: Rows, logits: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Note what the rows that ask for log-probabilities may emit, if it is this step that emits it."""
-        logprobs, mine, number = self._context.logprobs, part.mine, self._context.number
-        if logprobs is None:
-            return
-        asking = [
-            row for row, req in enumerate(mine.reqs) if req.return_logprob and self._step.may_emit(mine, row, number)
-        ]
-        if not asking:
-            return
+    def _predicted(self, mine: LogitRows, rows: Rows, logits: torch.Tensor) -> Prediction:
+        """Return what the changed `logits` [N, W, V] float32 of `rows` predict."""
+        committed_lens = self._committed_lens[mine.rows]
+        spec = self._step.commit.attention_spec(rows, committed_lens, self._step.choice.mask_token_id)
+        return self._step.choice.predict(logits, spec.predicted_positions, rows)
+
+    def _asking(self, mine: LogitRows) -> list[int]:
+        """Return which of the rows ask for log-probabilities, and may emit tokens in this step."""
+        return [row for row in mine.with_logprobs if self._step.may_emit(mine, row, self._context.number)]
+
+    def _note_logprobs(self, mine: LogitRows, asking: list[int], logits: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Note log-probabilities of the `tokens` [N, W] that the rows may emit, by `logits` [N, W, V] float32."""
+        assert self._context.logprobs is not None, "rows of the batch ask for some"
         at = to_device(asking, tokens.device.type)
-        scaled = logits[at] / rows.temperature[at, None, None]
+        rows = mine.rows[at]
+        scaled = logits[at] / self._step.table.temperature[self._indices[rows], None, None]
         numbers = [self._group.numbers[mine.numbers[row]] for row in asking]
-        logprobs.add(numbers, self._group.in_batch(mine.rows[at]), scaled, tokens[at])
+        self._context.logprobs.add(numbers, self._group.in_batch(rows), scaled, tokens[at])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -13,16 +15,29 @@ from dlm_serve.sglang.engine.to_device import to_device
 from dlm_serve.sglang.protocols import BatchLike
 
 
-@dataclass(frozen=True)
 class _OnItsWay:
-    """One row of a tensor that is being copied to the host. SGLang asks for its values once that is done."""
+    """A tensor [N, W, K] that is being copied to the host, and becomes numbers there once, when that is done."""
 
-    tensor: torch.Tensor
-    index: tuple[int | slice, ...]
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = async_d2h(tensor)
+
+    @cached_property
+    def values(self) -> list[list[list[float]]]:
+        """The numbers."""
+        found: list[list[list[float]]] = self._tensor.tolist()
+        return found
+
+
+class _Place(NamedTuple):
+    """The first `number` values at a row and column. SGLang asks for them as it asks a tensor."""
+
+    source: _OnItsWay
+    row: int
+    column: int
+    number: int
 
     def tolist(self) -> list[float]:
-        values: list[float] = self.tensor[self.index].tolist()
-        return values
+        return self.source.values[self.row][self.column][: self.number]
 
 
 def _finite(logprobs: torch.Tensor) -> torch.Tensor:
@@ -39,8 +54,8 @@ class StepLogprobs:
 
     batch: BatchLike
     _chosen: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    _top: dict[tuple[int, int], tuple[_OnItsWay, _OnItsWay]] = field(default_factory=dict)
-    _of_ids: dict[tuple[int, int], _OnItsWay] = field(default_factory=dict)
+    _top: dict[tuple[int, int], tuple[_Place, _Place]] = field(default_factory=dict)
+    _of_ids: dict[tuple[int, int], _Place] = field(default_factory=dict)
 
     def add(self, numbers: Sequence[int], rows: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor) -> None:
         """Note, for the requests at `numbers` of the batch, the log-probabilities of what their rows may emit.
@@ -55,20 +70,24 @@ class StepLogprobs:
             ids = self.batch.token_ids_logprobs[number]
             if ids is not None:
                 at = to_device(ids, logits.device.type)
-                values = async_d2h(_finite(logits[row][:, at] - total[row, :, None]))
-                self._of_ids |= {(number, column): _OnItsWay(values, (column,)) for column in range(len(values))}
+                values = _OnItsWay(_finite(logits[row, None][..., at] - total[row, None, :, None]))
+                self._of_ids |= {
+                    (number, column): _Place(values, 0, column, len(ids)) for column in range(logits.shape[1])
+                }
 
     def _add_top(self, numbers: Sequence[int], logits: torch.Tensor, total: torch.Tensor) -> None:
         most = max(self.batch.top_logprobs_nums[number] for number in numbers)
         if not most:
             return
         values, ids = logits.topk(most, dim=-1)
-        values, ids = async_d2h(_finite(values - total[..., None])), async_d2h(ids)
+        found = _OnItsWay(_finite(values - total[..., None])), _OnItsWay(ids)
         for row, number in enumerate(numbers):
-            asked = slice(self.batch.top_logprobs_nums[number])
+            asked = self.batch.top_logprobs_nums[number]
             for column in range(logits.shape[1]):
-                at = (row, column, asked)
-                self._top[number, column] = (_OnItsWay(values, at), _OnItsWay(ids, at))
+                self._top[number, column] = (
+                    _Place(found[0], row, column, asked),
+                    _Place(found[1], row, column, asked),
+                )
 
     def write_to(self, output: LogitsProcessorOutput, width: int) -> None:
         """Write what was found into SGLang's `output`, which has `width` tokens for each row of the batch."""
