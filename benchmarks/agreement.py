@@ -34,6 +34,8 @@ FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tok
 EXACT = ({"mode": "autoregressive"}, 16)
 DRAFTED = {
     "self_speculation": ({"mode": "self_speculation"}, 16),
+    "one forward of 32": ({"mode": "self_speculation", "speculation": "one_forward", "budget": 32}, 8),
+    "one forward of 64": ({"mode": "self_speculation", "speculation": "one_forward", "budget": 64}, 4),
     "auto, 1 at once": ({"mode": "auto"}, 1),
     "auto, 64 at once": ({"mode": "auto"}, 64),
 }

@@ -44,8 +44,8 @@ AUTOREGRESSIVE, SELF_SPECULATION = {"mode": "autoregressive"}, {"mode": "self_sp
 TURNS = 3
 WARM_UP, FIRST = 0.4, 0.3
 """Seconds of each turn before it counts, and of a first one that does not."""
-ABORTING = 0.15
-"""Seconds that it takes to end what is not over."""
+ENDING = 0.3
+"""Seconds until the answers that were asked for last are over."""
 CELLS = 2 + len(ASKED) * len(CONCURRENCIES) + 2
 
 
@@ -55,10 +55,10 @@ def in_turns(
     """Return the figures of each of `measured`: clients, and how their requests decode. A turn takes `seconds`."""
     cells = {name: Cell() for name in measured}
     for clients, options in measured.values():
-        clients.measure(Cell(), options, concurrency, FIRST, 0.0, aborts=True)
+        clients.measure(Cell(), options, concurrency, FIRST, 0.0)
     for _ in range(TURNS):
         for name, (clients, options) in measured.items():
-            clients.measure(cells[name], options, concurrency, seconds, WARM_UP, aborts=True)
+            clients.measure(cells[name], options, concurrency, seconds, WARM_UP)
     return {name: cell.summary() for name, cell in cells.items()}
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=60.0, metavar="SECONDS", help="for all figures together")
     parser.add_argument("--out", default="logits_speed", metavar="NAME", help="of the file")
     options = parser.parse_args()
-    seconds = (options.within / CELLS - FIRST) / TURNS - WARM_UP - ABORTING
+    seconds = (options.within / CELLS - FIRST) / TURNS - WARM_UP - ENDING
     extraction, prompts = task_prompts(["json"]), long_prompts()
     json_answers = in_turns(
         {
