@@ -31,8 +31,8 @@ MODEL = ROOT / "tests" / "data" / "nld-trained-b32-lora"
 NUM_PROMPTS, NUM_TOKENS = 200, 64
 FLAGS = ("--dtype", "bfloat16", "--disable-prefill-cuda-graph", "--max-total-tokens", "20000")
 
-EXACT = ({"mode": "autoregressive"}, 16)
-DRAFTED = {
+EXACT: tuple[dict[str, Any], int] = ({"mode": "autoregressive"}, 16)
+DRAFTED: dict[str, tuple[dict[str, Any], int]] = {
     "self_speculation": ({"mode": "self_speculation"}, 16),
     "one forward of 32": ({"mode": "self_speculation", "speculation": "one_forward", "budget": 32}, 8),
     "one forward of 64": ({"mode": "self_speculation", "speculation": "one_forward", "budget": 64}, 4),

@@ -79,7 +79,7 @@ class Window:
 
         def grown(metric: str, named: str = "") -> int:
             numbers = [
-                sum(number for label, number in replica["counters"][metric].items() if named in label)
+                sum(int(number) for label, number in replica["counters"][metric].items() if named in label)
                 for state in (before, after)
                 for replica in state
             ]

@@ -9,6 +9,7 @@ from dlm_serve.decoding import (
     CausalCommit,
     Choice,
     DecodePlan,
+    Evidence,
     Mode,
     ModeSettings,
     Phase,
@@ -106,7 +107,7 @@ def test_the_last_block_is_evidence_of_what_the_answer_took_of_it() -> None:
     for num_emitted in (0, 4):
         state.end_step(num_emitted)
     state.end_answer(2)
-    assert state.evidence == [(Choice(Mode.SELF_SPECULATION, 4), 2, 2, True)]
+    assert state.evidence == [Evidence(Choice(Mode.SELF_SPECULATION, 4), 2, 2, True)]
 
 
 def test_a_forward_without_a_draft_is_no_evidence() -> None:
@@ -117,7 +118,7 @@ def test_a_forward_without_a_draft_is_no_evidence() -> None:
     state.end_answer(1)
     assert state.evidence == []
     state.end_step(5)
-    assert state.evidence == [(speculates.choice, 5, 1, False)]
+    assert state.evidence == [Evidence(speculates.choice, 5, 1, False)]
 
 
 def test_what_is_decided_again_before_the_offer_replaces_it_and_behind_it_follows() -> None:
