@@ -67,37 +67,28 @@ class Roster:
         self._choices = choices
         self._kind_of = {choice: kind for kind, choice in enumerate(choices)}
         self._permitted: Mask = np.zeros((len(choices), capacity), dtype=np.bool_)
-        self._slots: dict[str, int] = {}
-        self._states: dict[str, RequestState] = {}
+        self._slots: dict[int, int] = {}
+        """By the `id` of a request's state, which no other has while it stands in `_states`."""
+        self._states: dict[int, RequestState] = {}
         self._unused = list(range(capacity))
 
     def evidence(self) -> list[tuple[int, Evidence]]:
         """Take the finished blocks of all requests, each with its slot; those of requests that ended, too."""
         found = []
-        for rid, state in self._states.items():
+        for key, state in self._states.items():
             if state.evidence:
-                slot = self._slots[rid]
+                slot = self._slots[key]
                 found += [(slot, block) for block in state.evidence]
                 state.evidence.clear()
         return found
 
     def update(self, requests: Sequence[RunningRequest], enter: Callable[[int, RequestState], None]) -> RunningBatch:
         """Return the batch of `requests`, once `enter` was called with those that are new."""
-        free = [request for request in requests if request.state.is_free]
-        slots, states = self._slots, self._states
-        if len(states) != len(free) or any(states.get(r.rid) is not r.state for r in free):
-            running = {request.rid: request.state for request in free}
-            for rid in [rid for rid, state in states.items() if running.get(rid) is not state]:
-                del states[rid]
-                self._unused.append(slots.pop(rid))
-            for rid, state in running.items():
-                if rid not in slots:
-                    slot = slots[rid] = self._unused.pop()
-                    states[rid] = state
-                    self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
-                    self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
-                    enter(slot, state)
-        at = np.array([slots[request.rid] for request in free], dtype=np.int64)
+        free = [request for request in requests if request.state.plan.is_free]
+        keys = [id(request.state) for request in free]
+        if self._slots.keys() != set(keys):
+            self._replace({id(request.state): request.state for request in free}, enter)
+        at = np.array([self._slots[key] for key in keys], dtype=np.int64)
         pinned = [] if len(free) == len(requests) else [r.state.current for r in requests if not r.state.is_free]
         num_pinned_decode = sum(settings.mode is Mode.AUTOREGRESSIVE for settings in pinned)
         return RunningBatch(
@@ -112,3 +103,16 @@ class Roster:
             max((settings.block_length for settings in pinned if settings.budget is None), default=1),
             sum([request.context for request in requests]) / max(len(requests), 1),
         )
+
+    def _replace(self, running: dict[int, RequestState], enter: Callable[[int, RequestState], None]) -> None:
+        """Give up the slots of requests that ended, and give some to those of `running` that are new."""
+        for key in self._slots.keys() - running.keys():
+            del self._states[key]
+            self._unused.append(self._slots.pop(key))
+        for key, state in running.items():
+            if key not in self._slots:
+                slot = self._slots[key] = self._unused.pop()
+                self._states[key] = state
+                self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
+                self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
+                enter(slot, state)

@@ -100,8 +100,8 @@ class MeasuredCosts(CostModel):
     """The weight of a new observation when there were many."""
     _MOST = 0.7
     """The largest difference of logarithms that one step may teach: most of a hiccup is no news."""
-    _BATCH = 16
-    """Observations from one table to the next."""
+    _BATCH = 64
+    """Observations from one table to the next, which every rank is told."""
 
     def __init__(self, measured: CostTable) -> None:
         self._measured = self._table = measured

@@ -110,15 +110,17 @@ def test_the_last_block_is_evidence_of_what_the_answer_took_of_it() -> None:
     assert state.evidence == [Evidence(Choice(Mode.SELF_SPECULATION, 4), 2, 2, True)]
 
 
-def test_a_forward_without_a_draft_is_no_evidence() -> None:
-    """The first of a row that verifies and drafts at once, also where the answer ends in it."""
+def test_evidence_says_whether_a_forward_verified_a_draft() -> None:
+    """The first of a row that verifies and drafts at once has none, also where the answer ends in it."""
     speculates = ModeSettings(Mode.SELF_SPECULATION, 32, 0.0, budget=64)
     state = state_in(speculates, AUTOREGRESSIVE)
     state.end_step(1)
     state.end_answer(1)
-    assert state.evidence == []
     state.end_step(5)
-    assert state.evidence == [Evidence(speculates.choice, 5, 1, False)]
+    assert state.evidence == [
+        Evidence(speculates.choice, 1, 1, is_cut=True, has_draft=False),
+        Evidence(speculates.choice, 5, 1),
+    ]
 
 
 def test_what_is_decided_again_before_the_offer_replaces_it_and_behind_it_follows() -> None:
