@@ -143,7 +143,7 @@ HOOKS = (
         hook=f"{_OURS}.frontend.tools:whole_piece",
         role=Role.MAIN,
         why="a step may emit a tool's whole call or several, of which SGLang finds one part per piece of a stream: "
-        "without it arguments and later calls are lost at the end",
+        "without it arguments and later calls are lost at the end, and so is text that comes with a call's first tag",
         until="SGLang's detectors read a piece to its end",
     ),
     Hook(
