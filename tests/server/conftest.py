@@ -35,15 +35,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Blocks of 32, a draft adapter, a context that leaves no slack in rounded-up buffers, and a reasoning parser.
+    """Blocks of 32, a draft adapter, a context that leaves no slack in rounded-up buffers, and parsers of both kinds.
 
     Without a GPU the router has budgets to choose from only where the server file names some.
     """
     folder = tmp_path_factory.mktemp("with_adapter")
     config = folder / "config.yaml"
     config.write_text("routing: {budgets: [16, 32, 64]}\n")
-    flags = ("--context-length", "991", "--reasoning-parser", "qwen3", "--served-model-name", "tiny")
-    with Server.launch(WITH_ADAPTER, *flags, "--dllm-algorithm-config", str(config), log=folder / "log") as server:
+    parsers = ("--reasoning-parser", "qwen3", "--tool-call-parser", "glm45")
+    flags = ("--context-length", "991", "--constrained-json-disable-any-whitespace", "--served-model-name", "tiny")
+    with Server.launch(
+        WITH_ADAPTER, *parsers, *flags, "--dllm-algorithm-config", str(config), log=folder / "log"
+    ) as server:
         yield server
 
 
