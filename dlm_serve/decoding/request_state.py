@@ -24,7 +24,7 @@ class Evidence(NamedTuple):
     is_cut: bool = False
     """Whether the answer ended in it, so that it might have emitted more."""
     has_draft: bool = True
-    """Whether a draft was verified; the first forward of a row that drafts and verifies at once has none."""
+    """Whether a draft was verified; the first forward of an answer has none where it drafts and verifies at once."""
 
 
 BlockRecord = tuple[int, int, bool]
@@ -229,8 +229,8 @@ class RequestState:
             tally.num_tokens += num_emitted
             if counted.mode is not Mode.AUTOREGRESSIVE:
                 tally.blocks[num_emitted, self._forwards, self._is_first] += 1
-                if self.plan.is_free:
-                    has_draft = not (is_first and counted.budget is not None)
+                has_draft = not (is_first and counted.budget is not None)
+                if self.plan.is_free and (has_draft or self._is_first):  # what a change of ways costs is no evidence
                     self.evidence.append(Evidence(counted.choice, num_emitted, self._forwards, has_draft=has_draft))
             self._last_emitting, self._forwards = self.num_steps, 0
         self.num_steps += 1

@@ -56,6 +56,11 @@ class MeasuredPolicy(Policy):
         """See `Policy`."""
         self.yields.observe(slots, blocks)
 
+    def doubt(self) -> None:
+        """See `Policy`. Trials have as much time as at the beginning."""
+        self.yields.doubt()
+        self._budget_ms = _MOST_SAVED_MS
+
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
         """See `Policy`."""
         self.yields.fade(elapsed_ms / 1000)

@@ -68,6 +68,9 @@ class Policy(ABC):
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:  # noqa: B027  # not all learn
         """Learn from finished blocks, each of the request in one of `slots`."""
 
+    def doubt(self) -> None:  # noqa: B027  # not all learn
+        """Doubt what was learned: the model has other weights now."""
+
 
 class Router:
     """Asks its policy every few steps, and at once when the batch has changed by much."""
@@ -107,7 +110,7 @@ class Router:
         self._prefills.observe(prefill, ms)
 
     def pin(self, policy: Policy | None) -> None:
-        """Let `policy` choose from the next decision on; None leaves it to the router's own, which learns meanwhile."""
+        """Let `policy` choose from the next decision on, and the router's own learn nothing; None leaves it to that."""
         self._pinned, self._is_changed = policy, True
 
     def is_due(self, step: int, num_rows: int) -> bool:

@@ -8,14 +8,15 @@ estimates have a closed form, a block that was cut short says nothing about late
 length show serves for those of others.
 
 A row that speculates in one forward emits in every forward. It verifies a draft that was made further behind, or for
-another stop, and is not as long as it might be. So it stops earlier, by a factor that is learned for each budget.
+another stop, and is not as long as it might be. So it stops earlier, by a factor that was measured for each budget.
 
-All of this leaves out how blocks end with the answer, or that a row may have no draft. So what each choice yields is
-taken to be more or less than all this says, by as much as it was so far.
+All of this leaves out how blocks end with the answer, that its first row may have no draft, and what else models do. So
+what each choice yields is taken to be more or less than all this says, by as much as it was so far.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,13 +28,13 @@ _ENDS = np.array([2, 4, 8, 16, 32, 64])
 """Drafts 1, 2 to 3, 4 to 7, ... 32 to 63 share a hazard: segment s ends before `_ENDS[s]`."""
 _STARTS = np.array([1, 2, 4, 8, 16, 32])
 _FULL = _ENDS - _STARTS
-_IS_EARLY = _ENDS <= 4
 _LEAST_HAZARD = 1e-4
 
 
 _BUDGETS = (16, 32, 64, 96, 128)
-_STOPS_BY_BUDGET = (1.7, 1.45, 1.35, 1.25, 1.2)
-"""How much more often verification stops in one forward of so many tokens: a first guess, which blocks correct."""
+_STOPS_BY_BUDGET = (1.7, 1.45, 1.3, 1.2, 1.09)
+"""How much more often verification stops in one forward of so many tokens, chains that end included: what fits the
+tokens per forward in benchmarks/results/router_budgets.json, over all qualities of drafts."""
 _MOST_SPECULATING = 16
 """Requests up to which speculation in one forward is weighed; with more, deciding would take too long."""
 
@@ -62,22 +63,28 @@ class YieldModel:
     _HALF_LIFE_S = 60.0
     """Seconds after which half of what was learned is forgotten, so that what is never tried is doubted again."""
     _REQUEST_HALF_LIFE_S = 20.0
+    _DOUBTED_S = 360.0
+    """Seconds that new weights count as."""
     _FIRST_GUESS = 0.3
     """The hazard of the first draft, before any was seen. That of later ones is guessed to be that of those before."""
     _GUESS_WEIGHT = 4.0
     """Drafts of each segment that a guess is worth."""
     _ENOUGH = 16.0
     """Drafts of a segment after which what all requests show of it is believed."""
-    _STOPS_WEIGHT = 40.0
-    """Stops that the guess of what one forward multiplies them by is worth."""
-    _MODEL_WEIGHT = 40.0
-    """Blocks of a choice that what all choices say of it is worth."""
-    _HOPE, _FIRST_BLOCKS = 0.8, 16.0
-    """By what part a choice might yield more than is known, over the square root of its blocks and so many more."""
-    _VARIANCE_GUESS = 1.0
+    _IN_ONE_WEIGHT = 0.25
+    """What a draft in one forward says of drafts in turn, over one of these."""
+    _MODEL_WEIGHTS = (400.0, 40.0)
+    """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, whose widths
+    share them, and less for speculation in one forward."""
+    _HOPE = 0.8
+    """By what part a choice might yield more than is known, over the square root of its blocks and of what the guess of
+    it is worth."""
+    _VARIANCE_GUESS = 0.5
     """The variance of difficulties before any were compared, and how many pairs of blocks that is worth."""
     _VARIANCE_WEIGHT = 2.0
-    _VARIANCES = (0.02, 4.0)
+    _VARIANCES = (0.02, 2.0)
+    _LEVEL_RATE, _MOST_DIFFICULT = 1 / 32, 3.0
+    """What a request that ended says of the level of all hazards, and up to which difficulty."""
 
     def __init__(self, choices: Sequence[Choice], capacity: int) -> None:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""
@@ -87,25 +94,34 @@ class YieldModel:
         self._lengths = _SEGMENTS[self._most - 1]  # [K, S]
         budgets = [choice.budget for choice in self.choices]
         self._speculates = np.array([budget is not None for budget in budgets], dtype=np.bool_)
-        self._first_factor = np.array(
+        self._factor = np.array(
             [1.0 if budget is None else np.interp(budget, _BUDGETS, _STOPS_BY_BUDGET) for budget in budgets]
         )
+        self._model_weight = np.where(self._speculates, *reversed(self._MODEL_WEIGHTS))
         self._is_diffusion = np.array([choice.mode is Mode.DIFFUSION for choice in choices], dtype=np.bool_)
         diffused = [float(choice.block_length) for choice in choices if choice.mode is Mode.DIFFUSION]
         self._whole = np.array(diffused)[:, None]
         # Of each request: wrong drafts, and drafts that were tried, by segment.
         self._wrong, self._tried = np.zeros(capacity), np.zeros((capacity, len(_ENDS)))
-        # Of all: the same by choice and segment, each tried draft weighted by the difficulty of its request.
-        self._all_wrong, self._all_tried = np.zeros((2, len(self.choices), len(_ENDS)))
-        # By choice: blocks and, of those that verified a draft, the tokens that they emitted and were thought to.
-        self._num_blocks, self._emitted, self._thought = np.zeros((3, len(self.choices)))
+        # Of all, drafted in turn and in one forward: the same by segment, each tried draft weighted by how difficult
+        # its request is, and by how much more often its choice stops.
+        self._all_wrong, self._all_tried = np.zeros((2, 2, len(_ENDS)))
         # How blocks of a request deviate together, over what they would if difficulties varied by 1.
         self._together, self._scale = 0.0, 0.0
+        # By choice: blocks and, of those that verified, the tokens that they emitted and were thought to; and what a
+        # block of a request that nothing is known about is thought to.
+        self._num_blocks, self._emitted, self._thought = np.zeros((3, len(self.choices)))
+        self._usual = np.ones(len(self.choices))
         self._forwards, self._blocks = np.where(self._speculates, 1.0, 2.0), np.ones(len(self.choices))
         self._take_up()
 
     def forget(self, slot: int) -> None:
-        """Make `slot` ready for another request."""
+        """Make `slot` ready for another request.
+
+        The one before says something of all: difficulties are 1 on average, else hazards could sink as these rise.
+        """
+        difficulty = float(self._difficulty(np.array([slot]))[0])
+        self._all_tried *= math.exp(self._LEVEL_RATE * (1 - min(difficulty, self._MOST_DIFFICULT)))
         self._wrong[slot] = self._tried[slot] = 0
 
     def fade(self, seconds: float) -> None:
@@ -119,6 +135,10 @@ class YieldModel:
         self._wrong *= left
         self._tried *= left
         self._take_up()
+
+    def doubt(self) -> None:
+        """Forget most of what was learned: it was of other weights."""
+        self.fade(self._DOUBTED_S)
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """Learn from finished blocks, each of the request in one of `slots`."""
@@ -149,7 +169,7 @@ class YieldModel:
         """
         doubt = np.sqrt(1 / (1 / self._variance + self._wrong[slots])[:, None] + self._doubt**2)
         hazard = self._difficulty(slots)[:, None] * self._hazard
-        hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._FIRST_BLOCKS)
+        hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._model_weight)
         return hope[:, None] * self._per_forward(hazard * np.maximum(1 - 1.3 * doubt, 0.05), remaining)
 
     def usual(self) -> Array:
@@ -211,13 +231,14 @@ class YieldModel:
         self._tried *= left[:, None]
         np.add.at(self._wrong, slots, is_wrong)
         np.add.at(self._tried, slots, factor[:, None] * tried)
+        in_one = self._speculates[kinds].astype(np.int64)
         seen = np.zeros(self._all_tried.shape)
-        np.add.at(seen, kinds, tried > 0)
+        np.add.at(seen, in_one, tried > 0)
         left_of_all = self._SHARED_FADE**seen
         self._all_wrong *= left_of_all
         self._all_tried *= left_of_all
-        np.add.at(self._all_tried, kinds, difficulty[:, None] * tried)
-        np.add.at(self._all_wrong, kinds, up_to_wrong - right)
+        np.add.at(self._all_tried, in_one, (factor * difficulty)[:, None] * tried)
+        np.add.at(self._all_wrong, in_one, up_to_wrong - right)
 
     def _learn_yields(self, kinds: Integers, slots: Integers, num_emitted: Integers) -> None:
         """Learn what N blocks emitted [N], and what was thought that they would."""
@@ -231,34 +252,35 @@ class YieldModel:
     def _take_up(self) -> None:
         """Take up what was observed of all requests.
 
-        Sets `_hazard` [S] and by what part it may be wrong, `_doubt` [S]; `_factor` [K], by how much more often choices
-        stop than drafting in turn; the `_variance` of difficulties; and `_correction` [K], by how much choices yield
-        more than all these say.
+        Sets `_hazard` and `_doubt`, each [S]; the `_variance` of difficulties; and `_correction` [K], by how much more
+        than all these say choices yield.
         """
-        in_turn, in_one = ~self._speculates, self._speculates
-        wrong, tried = self._all_wrong[in_turn].sum(axis=0), self._all_tried[in_turn].sum(axis=0)
-        # One forward says little of later drafts: rows stop where theirs end, which nobody here knows.
-        wrong_in_one = self._all_wrong[in_one].sum(axis=0) * _IS_EARLY
-        tried_in_one = self._first_factor[in_one] @ self._all_tried[in_one] * _IS_EARLY
+        self._hazard, self._doubt = self._learned_hazards()
+        usual = self._per_block(self._hazard[None])[:, 0]
+        self._thought *= usual / self._usual  # as it would be thought of now
+        self._usual = usual
+        weight_of_usual = self._model_weight * usual
+        self._correction = (self._emitted + weight_of_usual) / (self._thought + weight_of_usual)
+        prior = self._VARIANCE_WEIGHT
+        variance = (self._together + prior * self._VARIANCE_GUESS) / (self._scale + prior)
+        self._variance = min(max(variance, self._VARIANCES[0]), self._VARIANCES[1])
+
+    def _learned_hazards(self) -> tuple[Array, Array]:
+        """Return the hazard of each segment [S], and by what part it may be wrong [S]."""
+        (wrong, wrong_in_one), (tried, tried_in_one) = self._all_wrong.tolist(), self._all_tried.tolist()
         hazards, doubts, guess, weight = [], [], self._FIRST_GUESS, self._GUESS_WEIGHT
+        # Rows of one forward stop where their chains end, too, which nobody here knows: so only how often they stop
+        # says something, and not where.
+        stops = (sum(wrong_in_one) + weight * guess) / (sum(tried_in_one) + weight)
         for segment in range(len(_ENDS)):
             # Gamma posteriors, whose deviation over their mean is 1 / sqrt(shape).
-            guess = (wrong_in_one[segment] + weight * guess) / (tried_in_one[segment] + weight)
+            weight_in_one = self._IN_ONE_WEIGHT * tried_in_one[segment]
+            guess = (weight_in_one * stops + weight * guess) / (weight_in_one + weight)
             shape = wrong[segment] + weight * guess
             guess = shape / (tried[segment] + weight)
             hazards.append(guess)
             doubts.append(shape**-0.5 if tried[segment] < self._ENOUGH else 0.0)
-        self._hazard, self._doubt = np.array(hazards), np.array(doubts)
-        stops, stops_in_turn = self._all_wrong.sum(axis=1), self._all_tried @ self._hazard
-        factor, weight = self._first_factor, self._STOPS_WEIGHT
-        # What one budget shows goes for the others, too, until they show otherwise.
-        factor = factor * (stops[in_one].sum() + weight) / (factor[in_one] @ stops_in_turn[in_one] + weight)
-        self._factor = np.where(in_one, (stops + weight * factor) / (stops_in_turn + weight), 1.0)
-        usual = self._MODEL_WEIGHT * self._per_block(self._hazard[None])[:, 0]
-        self._correction = (self._emitted + usual) / (self._thought + usual)
-        prior = self._VARIANCE_WEIGHT
-        variance = (self._together + prior * self._VARIANCE_GUESS) / (self._scale + prior)
-        self._variance = min(max(variance, self._VARIANCES[0]), self._VARIANCES[1])
+        return np.array(hazards), np.array(doubts)
 
 
 def _tokens(hazard: Array, lengths: Array) -> Array:

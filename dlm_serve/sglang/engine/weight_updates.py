@@ -33,6 +33,12 @@ class DlmWeightUpdater(SchedulerWeightUpdaterManager):  # type: ignore[misc]  # 
             runner.model.draft_adapter.update(adapter)
         return super().update_weights_from_disk(recv_req)
 
+    def flush_cache_after_weight_update(self, recv_req: Any, success: bool, message: str) -> Any:
+        """Let the router doubt what it learned of the weights before, too."""
+        if success:
+            self.draft_worker.router.policy.doubt()
+        return super().flush_cache_after_weight_update(recv_req, success, message)
+
     def update_weights_from_tensor(self, recv_req: Any) -> Any:
         """Load tensors that the client has sent; what cannot be loaded is answered, as that from disk is."""
         try:
