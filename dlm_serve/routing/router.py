@@ -14,11 +14,9 @@ from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, Roster, RunningBat
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
 from dlm_serve.routing.prefills import Interruptions, PrefillModel, PrefillShape
 
-STEPS_BETWEEN = 8
-"""Steps from one decision to the next: four blocks of self-speculation."""
-
-MANY_REQUESTS, STEPS_BETWEEN_MANY = 32, 16
-"""From so many requests on, a decision takes the host longer, as their steps take the device longer."""
+STEPS_BETWEEN = {0: 8, 32: 16, 96: 32}
+"""Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
+decision takes the host longer, and has more evidence behind it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Router:
         self._roster = Roster(policy.choices, capacity)
         self._told: CostTable | None = None
         self._first: Choice | None = None
-        self._last_step = -STEPS_BETWEEN_MANY
+        self._last_step = -max(STEPS_BETWEEN.values())
         self._num_rows = 0
         self._elapsed_ms = 0.0
         self._num_steps = 0
@@ -116,7 +114,7 @@ class Router:
     def is_due(self, step: int, num_rows: int) -> bool:
         """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""
         since = step - self._last_step
-        between = STEPS_BETWEEN if num_rows < MANY_REQUESTS else STEPS_BETWEEN_MANY
+        between = max(steps for most, steps in STEPS_BETWEEN.items() if num_rows >= most)
         by_much = abs(num_rows - self._num_rows) * 4 > self._num_rows
         is_tried = self.outcome is not None and 0 < self.outcome.num_trial_steps <= since
         return self._is_changed or since >= between or is_tried or (since > 0 and by_much)

@@ -120,7 +120,8 @@ class YieldModel:
 
         The one before says something of all: difficulties are 1 on average, else hazards could sink as these rise.
         """
-        difficulty = float(self._difficulty(np.array([slot]))[0])
+        shape = 1 / self._variance
+        difficulty = (shape + float(self._wrong[slot])) / (shape + float(self._tried[slot] @ self._hazard))
         self._all_tried *= math.exp(self._LEVEL_RATE * (1 - min(difficulty, self._MOST_DIFFICULT)))
         self._wrong[slot] = self._tried[slot] = 0
 
