@@ -34,6 +34,9 @@ SLOW := $(wildcard tests/unit/test_block_a*.py tests/unit/test_*_reference.py te
 # All but what only a cluster's own extensions and kustomize know.
 MANIFESTS := $(filter-out %/pod_monitor.yaml %/kustomization.yaml,$(wildcard docker/kubernetes/*/*.yaml))
 
+# Folders of wheels that pip looks into are uv's, too.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
 # Each process would compile what it imports, which takes longer than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
