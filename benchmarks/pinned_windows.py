@@ -77,13 +77,11 @@ class Window:
     def add(self, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], seconds: float) -> None:
         """Add a period between two states of the replicas."""
 
+        def counted(replicas: Sequence[dict[str, Any]], metric: str, named: str) -> int:
+            return sum(int(n) for each in replicas for label, n in each["counters"][metric].items() if named in label)
+
         def grown(metric: str, named: str = "") -> int:
-            numbers = [
-                sum(int(number) for label, number in replica["counters"][metric].items() if named in label)
-                for state in (before, after)
-                for replica in state
-            ]
-            return sum(numbers[len(before) :]) - sum(numbers[: len(before)])
+            return counted(after, metric, named) - counted(before, metric, named)
 
         self.seconds += seconds
         self.tokens += grown(TOKENS.name)

@@ -4,9 +4,9 @@
     python benchmarks/router.py URL --within 420 ...     # all cells in so many seconds
 
 Clients with mode `auto` send one request after another, greedily, with answers that end where they end. They go on
-while the router is pinned to one way after the other (`POST /dlm/routing`), which it does not learn from, so that ways
-differ in nothing else and no time is lost between them. Output tokens per second are those that the server counts over
-a window of time, behind a moment in which requests move.
+while the router is pinned to one way after the other (`POST /dlm/routing`), from whose blocks it does not learn. So
+ways differ in nothing else, and no time is lost between them. Output tokens per second are those that the server counts
+over a window of time, behind a moment in which requests move.
 
 At each concurrency fixed ways have a short window: of each kind, from the width or budget that was the fastest at the
 concurrency before, wider and narrower ones until one is far slower; and budgets for as many requests as there are CUDA
@@ -241,14 +241,14 @@ def share_of(concurrency: int) -> float:
     return 1 + 1.5 / concurrency
 
 
-def main() -> None:
-    """Print a row for each concurrency, and write the figures."""
+def arguments() -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("url", metavar="URL")
     parser.add_argument("--checkpoints", nargs="+", metavar="DIR", default=[""], help="the server's own, without")
     parser.add_argument("--screening", type=float, default=1.0, help="seconds for each fixed way")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn of those that contend for the best")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=2, help="at least 2: each is compared with the others")
     parser.add_argument("--settling", type=float, default=0.4, help="seconds before each measurement")
     parser.add_argument("--begin", type=float, default=2.0, help="seconds before the first one at a concurrency")
     parser.add_argument("--concurrency", default=",".join(map(str, CONCURRENCIES)))
@@ -256,11 +256,27 @@ def main() -> None:
     parser.add_argument("--out", default="router", help="name of the file in benchmarks/results")
     parser.add_argument("--within", type=float, default=math.inf, help="seconds for all; turns are as long as fits")
     options = parser.parse_args()
+    if options.turns < 2:
+        parser.error("--turns must be at least 2: each is compared with the others")
+    return options
+
+
+def main() -> None:
+    """Print a row for each concurrency, and write the figures."""
+    options = arguments()
+    server = Server(options.url)
+    try:
+        measure(server, options)
+    finally:
+        server.pin(AUTO)
+
+
+def measure(server: Server, options: argparse.Namespace) -> None:
+    """Measure each checkpoint at each concurrency; write the figures as they come, and a plot of each checkpoint."""
     end = time.perf_counter() + options.within
     times = Times(options.screening, options.seconds, options.turns, options.settling, options.begin)
     numbers = list(map(int, options.concurrency.split(",")))
     clients = Clients(options.url, PROMPTS[options.prompts]())
-    server = Server(options.url)
     results: dict[str, dict[str, Row]] = {}
     ratios: dict[str, dict[str, dict[str, Any]]] = {}
     seconds_of_load = 0.0

@@ -27,6 +27,9 @@ class Evidence(NamedTuple):
     """Whether a draft was verified; the first forward of an answer has none where it drafts and verifies at once."""
 
 
+MOST_EVIDENCE = 64
+"""Blocks of a request that are kept until the router reads them, which on all ranks but the first it never does."""
+
 BlockRecord = tuple[int, int, bool]
 """A block: the tokens that it emitted, 0 if it was lost; its forwards, the commit of the block before included; and
 whether no block was emitted since the last EXTEND call."""
@@ -42,7 +45,7 @@ class Tally:
     """How often it had such a block; tokens that were decoded one by one are none."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RequestState:
     """A request on the host."""
 
@@ -61,8 +64,8 @@ class RequestState:
     """Tokens that the last decode step emitted."""
     switches: defaultdict[tuple[Mode, Mode], int] = field(default_factory=lambda: defaultdict(int))
     """How often it went on in another mode or block length, by the modes before and after."""
-    evidence: list[Evidence] = field(default_factory=list)
-    """Finished blocks that the router has not read yet; kept of free requests alone."""
+    evidence: deque[Evidence] = field(default_factory=lambda: deque(maxlen=MOST_EVIDENCE))
+    """The last finished blocks that the router has not read yet; kept of free requests alone."""
     history: BlockHistory | None = field(init=False)
     """Its blocks after each forward, where it asked for them."""
     _wanted: ModeSettings | None = None

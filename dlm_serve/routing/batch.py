@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,7 +34,10 @@ class RunningRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class RunningBatch:
-    """The requests of a step: F that the router may move between modes, and others that are pinned to one."""
+    """The requests of a step: F that the router may move, and others that are pinned to one way to decode.
+
+    Those count as pinned, too, whose blocks are of a length or a budget that is not among the choices.
+    """
 
     free: Sequence[RunningRequest]
     slots: Integers  # [F], places in tables of the policy
@@ -67,52 +70,49 @@ class Roster:
         self._choices = choices
         self._kind_of = {choice: kind for kind, choice in enumerate(choices)}
         self._permitted: Mask = np.zeros((len(choices), capacity), dtype=np.bool_)
-        self._slots: dict[int, int] = {}
-        """By the `id` of a request's state, which no other has while it stands in `_states`."""
-        self._states: dict[int, RequestState] = {}
+        self._slots: dict[RequestState, int] = {}
         self._unused = list(range(capacity))
 
-    def evidence(self) -> list[tuple[int, Evidence]]:
+    def take_evidence(self) -> list[tuple[int, Evidence]]:
         """Take the finished blocks of all requests, each with its slot; those of requests that ended, too."""
         found = []
-        for key, state in self._states.items():
-            if state.evidence:
-                slot = self._slots[key]
-                found += [(slot, block) for block in state.evidence]
-                state.evidence.clear()
+        for state, slot in self._slots.items():
+            found += [(slot, block) for block in state.evidence]
+            state.evidence.clear()
         return found
 
     def update(self, requests: Sequence[RunningRequest], enter: Callable[[int, RequestState], None]) -> RunningBatch:
         """Return the batch of `requests`, once `enter` was called with those that are new."""
-        free = [request for request in requests if request.state.plan.is_free]
-        keys = [id(request.state) for request in free]
-        if self._slots.keys() != set(keys):
-            self._replace({id(request.state): request.state for request in free}, enter)
-        at = np.array([self._slots[key] for key in keys], dtype=np.int64)
-        pinned = [] if len(free) == len(requests) else [r.state.current for r in requests if not r.state.is_free]
+        free = [each for each in requests if each.state in self._slots or self._may_move(each.state)]
+        states = dict.fromkeys(request.state for request in free)  # in their order
+        if self._slots.keys() != states.keys():
+            self._replace(states, enter)
+        at = np.array([self._slots[request.state] for request in free], dtype=np.int64)
+        pinned = [request.state.current for request in requests if request.state not in states]
         num_pinned_decode = sum(settings.mode is Mode.AUTOREGRESSIVE for settings in pinned)
         return RunningBatch(
-            free,
-            at,
-            self.kinds[at],
-            self._permitted[:, at],
-            np.array([request.remaining for request in free], dtype=np.float64),
-            self._choices,
-            num_pinned_decode,
-            len(pinned) - num_pinned_decode,
-            max((settings.block_length for settings in pinned if settings.budget is None), default=1),
-            sum([request.context for request in requests]) / max(len(requests), 1),
+            free=free,
+            slots=at,
+            kinds=self.kinds[at],
+            permitted=self._permitted[:, at],
+            remaining=np.array([request.remaining for request in free], dtype=np.float64),
+            choices=self._choices,
+            num_pinned_decode=num_pinned_decode,
+            num_pinned_blocks=len(pinned) - num_pinned_decode,
+            pinned_width=max((settings.block_length for settings in pinned if settings.budget is None), default=1),
+            mean_context=sum([request.context for request in requests]) / max(len(requests), 1),
         )
 
-    def _replace(self, running: dict[int, RequestState], enter: Callable[[int, RequestState], None]) -> None:
+    def _may_move(self, state: RequestState) -> bool:
+        """Return whether the router may move it: between autoregression and at least one of its choices."""
+        return state.is_free and any(state.settings_of(choice) for choice in self._choices)
+
+    def _replace(self, running: Collection[RequestState], enter: Callable[[int, RequestState], None]) -> None:
         """Give up the slots of requests that ended, and give some to those of `running` that are new."""
-        for key in self._slots.keys() - running.keys():
-            del self._states[key]
-            self._unused.append(self._slots.pop(key))
-        for key, state in running.items():
-            if key not in self._slots:
-                slot = self._slots[key] = self._unused.pop()
-                self._states[key] = state
-                self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
-                self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
-                enter(slot, state)
+        for state in [state for state in self._slots if state not in running]:
+            self._unused.append(self._slots.pop(state))
+        for state in (state for state in running if state not in self._slots):
+            slot = self._slots[state] = self._unused.pop()
+            self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
+            self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
+            enter(slot, state)

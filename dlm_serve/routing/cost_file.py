@@ -25,8 +25,9 @@ class CostFile:
 
     def __init__(self, key: Mapping[str, Any], folder: Path | None = None) -> None:
         """Use a file in `folder`, else in `DLM_SERVE_CACHE`, else in `~/.cache/dlm_serve`."""
-        self._key = {"format": _FORMAT, **key}
-        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
+        text = json.dumps({"format": _FORMAT, **key}, sort_keys=True)
+        self._key = json.loads(text)  # as it is read again: with text for numbers as keys, and lists for tuples
+        digest = hashlib.sha256(text.encode()).hexdigest()
         named = os.environ.get(FOLDER_VARIABLE)
         folder = folder or (Path(named) if named else Path.home() / ".cache" / "dlm_serve")
         self.path = folder / f"costs-{digest[:16]}.json"

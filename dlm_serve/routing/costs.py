@@ -37,7 +37,7 @@ class CostTable:
     widths: tuple[int, ...]
     """Widths of block forwards, ascending: K of them."""
     decode_ms: Array  # [N + 1], by the number of rows
-    block_ms: Array  # [K, N + 1], infinite where a row can be narrower and no graph is so wide
+    block_ms: Array  # [K, N + 1], infinite where rows of one forward have no graph: they are made narrower
     decode_context_ms: float
     """What each token of context adds to a decode forward."""
     block_context_ms: Array  # [K], the same of block forwards
@@ -56,7 +56,7 @@ class CostTable:
         return min(bisect_left(self.widths, width), len(self.widths) - 1)
 
     def widest(self, num_rows: int, width: int, least: int) -> int:
-        """Return `width` or, where so many rows are never that wide, the widest that they are, at least `least`."""
+        """Return the width to run `num_rows` rows at: `width`, or the next below of finite cost, at least `least`."""
         k = self.index_of(width)
         while k and np.isinf(self.block_ms[k, min(num_rows, self.max_rows)]) and self.widths[k - 1] >= least:
             k -= 1
@@ -233,5 +233,5 @@ def interpolated(sizes: Sequence[int], values: Sequence[float], max_rows: int) -
 
 
 def _bucket(num_rows: int) -> int:
-    """Return the power of two that a number of rows is rounded up to."""
+    """Return the exponent of the power of two that a number of rows is rounded up to."""
     return max(num_rows - 1, 0).bit_length()

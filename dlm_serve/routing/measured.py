@@ -46,11 +46,12 @@ class MeasuredPolicy(Policy):
         self._trial_share = trial_share
         self._latency_slo_ms = latency_slo_ms
         self._kinds_before: Integers = np.full(capacity, _NOT_ON_TRIAL)
-        self._budget_ms = _MOST_SAVED_MS
+        self._budget_ms = self._most_saved_ms = _MOST_SAVED_MS if trial_share else 0.0
 
     def enter(self, slot: int, state: RequestState) -> None:
         """See `Policy`."""
         self.yields.forget(slot)
+        self._kinds_before[slot] = _NOT_ON_TRIAL
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """See `Policy`."""
@@ -59,12 +60,12 @@ class MeasuredPolicy(Policy):
     def doubt(self) -> None:
         """See `Policy`. Trials have as much time as at the beginning."""
         self.yields.doubt()
-        self._budget_ms = _MOST_SAVED_MS
+        self._budget_ms = self._most_saved_ms
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
         """See `Policy`."""
         self.yields.fade(elapsed_ms / 1000)
-        self._budget_ms = min(self._budget_ms + self._trial_share * elapsed_ms, _MOST_SAVED_MS)
+        self._budget_ms = min(self._budget_ms + self._trial_share * elapsed_ms, self._most_saved_ms)
         expected = self.yields.expected(batch.slots, batch.remaining)
         splits = Splits(batch, table, interruptions, self._latency_slo_ms)
         kept = splits.assess(self._without_trial(batch), expected)
@@ -90,10 +91,11 @@ class MeasuredPolicy(Policy):
     def _tried(
         self, batch: RunningBatch, splits: Splits, chosen: Split, expected: Array
     ) -> tuple[Integers, int] | None:
-        """Return another split for so many steps, if it may turn out better and there is time to find out.
+        """Return a split to try for so many steps, if it may turn out better and there is time to find out.
 
-        It is the one that would be best if requests were as easy as is still likely or, where that costs less, the
-        chosen one with the most doubtful request moved. What the trial before has shown is known a decision later.
+        It is the one that would be best if requests were as easy as is still likely; or, where that costs less,
+        `chosen` with only the most doubtful request moved. No trial follows on another directly: what the first has
+        shown is read one decision later.
         """
         has_just_tried = (self._kinds_before != _NOT_ON_TRIAL).any()
         self._kinds_before[:] = _NOT_ON_TRIAL

@@ -59,8 +59,11 @@ class Splits:
             rate = tokens / (self._ms + self._interruptions.ms_per_step(tokens))
         rate[np.isnan(rate)] = -np.inf  # not permitted, and of rows too wide for any graph
         if self._latency_slo_ms is not None:
-            within = self._ms <= self._latency_slo_ms
-            allowed_rate = np.where(within, rate, -np.inf) if within.any() else 1 / self._ms
+            is_possible = np.isfinite(rate)
+            is_within = is_possible & (self._ms <= self._latency_slo_ms)
+            allowed_rate = (
+                np.where(is_within, rate, -np.inf) if is_within.any() else np.where(is_possible, 1 / self._ms, 0.0)
+            )
         else:
             allowed_rate = rate
         k, count = divmod(int(allowed_rate.argmax()), rate.shape[1])

@@ -24,7 +24,7 @@ class Decision:
     """What ranks are told. It is applied in the same iteration of their loops, so none can differ from another."""
 
     choices: dict[str, Choice | None] = field(default_factory=dict)
-    """By request id, how to go on: blocks of this mode and length, or autoregressively."""
+    """By request id, the blocks to go on with; None is autoregressively."""
     first: Choice | None = None
     """How the requests that come next begin."""
     costs: CostTable | None = None
@@ -108,13 +108,21 @@ class Router:
         self._prefills.observe(prefill, ms)
 
     def pin(self, policy: Policy | None) -> None:
-        """Let `policy` choose from the next decision on, and the router's own learn nothing; None leaves it to that."""
+        """Let `policy` choose from the next decision on, while the router's own learns nothing of blocks.
+
+        None lets the router's own choose again.
+        """
         self._pinned, self._is_changed = policy, True
+
+    def doubt(self) -> None:
+        """Let the policy doubt what it learned, and what requests have shown since the last decision, unread."""
+        self._roster.take_evidence()
+        self.policy.doubt()
 
     def is_due(self, step: int, num_rows: int) -> bool:
         """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""
         since = step - self._last_step
-        between = max(steps for most, steps in STEPS_BETWEEN.items() if num_rows >= most)
+        between = max(steps for least, steps in STEPS_BETWEEN.items() if num_rows >= least)
         by_much = abs(num_rows - self._num_rows) * 4 > self._num_rows
         is_tried = self.outcome is not None and 0 < self.outcome.num_trial_steps <= since
         return self._is_changed or since >= between or is_tried or (since > 0 and by_much)
@@ -127,7 +135,7 @@ class Router:
         self._last_step, self._num_rows, self._is_changed = step, len(requests), False
         told, self._told = self._told, self.costs.table
         first, policy = self._first, self.policy
-        blocks = self._roster.evidence()
+        blocks = self._roster.take_evidence()
         if self._pinned is None:  # a pin shall not change what is done behind it
             policy.observe([slot for slot, _ in blocks], [block for _, block in blocks])
         batch = self._roster.update(requests, policy.enter)
@@ -145,6 +153,8 @@ class Router:
                 changes[batch.free[i].rid] = None if kind == AUTOREGRESSIVE else policy.choices[kind]
             self._roster.kinds[batch.slots] = outcome.kinds
             self.num_trials += outcome.num_trial_steps > 0
+        elif self.outcome is not None:
+            self.outcome = replace(self.outcome, num_trial_steps=0)  # whoever was on trial has ended
         if not changes and first == self._first and told is self._told:
             return None
         return Decision(changes, self._first, None if told is self._told else self._told)

@@ -61,7 +61,8 @@ class YieldModel:
     _REQUEST_FADE = 0.97
     """The same for the difficulty of a request."""
     _HALF_LIFE_S = 60.0
-    """Seconds after which half of what was learned is forgotten, so that what is never tried is doubted again."""
+    """Seconds of decode steps after which half of what was learned is forgotten, so that what is never tried is doubted
+    again."""
     _REQUEST_HALF_LIFE_S = 20.0
     _DOUBTED_S = 360.0
     """Seconds that new weights count as."""
@@ -73,18 +74,21 @@ class YieldModel:
     """Drafts of a segment after which what all requests show of it is believed."""
     _IN_ONE_WEIGHT = 0.25
     """What a draft in one forward says of drafts in turn, over one of these."""
-    _MODEL_WEIGHTS = (400.0, 40.0)
-    """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, whose widths
+    _IN_TURN_WEIGHT, _IN_ONE_FORWARD_WEIGHT = 400.0, 40.0
+    """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, since widths
     share them, and less for speculation in one forward."""
     _HOPE = 0.8
     """By what part a choice might yield more than is known, over the square root of its blocks and of what the guess of
     it is worth."""
     _VARIANCE_GUESS = 0.5
-    """The variance of difficulties before any were compared, and how many pairs of blocks that is worth."""
+    """The variance of difficulties before any were compared."""
     _VARIANCE_WEIGHT = 2.0
+    """What this guess weighs: wrong drafts that two blocks are expected to have, multiplied."""
     _VARIANCES = (0.02, 2.0)
-    _LEVEL_RATE, _MOST_DIFFICULT = 1 / 32, 3.0
-    """What a request that ended says of the level of all hazards, and up to which difficulty."""
+    _LEVEL_RATE = 1 / 32
+    """By what part hazards change with each request that ended, for each unit that its difficulty is off 1."""
+    _MOST_DIFFICULT = 3.0
+    """Difficulties count up to this in that."""
 
     def __init__(self, choices: Sequence[Choice], capacity: int) -> None:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""
@@ -97,7 +101,7 @@ class YieldModel:
         self._factor = np.array(
             [1.0 if budget is None else np.interp(budget, _BUDGETS, _STOPS_BY_BUDGET) for budget in budgets]
         )
-        self._model_weight = np.where(self._speculates, *reversed(self._MODEL_WEIGHTS))
+        self._model_weight = np.where(self._speculates, self._IN_ONE_FORWARD_WEIGHT, self._IN_TURN_WEIGHT)
         self._is_diffusion = np.array([choice.mode is Mode.DIFFUSION for choice in choices], dtype=np.bool_)
         diffused = [float(choice.block_length) for choice in choices if choice.mode is Mode.DIFFUSION]
         self._whole = np.array(diffused)[:, None]
@@ -118,10 +122,9 @@ class YieldModel:
     def forget(self, slot: int) -> None:
         """Make `slot` ready for another request.
 
-        The one before says something of all: difficulties are 1 on average, else hazards could sink as these rise.
+        The one before moves all hazards a little: difficulties must be 1 on average, or they could rise as these sink.
         """
-        shape = 1 / self._variance
-        difficulty = (shape + float(self._wrong[slot])) / (shape + float(self._tried[slot] @ self._hazard))
+        difficulty = float(self._difficulty(np.array([slot]))[0])
         self._all_tried *= math.exp(self._LEVEL_RATE * (1 - min(difficulty, self._MOST_DIFFICULT)))
         self._wrong[slot] = self._tried[slot] = 0
 
@@ -150,10 +153,10 @@ class YieldModel:
         of_choice = np.array([kinds[i] for i in known])
         forwards = [blocks[i].num_forwards for i in known]
         number = np.bincount(of_choice, minlength=len(self.choices))
-        self._blocks = self._SHARED_FADE * self._blocks + number
-        self._num_blocks = self._SHARED_FADE**number * self._num_blocks + number
-        self._forwards *= self._SHARED_FADE
-        np.add.at(self._forwards, of_choice, forwards)
+        left = self._SHARED_FADE**number
+        self._num_blocks = left * self._num_blocks + number
+        self._blocks = left * self._blocks + number
+        self._forwards = left * self._forwards + np.bincount(of_choice, forwards, len(self.choices))
         drafted = [n for n, i in enumerate(known) if blocks[i].choice.mode is Mode.SELF_SPECULATION]
         if drafted:
             at = [known[n] for n in drafted]
@@ -168,10 +171,11 @@ class YieldModel:
 
         What is in doubt is how difficult each request is, each position for all of them, and each choice.
         """
-        doubt = np.sqrt(1 / (1 / self._variance + self._wrong[slots])[:, None] + self._doubt**2)
+        doubt = np.sqrt(1 / (1 / self._variance + self._wrong[slots])[:, None] + self._uncertainty**2)
         hazard = self._difficulty(slots)[:, None] * self._hazard
         hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._model_weight)
-        return hope[:, None] * self._per_forward(hazard * np.maximum(1 - 1.3 * doubt, 0.05), remaining)
+        hoped = self._per_forward(hazard * np.maximum(1 - 1.3 * doubt, 0.05), remaining)
+        return np.asarray(hope[:, None] * hoped)
 
     def usual(self) -> Array:
         """Return the tokens per forward [K] of a request that nothing is known about."""
@@ -191,7 +195,7 @@ class YieldModel:
         tokens = self._per_block(hazard, may_speculate) * self._correction[:, None]
         tokens[self._is_diffusion] = self._whole
         if not may_speculate:
-            tokens[self._speculates] = 1  # never better than autoregression
+            tokens[self._speculates] = 0  # left out
         return np.asarray(np.minimum(tokens, np.maximum(remaining, 1)) / (self._forwards / self._blocks)[:, None])
 
     def _per_block(self, hazard: Array, may_speculate: bool = True) -> Array:
@@ -253,10 +257,10 @@ class YieldModel:
     def _take_up(self) -> None:
         """Take up what was observed of all requests.
 
-        Sets `_hazard` and `_doubt`, each [S]; the `_variance` of difficulties; and `_correction` [K], by how much more
-        than all these say choices yield.
+        Sets `_hazard` and `_uncertainty`, each [S]; the `_variance` of difficulties; and `_correction` [K], by how much
+        more than all these say choices yield.
         """
-        self._hazard, self._doubt = self._learned_hazards()
+        self._hazard, self._uncertainty = self._learned_hazards()
         usual = self._per_block(self._hazard[None])[:, 0]
         self._thought *= usual / self._usual  # as it would be thought of now
         self._usual = usual

@@ -42,6 +42,7 @@ _UNSUPPORTED = (
     ("speculative_eagle_topk", None, "drafts are chains, not trees"),
     ("speculative_draft_model_path", None, "the model drafts for itself"),
     ("kv_cache_dtype", "auto", "block attention reads KV of the model's precision alone"),
+    ("scheduler_recv_interval", 1, "the router's decisions come with what the scheduler receives in each iteration"),
     ("pp_size", 1, "pipeline parallelism is not supported"),
     ("enable_dp_attention", False, "data-parallel attention is not supported"),
     ("disaggregation_mode", "null", "prefill-decode disaggregation is not supported"),

@@ -13,6 +13,7 @@ from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Commit, Mode, TokenChoi
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.checkpoint import Checkpoint
 from dlm_serve.options.file_rules import check_file, commit_of
+from dlm_serve.options.misplaced import OPTIONS_KEY
 from dlm_serve.options.request_rules import RequestRules
 from dlm_serve.options.server_file import ServerConfig, path_of
 from dlm_serve.sglang.protocols import ServerArgsLike
@@ -83,7 +84,7 @@ class Serving:
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
         """Return the ways to decode blocks among which the router chooses; none if it has nothing to choose."""
-        plan = self.request_rules.plan({})
+        plan = self.request_rules.plan({"custom_params": {OPTIONS_KEY: {"mode": "auto"}}})  # whatever the default is
         return tuple(s.choice for s in plan.permitted if s.mode is not Mode.AUTOREGRESSIVE) if plan.is_free else ()
 
     @cached_property

@@ -36,7 +36,7 @@ class DlmWeightUpdater(SchedulerWeightUpdaterManager):  # type: ignore[misc]  # 
     def flush_cache_after_weight_update(self, recv_req: Any, success: bool, message: str) -> Any:
         """Let the router doubt what it learned of the weights before, too."""
         if success:
-            self.draft_worker.router.policy.doubt()
+            self.draft_worker.router.doubt()
         return super().flush_cache_after_weight_update(recv_req, success, message)
 
     def update_weights_from_tensor(self, recv_req: Any) -> Any:

@@ -107,7 +107,7 @@ def test_the_last_block_is_evidence_of_what_the_answer_took_of_it() -> None:
     for num_emitted in (0, 4):
         state.end_step(num_emitted)
     state.end_answer(2)
-    assert state.evidence == [Evidence(Choice(Mode.SELF_SPECULATION, 4), 2, 2, True)]
+    assert list(state.evidence) == [Evidence(Choice(Mode.SELF_SPECULATION, 4), 2, 2, True)]
 
 
 def test_evidence_says_whether_a_forward_verified_a_draft() -> None:
@@ -117,7 +117,7 @@ def test_evidence_says_whether_a_forward_verified_a_draft() -> None:
     state.end_step(1)
     state.end_answer(1)
     state.end_step(5)
-    assert state.evidence == [
+    assert list(state.evidence) == [
         Evidence(speculates.choice, 1, 1, is_cut=True, has_draft=False),
         Evidence(speculates.choice, 5, 1),
     ]

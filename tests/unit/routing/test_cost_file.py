@@ -6,20 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from router_scenes import card
 
 from dlm_serve.routing.cost_file import FOLDER_VARIABLE, CostFile
 
-KEY = {"gpu": "A", "versions": {"torch": "2"}}
+KEY = {"gpu": "A", "versions": {"torch": "2"}, "labels": {0: "x"}, "sizes": (1, 2)}
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    CostFile(KEY, tmp_path).write(card())
+    """With a key that JSON gives back otherwise, and costs of rows that have no graph."""
+    table = card()
+    table.block_ms[3, 200:] = np.inf
+    CostFile(KEY, tmp_path).write(table)
     found = CostFile(KEY, tmp_path).read()
     assert found is not None
-    assert (found.widths, found.decode_ms.tolist()) == (card().widths, card().decode_ms.tolist())
-    assert found.block_ms.tolist() == card().block_ms.tolist()
+    assert (found.widths, found.decode_ms.tolist()) == (table.widths, table.decode_ms.tolist())
+    assert found.block_ms.tolist() == table.block_ms.tolist()
     assert [path.name for path in tmp_path.iterdir()] == [CostFile(KEY, tmp_path).path.name]
 
 

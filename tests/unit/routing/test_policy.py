@@ -105,3 +105,12 @@ def test_a_pinned_row_that_can_be_narrower_widens_no_other() -> None:
     batch = batch_of(requests_of([speculates, FREE]))
     assert (batch.num_pinned_blocks, batch.pinned_width) == (1, 1)
     assert batch_of(requests_of([speculates, PINNED_BLOCKS])).pinned_width == 16
+
+
+def test_where_nothing_keeps_the_limit_what_is_permitted_is_chosen() -> None:
+    table = card()
+    table.decode_ms[1:] = 9
+    batch = batch_of(requests_of([DecodePlan((FREE.permitted[1], FREE.permitted[-1]))] * 2))
+    best = Splits(batch, table, latency_slo_ms=1.0).best(np.full((4, 2), 1.5))
+    assert set(best.kinds.tolist()) <= {AUTOREGRESSIVE, 2}
+    assert best.tokens_per_ms > 0
