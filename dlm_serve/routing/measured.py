@@ -10,9 +10,9 @@ import numpy as np
 from dlm_serve.decoding import Choice, Evidence, RequestState
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
-from dlm_serve.routing.policy import Split, Splits
+from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions
-from dlm_serve.routing.router import Outcome, Policy
+from dlm_serve.routing.splits import Split, Splits
 from dlm_serve.routing.yields import YieldModel
 
 _NOT_ON_TRIAL = -2

@@ -9,8 +9,8 @@ import numpy as np
 from dlm_serve.decoding import Choice, Mode
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
+from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions
-from dlm_serve.routing.router import Outcome, Policy
 
 
 class PinnedPolicy(Policy):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import numpy as np
 
-from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Evidence, RequestState, name_of
-from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, Roster, RunningBatch, RunningRequest
+from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, name_of
+from dlm_serve.routing.batch import AUTOREGRESSIVE, Roster, RunningRequest
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
-from dlm_serve.routing.prefills import Interruptions, PrefillModel, PrefillShape
+from dlm_serve.routing.policy import Outcome, Policy
+from dlm_serve.routing.prefills import PrefillModel, PrefillShape
 
 STEPS_BETWEEN = {0: 8, 32: 16, 96: 32}
 """Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
@@ -29,45 +28,6 @@ class Decision:
     """How the requests that come next begin."""
     costs: CostTable | None = None
     """The costs by which steps are planned; None leaves those that are known."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A policy's answer, and what it was based on, for whoever asks why."""
-
-    kinds: Integers  # [F]
-    """How each free request of the batch shall decode: a choice or AUTOREGRESSIVE."""
-    first: Choice | None
-    """How the requests that come next begin."""
-    tokens_per_s: float | None = None
-    """What was expected, prefills of new requests included; None where nothing was measured."""
-    autoregressive_per_s: float | None = None
-    """What was expected of decoding all free requests autoregressively."""
-    num_trial_steps: int = 0
-    """Steps for which requests decode otherwise to find out what that yields; 0 if none does."""
-
-
-class Policy(ABC):
-    """What chooses: by measurement, or by rules."""
-
-    name: ClassVar[str]
-
-    def __init__(self, choices: Sequence[Choice]) -> None:
-        """Choose among `choices` for blocks, beside autoregressive decoding."""
-        self.choices = tuple(sorted(choices, key=lambda choice: choice.row_length))
-
-    @abstractmethod
-    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
-        """Return how the free requests of `batch` shall decode, `elapsed_ms` of running steps after the last answer."""
-
-    def enter(self, slot: int, state: RequestState) -> None:  # noqa: B027  # not all keep tables
-        """Note that a request comes into `slot`."""
-
-    def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:  # noqa: B027  # not all learn
-        """Learn from finished blocks, each of the request in one of `slots`."""
-
-    def doubt(self) -> None:  # noqa: B027  # not all learn
-        """Doubt what was learned: the model has other weights now."""
 
 
 class Router:

@@ -19,9 +19,10 @@ from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
-from dlm_serve.routing.policy import Splits
+from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions, PrefillShape
-from dlm_serve.routing.router import Outcome, Policy, Router
+from dlm_serve.routing.router import Router
+from dlm_serve.routing.splits import Splits
 from dlm_serve.scheduling.step_plan import StepPlan
 
 COMMIT = NEMOTRON_LABS_DIFFUSION.commit

@@ -11,7 +11,8 @@ from dlm_serve.options.server_file import RoutingPolicy
 from dlm_serve.routing.batch import RunningRequest
 from dlm_serve.routing.costs import CostModel
 from dlm_serve.routing.measured import MeasuredPolicy
-from dlm_serve.routing.router import Policy, Router
+from dlm_serve.routing.policy import Policy
+from dlm_serve.routing.router import Router
 from dlm_serve.routing.rules import RulesPolicy
 from dlm_serve.sglang.engine.requests import state_of
 from dlm_serve.sglang.protocols import ReqLike

@@ -13,7 +13,8 @@ from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Mode, RequestState, Tal
 from dlm_serve.routing.batch import RunningRequest
 from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
-from dlm_serve.routing.router import Decision, Policy, Router
+from dlm_serve.routing.policy import Policy
+from dlm_serve.routing.router import Decision, Router
 from dlm_serve.routing.rules import RulesPolicy
 
 

@@ -11,8 +11,8 @@ from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, WIDTHS, batch_of
 from dlm_serve.decoding import DecodePlan, Mode, ModeSettings
 from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch
 from dlm_serve.routing.costs import CostTable, StepShape
-from dlm_serve.routing.policy import Splits
 from dlm_serve.routing.prefills import Interruptions
+from dlm_serve.routing.splits import Splits
 
 CARDS = {"wide": card(), "narrow": card(free_tokens=8, ms_per_token=0.5), "flat": card(free_tokens=1e9)}
 MIXES = {
