@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,23 +37,37 @@ MAX_NEW_TOKENS = 128
 PREFIX = "base_model.model."
 
 
-@dataclass
+@dataclass(frozen=True)
 class Draft:
     """What stands behind the pending token: most and second most likely tokens, and how sure the first are."""
 
-    ids: list[int] = field(default_factory=list)
-    second: list[int] = field(default_factory=list)
-    confidence: list[float] = field(default_factory=list)
+    ids: tuple[int, ...] = ()
+    second: tuple[int, ...] = ()
+    confidence: tuple[float, ...] = ()
     is_broken: bool = False
 
     def beginning_with(self, token: int) -> Draft:
         """Return the draft with `token`, which is right for sure, in place of its first."""
-        is_broken = self.is_broken or self.ids[:1] not in ([], [token])
-        return Draft([token, *self.ids[1:]], [token, *self.second[1:]], [CHOSEN, *self.confidence[1:]], is_broken)
+        is_broken = self.is_broken or self.ids[:1] not in ((), (token,))
+        return Draft((token, *self.ids[1:]), (token, *self.second[1:]), (CHOSEN, *self.confidence[1:]), is_broken)
+
+    def first(self, number: int) -> Draft:
+        """Return what it says of the first `number` tokens."""
+        return Draft(self.ids[:number], self.second[:number], self.confidence[:number], self.is_broken)
 
     def behind(self, number: int, *, is_broken: bool) -> Draft:
         """Return what stands behind the first `number` tokens."""
         return Draft(self.ids[number:], self.second[number:], self.confidence[number:], is_broken)
+
+
+class Drafted(Protocol):
+    """A prompt with its answer, and drafts behind any of its tokens."""
+
+    ids: list[int]
+    num_prompt: int
+
+    def draft(self, anchor: int, number: int) -> Draft:
+        """Return what `number` masks behind the token at `anchor` say."""
 
 
 @dataclass
@@ -80,7 +94,9 @@ class Text:
             logits[:, self.model.mask_token_id] = -torch.inf
             top = logits.topk(2).indices
             sure = probs.gather(1, top[:, :1])[:, 0]
-            self.known[anchor, number] = Draft(top[:, 0].tolist(), top[:, 1].tolist(), sure.tolist())
+            self.known[anchor, number] = Draft(
+                tuple(top[:, 0].tolist()), tuple(top[:, 1].tolist()), tuple(sure.tolist())
+            )
         return self.known[anchor, number]
 
 
@@ -99,6 +115,7 @@ class Plan:
         return self.num_main + int(self.num_masks.sum() + self.has_second.sum())
 
 
+@lru_cache(maxsize=1 << 16)
 def plan(draft: Draft, width: int, rho: float) -> Plan:
     """Return the plan of `decoding.one_forward.plan`, for second choices that are right `rho` of the time."""
     known = 1 + (draft.ids.index(EOS_ID) + 1 if EOS_ID in draft.ids else len(draft.ids))
@@ -160,42 +177,70 @@ class Count:
     """How many were right."""
 
 
-def replay(text: Text, width: int, rho: float, count: Count) -> None:
+@dataclass(frozen=True)
+class Forward:
+    """What a forward came to."""
+
+    planned: Plan
+    num_right: int
+    """Tokens of the draft."""
+    has_found: bool
+    """Whether a second choice was right behind them."""
+    next_pending: int
+    """Position of the token that it ends with."""
+    draft: Draft
+    """Of what stands behind that."""
+
+
+def forward(text: Drafted, pending: int, draft: Draft, width: int, rho: float) -> Forward:
+    """Return what a row of `width` tokens comes to, with `draft` behind the token at `pending`; not at the last."""
+    ids, planned = text.ids, plan(draft, width, rho)
+    num_right = num_agreeing(draft.ids[: planned.num_main - 1], ids[pending + 1 : pending + planned.num_main])
+    next_pending = min(pending + num_right + 1, len(ids) - 1)
+    has_found = bool(planned.has_second[num_right]) and draft.second[num_right] == ids[next_pending]
+    anchors = [
+        (pending + column, int(masks)) for column, masks in enumerate(planned.num_masks[: num_right + 1]) if masks
+    ]
+    next_draft = following(text, draft, anchors, pending, next_pending)
+    if has_found and next_pending + 1 < len(ids):
+        next_draft = next_draft.beginning_with(ids[next_pending + 1])
+    return Forward(planned, num_right, has_found, next_pending, next_draft)
+
+
+def num_agreeing(drafted: Sequence[int], ids: Sequence[int]) -> int:
+    """Return how many of the first tokens are alike."""
+    pairs = zip(drafted, ids, strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(drafted), len(ids)))
+
+
+def replay(text: Drafted, width: int, rho: float, count: Count) -> None:
     """Add the forwards that `text`'s answer takes in rows of `width` tokens."""
-    ids, pending, draft = text.ids, text.num_prompt, Draft()
-    while pending < len(ids) - 1:
-        planned = plan(draft, width, rho)
-        right = 0
-        while right < planned.num_main - 1 and draft.ids[right : right + 1] == ids[pending + right + 1 :][:1]:
-            right += 1
-        next_pending = min(pending + right + 1, len(ids) - 1)
-        finds = bool(planned.has_second[right]) and draft.second[right] == ids[next_pending]
-        anchors = [
-            (pending + column, int(masks)) for column, masks in enumerate(planned.num_masks[: right + 1]) if masks
-        ]
+    pending, draft = text.num_prompt, Draft()
+    while pending < len(text.ids) - 1:
+        done = forward(text, pending, draft, width, rho)
         count.forwards += 1
-        count.tokens += next_pending - pending
-        count.expected += planned.expected
-        count.covered += bool(planned.num_masks[right])
-        count.seconds += int(planned.has_second.sum())
-        count.found += int(finds)
-        draft = following(text, draft, anchors, pending, next_pending)
-        if finds and next_pending + 1 < len(ids):
-            draft = draft.beginning_with(ids[next_pending + 1])
-        pending = next_pending
+        count.tokens += done.next_pending - pending
+        count.expected += done.planned.expected
+        count.covered += bool(done.planned.num_masks[done.num_right])
+        count.seconds += int(done.planned.has_second.sum())
+        count.found += int(done.has_found)
+        pending, draft = done.next_pending, done.draft
 
 
-def following(text: Text, draft: Draft, anchors: Sequence[tuple[int, int]], pending: int, next_pending: int) -> Draft:
+def following(
+    text: Drafted, draft: Draft, anchors: Sequence[tuple[int, int]], pending: int, next_pending: int
+) -> Draft:
     """Return the draft behind `next_pending`: of the last of the groups at `anchors`, else what is left of `draft`."""
     if anchors:
         anchor, number = anchors[-1]
         decided = next_pending - anchor
         if number > decided:
             fresh = text.draft(anchor, number)
-            return fresh.behind(decided, is_broken=fresh.ids[:decided] != text.ids[anchor + 1 : next_pending + 1])
+            is_broken = fresh.ids[:decided] != tuple(text.ids[anchor + 1 : next_pending + 1])
+            return fresh.behind(decided, is_broken=is_broken)
     decided = next_pending - pending
-    verified = text.ids[pending + 1 : next_pending + 1]
-    return draft.behind(decided, is_broken=draft.is_broken or draft.ids[:decided] != verified)
+    is_broken = draft.is_broken or draft.ids[:decided] != tuple(text.ids[pending + 1 : next_pending + 1])
+    return draft.behind(decided, is_broken=is_broken)
 
 
 def task_prompts(count: int) -> list[list[int]]:
