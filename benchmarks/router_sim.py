@@ -1,19 +1,20 @@
-"""Compare the router with every fixed way to decode, and with a policy that knows everything, in simulated loads.
+"""Compare the router with every fixed way to decode, and with a clairvoyant policy, in simulated loads.
 
     python benchmarks/router_sim.py      # writes benchmarks/results/router_sim.json and .png
 
-Steps take what was measured on a GPU (decode_speed.json and one_forward_steps.json in benchmarks/results); drafts of
-each request are right with a chance of its own, drawn for the acceptance lengths 24, 7 and 3, and for a mix of 24 and
-2. Everything but the forwards is real. The policy that knows everything is asked before every step, and knows these
-chances.
+Steps take what was measured on a GPU (decode_speed.json and one_forward_steps.json in benchmarks/results), and emit
+what they would of recorded answers: nano's, with what it drafted behind each of their tokens (`record_drafts.py`).
+Everything but the forwards is real. The clairvoyant policy is asked before every step, and knows what each answer
+yields on average in each way; it does not know where drafts are wrong, nor think of the steps to come.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,19 @@ from router_simulation import (  # noqa: E402
     ONE_BY_ONE,
     WIDTHS,
     Simulation,
-    Text,
     curve,
     measured,
-    tokens_per_block,
 )
-from scipy.optimize import brentq  # noqa: E402
+from simulated_loads import QUALITIES, Load, loads, texts_of  # noqa: E402
 
-from dlm_serve.decoding import name_of  # noqa: E402
+from dlm_serve.decoding import ModeSettings, name_of  # noqa: E402
 from dlm_serve.routing.costs import CostTable  # noqa: E402
 from dlm_serve.scheduling.graph_shapes import MOST_SPECULATED  # noqa: E402
 
-NUM_STEPS = 4000
 WAYS = (*DRAFTS, *IN_ONE_FORWARD)
-AUTO, CLAIRVOYANT = "auto", "clairvoyant"
-INTERRUPTED = {"prefill_ms": 12.0, "promptness": 0.5}
+SEEDS = (5, 6, 7)
+"""What `auto` finds out, and when, differs from run to run."""
+CLIENTS: dict[str, Any] = {"prefill_ms": 18.0, "promptness": 0.5}
 """Prefills as an H200 takes for a few short prompts, of clients that take a step or two to ask again."""
 
 
@@ -72,132 +71,131 @@ def measured_card() -> CostTable:
     return CostTable(tuple(widths), curve(decode, 256), block_ms, 0.0, np.zeros(len(widths)))
 
 
-def chance_for(acceptance_length: float) -> float:
-    """Return how likely drafts are right where blocks of 32 emit so many tokens on average."""
-    return float(brentq(lambda chance: tokens_per_block(chance, 32) - acceptance_length, 1e-6, 1 - 1e-9))
+@dataclass
+class Window:
+    """What was counted over some steps."""
+
+    tokens: int = 0
+    ms: float = 0.0
+    ways: Counter[str] = field(default_factory=Counter)
+    """Steps of each way, of all requests together."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the tokens per second of all requests together."""
+        return 1000 * self.tokens / self.ms
+
+    def add(self, simulation: Simulation, tokens: int, ms: float) -> None:
+        """Add what `simulation` has just done."""
+        self.tokens += tokens
+        self.ms += ms
+        self.ways.update(name_of(request.state.current.choice) for request in simulation.requests)
+
+    def shares(self) -> dict[str, float]:
+        """Return the part of each way, if it is more than a hundredth."""
+        total = self.ways.total()
+        return {way: round(steps / total, 2) for way, steps in self.ways.most_common() if steps > total / 100}
 
 
-def texts(*acceptance_lengths: float, length: int = 256) -> Callable[[], Text]:
-    """Return what makes answers of about `length` tokens with each of these acceptance lengths in turn."""
-    random, number = np.random.default_rng(1), iter(range(10**9))
-    chances = [chance_for(value) for value in acceptance_lengths]
-    return lambda: Text(chances[next(number) % len(chances)], max(8, int(random.exponential(length))))
+def run(simulation: Simulation, load: Load) -> Window:
+    """Return what was counted once the load had run in."""
+    texts, window, seconds = load.texts(), Window(), 0.0
+    while not load.is_over(seconds):
+        simulation.keep(load.wanted(seconds), texts.__next__)
+        tokens, ms = simulation.step()
+        if load.is_counted(seconds):
+            window.add(simulation, tokens, ms)
+        seconds += ms / 1000
+    return window
 
 
-Load = Iterator[tuple[int, Callable[[], Text]]]
-"""How many requests run in each step, and what new ones are like."""
+def has_graphs(way: ModeSettings, concurrency: int) -> bool:
+    """Return whether there are CUDA graphs for so many requests that decode so."""
+    return (way.budget or 0) * concurrency <= MOST_SPECULATED
 
 
-def steady(concurrency: int, make: Callable[[], Text]) -> Load:
-    for _ in range(NUM_STEPS):
-        yield concurrency, make
+def auto(card: CostTable, seed: int) -> Simulation:
+    """Return a server with the router that it has by default."""
+    return Simulation(card, measured(drafts=WAYS), drafts=WAYS, seed=seed, **CLIENTS)
 
 
-def bursty(make: Callable[[], Text]) -> Load:
-    for step in range(NUM_STEPS):
-        yield (96 if step // 300 % 2 else 4), make
-
-
-def diurnal(make: Callable[[], Text]) -> Load:
-    for step in range(NUM_STEPS):
-        yield round(64.5 - 63.5 * math.cos(2 * math.pi * step / NUM_STEPS * 2)), make
-
-
-def long_beside_short(make: Callable[[], Text]) -> Load:
-    """One request of 4,000 tokens after the other, beside 24 that are short."""
-    for step in range(NUM_STEPS):
-        yield 25, (lambda: Text(make().chance, 4000)) if step == 0 else (lambda: Text(make().chance, 24))
-
-
-def run(simulation: Simulation, load: Load, warm_up: int = 500) -> float:
-    """Return tokens per second after the first steps."""
-    tokens = ms = 0.0
-    for step, (concurrency, make) in enumerate(load):
-        simulation.keep(concurrency, make)
-        emitted, took = simulation.step()
-        if step >= warm_up:
-            tokens, ms = tokens + emitted, ms + took
-    return 1000 * tokens / ms
-
-
-def simulations(card: CostTable, **clients: Any) -> dict[str, Simulation]:
-    """Return a server for each way to decode, for the router and for the policy that knows everything."""
-    fixed = {name_of(way.choice): Simulation(card, settings=way, **clients) for way in (ONE_BY_ONE, *WAYS)}
+def compare(card: CostTable, load: Load) -> dict[str, Any]:
+    """Return the tokens per second of each, their ratios, and what `auto` chose."""
+    found = {
+        name_of(way.choice): run(Simulation(card, settings=way, **CLIENTS), load).tokens_per_s
+        for way in (ONE_BY_ONE, *WAYS)
+        if has_graphs(way, load.most)
+    }
+    best = max(found, key=found.__getitem__)
+    runs = [run(auto(card, seed), load) for seed in SEEDS]
+    speeds = [each.tokens_per_s for each in runs]
+    clairvoyant = run(Simulation.clairvoyant(card, WAYS, **CLIENTS), load).tokens_per_s
+    mean = float(np.mean(speeds))
     return {
-        **fixed,
-        AUTO: Simulation(card, measured(drafts=WAYS), drafts=WAYS, **clients),
-        CLAIRVOYANT: Simulation.clairvoyant(card, WAYS, **clients),
+        **{way: round(speed, 1) for way, speed in found.items()},
+        "auto": round(mean, 1),
+        "clairvoyant": round(clairvoyant, 1),
+        "auto / best fixed": round(mean / found[best], 3),
+        "auto / clairvoyant": round(mean / clairvoyant, 3),
+        "runs of auto / best fixed": [round(speed / found[best], 3) for speed in speeds],
+        "best fixed": best,
+        "ways of auto": [each.shares() for each in runs],
     }
 
 
-def compare(card: CostTable, load: Callable[[], Load], **clients: Any) -> dict[str, float]:
-    """Return the tokens per second of each, and two ratios."""
-    speeds = {name: round(run(simulation, load()), 1) for name, simulation in simulations(card, **clients).items()}
-    best = max(speed for name, speed in speeds.items() if name not in (AUTO, CLAIRVOYANT))
-    ratios = {
-        "auto / best fixed": round(speeds[AUTO] / best, 3),
-        "auto / clairvoyant": round(speeds[AUTO] / speeds[CLAIRVOYANT], 3),
-    }
-    return {**speeds, **ratios}
-
-
-def load_steps(card: CostTable, acceptance_length: float) -> dict[str, float]:
-    """Return auto over the policy that knows everything, from 50 steps behind each change of the load on."""
-    pair = (Simulation(card, measured(drafts=WAYS), drafts=WAYS), Simulation.clairvoyant(card, WAYS))
+def load_steps(card: CostTable, quality: str) -> dict[str, float]:
+    """Return auto over the fastest of all others, from 50 steps behind each change of the load on."""
+    ways: dict[str, ModeSettings] = {name_of(way.choice): way for way in (ONE_BY_ONE, *WAYS)}
+    simulations = {name: Simulation(card, settings=way, **CLIENTS) for name, way in ways.items()}
+    simulations |= {"auto": auto(card, SEEDS[0]), "clairvoyant": Simulation.clairvoyant(card, WAYS, **CLIENTS)}
     ratios = {}
-    for number, concurrency in enumerate((1, 64, 1)):
-        speeds = []
-        for simulation in pair:
-            make = texts(acceptance_length)
-            steps = ((concurrency, make) for _ in range(50 + (6000 if concurrency == 1 else 600)))
-            speeds.append(run(simulation, steps, warm_up=50))
-        ratios[f"{number}: {concurrency} requests"] = round(speeds[0] / speeds[1], 3)
+    for number, concurrency in enumerate((1, 64, 1), start=1):
+        num_steps = 6000 if concurrency == 1 else 600
+        speeds = {
+            name: behind_a_change(simulation, quality, concurrency, num_steps)
+            for name, simulation in simulations.items()
+            if name not in ways or has_graphs(ways[name], concurrency)
+        }
+        speed = speeds.pop("auto")
+        ratios[f"{number}: {concurrency} requests"] = round(speed / max(speeds.values()), 3)
     return ratios
 
 
-def draw(results: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw tokens per second over those of the policy that knows everything: a group for each load."""
-    from matplotlib.figure import Figure
+def behind_a_change(simulation: Simulation, quality: str, concurrency: int, num_steps: int) -> float:
+    """Return the tokens per second of so many steps, 50 steps behind a change to so many requests."""
+    texts, window = itertools.cycle(texts_of(quality)), Window()
+    for step in range(50 + num_steps):
+        simulation.keep(concurrency, texts.__next__)
+        tokens, ms = simulation.step()
+        if step >= 50:
+            window.add(simulation, tokens, ms)
+    return window.tokens_per_s
 
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    axes = figure.subplots()
-    names = [name for name in next(iter(results.values())) if "/ " not in name and name != CLAIRVOYANT]
-    for number, name in enumerate(names):
-        heights = [row[name] / row[CLAIRVOYANT] for row in results.values()]
-        at = np.arange(len(results)) + (number - len(names) / 2) * 0.13
-        axes.bar(at, heights, width=0.12, label=name, color="black" if name == AUTO else None)
-    axes.set_xticks(range(len(results)), results, rotation=45, ha="right", fontsize=8)
-    axes.set(
-        ylabel="tokens per second, over the policy that knows everything", title="Simulated loads on an H200, 8B shape"
-    )
-    axes.axhline(1, color="grey", linewidth=0.8)
-    axes.legend(fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.18))
-    figure.savefig(path, dpi=130)
+
+def acceptance_length(quality: str) -> float:
+    """Return the tokens that a verification of a block of 32 emits."""
+    texts = texts_of(quality)
+    forwards = sum(text.length / text.tokens_per_forward(DRAFTS[-1]) for text in texts)
+    return round(2 * sum(text.length for text in texts) / forwards, 1)
 
 
 def main() -> None:
     """Print a line for each load; write figures and plot."""
-    card = measured_card()
-    loads: dict[str, Callable[[], Load]] = {}
-    for lengths in ((24.0,), (7.0,), (3.0,), (24.0, 2.0)):
-        named = " and ".join(f"{length:g}" for length in lengths)
-        for concurrency in (1, 8, 32, 128):
-            loads[f"{concurrency} at {named}"] = lambda n=concurrency, a=lengths: steady(n, texts(*a))  # type: ignore[misc]
-    loads["bursty at 7"] = lambda: bursty(texts(7.0))
-    loads["diurnal at 7"] = lambda: diurnal(texts(7.0))
-    loads["long beside short at 7"] = lambda: long_beside_short(texts(7.0))
-    results = {}
-    for name, load in loads.items():
+    from router_sim_plot import draw
+
+    card, results = measured_card(), {}
+    for name, load in loads().items():
         results[name] = compare(card, load)
-        sys.stdout.write(f"{name:24} {results[name]}\n")
+        sys.stdout.write(f"{name:28} {results[name]}\n")
         sys.stdout.flush()
-    for concurrency in (16, 64, 128):
-        name = f"{concurrency} at 7, short answers"
-        results[name] = compare(card, lambda n=concurrency: steady(n, texts(7.0, length=57)), **INTERRUPTED)  # type: ignore[misc]
-        sys.stdout.write(f"{name:24} {results[name]}\n")
-    steps = {f"acceptance {length:g}": load_steps(card, length) for length in (24.0, 7.0, 3.0)}
-    sys.stdout.write(f"auto over clairvoyant behind changes of the load: {steps}\n")
-    report.write("router_sim", {"loads": results, "load steps, auto / clairvoyant": steps}, "numpy")
+    steps = {quality: load_steps(card, quality) for quality in QUALITIES}
+    sys.stdout.write(f"auto over the fastest behind changes of the load: {steps}\n")
+    figures = {
+        "acceptance length": {quality: acceptance_length(quality) for quality in QUALITIES},
+        "loads": results,
+        "load steps, auto / fastest of all others": steps,
+    }
+    report.write("router_sim", figures, "numpy")
     draw(results, report.RESULTS / "router_sim.png")
 
 

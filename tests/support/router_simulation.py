@@ -1,18 +1,19 @@
-"""A server without a model: requests, steps and the router are the real ones; forwards take time and accept drafts.
+"""A server without a model: requests, steps and the router are the real ones; forwards take time and emit tokens.
 
-As in a server, the host plans a step before it knows what the one before emitted.
+What they emit is up to the texts (`simulated_texts.py`). As in a server, the host plans a step before it knows what
+the one before emitted.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from simulated_texts import ChanceText, Decoding, Text
 
 from dlm_serve.decoding import Choice, DecodePlan, Mode, ModeSettings, RequestState
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
@@ -32,52 +33,6 @@ ONE_BY_ONE = ModeSettings(Mode.AUTOREGRESSIVE, 1)
 DRAFTS = tuple(ModeSettings(Mode.SELF_SPECULATION, width, 0.0, width) for width in WIDTHS)
 IN_ONE_FORWARD = tuple(ModeSettings(Mode.SELF_SPECULATION, 32, 0.0, 32, budget=budget) for budget in BUDGETS)
 
-LONGEST_CHAIN = dict(zip(BUDGETS, (8, 15, 28, 30, 31), strict=True))
-"""Drafts that a row of each budget verifies at most; the rest of it drafts."""
-HARDER = dict(zip(BUDGETS, (1.8, 1.45, 1.3, 1.22, 1.1), strict=True))
-"""By what the chance of a wrong draft is multiplied in one forward: so rows yield about what was measured
-(benchmarks/results/router_budgets.json)."""
-LEAST_REACH = 0.15
-"""How likely the last draft of a chain is right at least: the next ones are not worth their place in the row."""
-
-
-def tokens_per_block(chance: float, width: int) -> float:
-    """Return what a block yields on average, where each draft is right with `chance`."""
-    return float(sum(chance**drafts for drafts in range(width)))
-
-
-def chance_in_one_forward(chance: float, budget: int) -> float:
-    """Return how likely a draft of one forward is right, where one that is drafted in turn is with `chance`."""
-    return max(1 - HARDER[budget] * (1 - chance), 0.0)
-
-
-def chain_length(chance: float, budget: int) -> int:
-    """Return how many drafts a row of one forward verifies."""
-    right = chance_in_one_forward(chance, budget)
-    worth = math.ceil(math.log(LEAST_REACH) / math.log(right)) if 0 < right < 1 else 1
-    return min(worth, LONGEST_CHAIN[budget])
-
-
-def tokens_per_forward(chance: float, settings: ModeSettings) -> float:
-    """Return what a forward yields on average, in whatever way; the first, without a draft, left out."""
-    if settings.mode is Mode.AUTOREGRESSIVE:
-        return 1.0
-    if settings.budget is None:
-        return tokens_per_block(chance, settings.block_length) / 2
-    right = chance_in_one_forward(chance, settings.budget)
-    return tokens_per_block(right, chain_length(chance, settings.budget) + 1)
-
-
-@dataclass
-class Text:
-    """A request's answer: its length, how likely its drafts are right, and how long it might be."""
-
-    chance: float
-    length: int = 1_000_000
-    num_prompt: int = 100
-    max_new_tokens: int | None = None
-    """All that the host knows of its length until it ends; `length` itself if None."""
-
 
 @dataclass
 class Running:
@@ -85,15 +40,12 @@ class Running:
 
     rid: str
     text: Text
+    decoding: Decoding
     state: RequestState
     remaining: int
     """What it is still to emit."""
     num_known: int = 0
     """Tokens of its answer that the host knows."""
-    num_drafts: int = 0
-    """Those that its next forward verifies."""
-    settings: ModeSettings | None = None
-    """Those of its last step."""
 
 
 def measured(num_slots: int = 256, drafts: Sequence[ModeSettings] = DRAFTS) -> MeasuredPolicy:
@@ -102,21 +54,35 @@ def measured(num_slots: int = 256, drafts: Sequence[ModeSettings] = DRAFTS) -> M
 
 
 class Clairvoyant(Policy):
-    """Knows how likely each draft is right, and what steps cost; asked before every step."""
+    """Knows what each text yields on average in each way, and what steps cost; asked before every step.
+
+    It weighs the present step alone: where easy requests leave first and hard ones stay, a fixed way may be faster.
+    """
 
     name = "clairvoyant"
 
-    def __init__(self, chance_of: Callable[[str], float], drafts: Sequence[ModeSettings]) -> None:
+    def __init__(self, text_of: Callable[[str], Text], drafts: Sequence[ModeSettings]) -> None:
         super().__init__([each.choice for each in drafts])
-        self._chance_of = chance_of
+        self._text_of = text_of
         self._drafts = sorted(drafts, key=lambda each: each.choice.row_length)
+        self._known: dict[str, list[float]] = {}
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
-        chances = [self._chance_of(request.rid) for request in batch.free]
-        yields = np.array([[tokens_per_forward(chance, each) for chance in chances] for each in self._drafts])
+        yields = np.array([self._yields(request.rid) for request in batch.free]).T
         split = Splits(batch, table, interruptions).best(np.minimum(yields, batch.remaining))
         kind = int(split.kinds.max())
         return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else self.choices[kind])
+
+    def _yields(self, rid: str) -> list[float]:
+        """Return the tokens per step of a request, over those of autoregression, by choice.
+
+        An answer takes a step more than it has forwards, because the host learns late that it has ended.
+        """
+        if rid not in self._known:
+            text = self._text_of(rid)
+            forwards = [text.length / text.tokens_per_forward(each) for each in self._drafts]
+            self._known[rid] = [(text.length + 1) / (number + 1) for number in forwards]
+        return self._known[rid]
 
 
 @dataclass
@@ -148,13 +114,14 @@ class Simulation:
         self._numbers = itertools.count()
         self._num_new = 0
         self._launched: list[tuple[Running, int]] = []
-        self.chances: dict[str, float] = {}
+        self.texts: dict[str, Text] = {}
+        """By request id."""
 
     @classmethod
     def clairvoyant(cls, table: CostTable, drafts: Sequence[ModeSettings] = DRAFTS, **options: Any) -> Simulation:
         """Return one that decides as well as can be."""
         simulation = cls(table, drafts=drafts, every_step=True, **options)
-        simulation.policy = Clairvoyant(lambda rid: simulation.chances[rid], drafts)
+        simulation.policy = Clairvoyant(lambda rid: simulation.texts[rid], drafts)
         simulation.__post_init__()
         return simulation
 
@@ -163,8 +130,9 @@ class Simulation:
         state = RequestState(self._free if self.settings is None else DecodePlan((self.settings,)))
         state.start_as(self._first)
         state.begin(self.num_steps)
-        self.requests.append(Running(str(next(self._numbers)), text, state, text.length))
-        self.chances[self.requests[-1].rid] = text.chance
+        rid = str(next(self._numbers))
+        self.requests.append(Running(rid, text, text.decode(self.random), state, text.length))
+        self.texts[rid] = text
         self._num_new += 1
 
     def keep(self, concurrency: int, texts: Callable[[], Text]) -> None:
@@ -183,7 +151,10 @@ class Simulation:
         plan = StepPlan.of([request.state for request in self.requests], COMMIT, self.table)
         shape = StepShape(num_decode=len(plan.decode_rows), num_blocks=len(plan.block_rows), width=plan.width)
         ms = self.table.ms(shape)
-        before, self._launched = self._launched, [(r, self._decode(r)) for r in self.requests if r.remaining]
+        before, self._launched = (
+            self._launched,
+            [(r, r.decoding.forward(r.state.current)) for r in self.requests if r.remaining],
+        )
         tokens = sum(min(emitted, r.remaining) for r, emitted in self._launched)
         for request, emitted in before:
             self._take_down(request, emitted)
@@ -231,23 +202,6 @@ class Simulation:
         longest = text.length if text.max_new_tokens is None else text.max_new_tokens
         return RunningRequest(request.rid, request.state, text.num_prompt, longest, longest - request.num_known)
 
-    def _decode(self, request: Running) -> int:
-        """Return the tokens that the device emits for `request` in a step."""
-        settings = request.state.current
-        if settings != request.settings:
-            request.settings, request.num_drafts = settings, 0
-        num_drafts, chance = request.num_drafts, request.text.chance
-        if settings.mode is Mode.AUTOREGRESSIVE:
-            return 1
-        if settings.budget is not None:
-            request.num_drafts = chain_length(chance, settings.budget)
-            return 1 + self._right(chance_in_one_forward(chance, settings.budget), num_drafts)
-        request.num_drafts = 0 if num_drafts else settings.block_length - 1
-        return 1 + self._right(chance, num_drafts) if num_drafts else 0
-
-    def _right(self, chance: float, num_drafts: int) -> int:
-        return min(int(self.random.geometric(1 - chance)) - 1, num_drafts)
-
     def _take_down(self, request: Running, emitted: int) -> None:
         """Let the host know what a step emitted."""
         request.state.end_step(emitted)
@@ -260,11 +214,11 @@ class Simulation:
 
 
 def best_fixed(chances: Sequence[float], table: CostTable) -> float:
-    """Return the tokens per millisecond of the best single way for requests that never end."""
+    """Return the tokens per millisecond of the best single way for requests that never end, with drafts in turn."""
     num = len(chances)
     rates = [num / table.ms(StepShape(num_decode=num))]
     for drafts in DRAFTS:
-        tokens = sum(tokens_per_forward(chance, drafts) for chance in chances)
+        tokens = sum(ChanceText(chance).tokens_per_forward(drafts) for chance in chances)
         rates.append(tokens / table.ms(StepShape(num_blocks=num, width=drafts.block_length)))
     return max(rates)
 

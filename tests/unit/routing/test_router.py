@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, card, drafts, requests_of
-from router_simulation import DRAFTS, ONE_BY_ONE, Simulation, Text, best_fixed, measured
+from router_simulation import DRAFTS, ONE_BY_ONE, Simulation, best_fixed, measured
+from simulated_texts import ChanceText
 
 from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Mode, RequestState, Tally
 from dlm_serve.routing.batch import RunningRequest
@@ -21,7 +22,7 @@ from dlm_serve.routing.rules import RulesPolicy
 def simulation_of(chances: list[float], table: CostTable | None = None) -> Simulation:
     simulation = Simulation(table or card(), measured())
     for chance in chances:
-        simulation.add(Text(chance))
+        simulation.add(ChanceText(chance))
     return simulation
 
 
@@ -40,7 +41,7 @@ def test_where_prefills_interrupt_steps_blocks_pay_earlier(prefill_ms: float, mo
     def run(simulation: Simulation, num_steps: int) -> float:
         lengths, tokens, ms = np.random.default_rng(1), 0.0, 0.0
         for _ in range(num_steps):
-            simulation.keep(128, lambda: Text(0.85, length=max(8, int(lengths.exponential(50)))))
+            simulation.keep(128, lambda: ChanceText(0.85, length=max(8, int(lengths.exponential(50)))))
             emitted, took = simulation.step()
             tokens, ms = tokens + emitted, ms + took
         return tokens / ms
@@ -85,6 +86,7 @@ def test_a_change_of_the_text_is_noticed() -> None:
     simulation.run(300)
     assert simulation.share(Mode.AUTOREGRESSIVE) > 0.7
     for request in simulation.requests:
+        assert isinstance(request.text, ChanceText)
         request.text.chance = 0.97
     simulation.run(2500)
     assert simulation.share(Mode.SELF_SPECULATION) == 1
@@ -102,12 +104,12 @@ def test_it_does_not_flap_between_equals() -> None:
 def test_after_a_change_of_load_it_is_as_good_as_can_be_within_50_steps() -> None:
     auto, clairvoyant = Simulation(card(), measured()), Simulation.clairvoyant(card())
     for simulation in (auto, clairvoyant):
-        simulation.keep(1, lambda: Text(0.85))
+        simulation.keep(1, lambda: ChanceText(0.85))
         simulation.run(200)
     for concurrency in (64, 1, 64):
         rates = []
         for simulation in (auto, clairvoyant):
-            simulation.keep(concurrency, lambda: Text(0.85))
+            simulation.keep(concurrency, lambda: ChanceText(0.85))
             simulation.run(50)
             rates.append(simulation.run(2000 if concurrency == 1 else 100))
         assert rates[0] > 0.93 * rates[1]
