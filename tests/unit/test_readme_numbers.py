@@ -259,6 +259,30 @@ def test_router_on_a_cpu() -> None:
     assert f"had {budget / speeds['self_speculation/32']:.2f} of the speed of blocks of 32" in PERFORMANCE.read_text()
 
 
+def test_simulated_loads() -> None:
+    found, page = measured("router_sim"), PERFORMANCE.read_text()
+    loads = found["loads"]
+    ratio = {name: row["auto / best fixed"] for name, row in loads.items()}
+    lengths = found["acceptance length"]
+    ranges = []
+    for quality in lengths:
+        seen = [ratio[f"{quality}, {number}"] for number in (1, 2, 8, 32, 128)]
+        ranges.append(f"{min(seen):.2f} to {max(seen):.2f}")
+    assert "acceptance lengths {}, {} and {}".format(*(f"{length:g}" for length in lengths.values())) in page
+    assert "`auto` has {}, {} and {} of the best fixed way at 1, 2, 8, 32 and 128 requests".format(*ranges) in page
+    others = [ratio[name] for name in ratio if name.endswith(("bursts", "a day", "long beside short"))]
+    assert f"{min(others):.2f} to {max(others):.2f} in bursts, over a day, and with one long request" in page
+    short = [f"{ratio[f'medium, {number}, short']:.2f}" for number in (16, 64, 128)]
+    assert "{}, {} and {} at 16, 64 and 128 requests".format(*short) in page
+    behind = [each for steps in found["load steps, auto / fastest of all others"].values() for each in steps.values()]
+    assert f"it has at least {min(behind):.2f} of the fastest of all others" in page
+    mixed = [loads[f"mixed, {number}"] for number in (8, 32)]
+    best = [row[row["best fixed"]] for row in mixed]
+    cells = [f"{row[way] / of:.2f}" for way in ("auto", "clairvoyant") for row, of in zip(mixed, best, strict=True)]
+    assert "{} and {} of the best fixed way at 8 and 32 requests".format(*cells[:2]) in page
+    assert "clairvoyant policy has {} and {}".format(*cells[2:]) in page
+
+
 def one_forward_cells() -> dict[str, Any]:
     cells: dict[str, Any] = measured("one_forward")["cells"]
     return cells
