@@ -110,6 +110,8 @@ class YieldModel:
         # Of all, drafted in turn and in one forward: the same by segment, each tried draft weighted by how difficult
         # its request is, and by how much more often its choice stops.
         self._all_wrong, self._all_tried = np.zeros((2, 2, len(_ENDS)))
+        self._level = 0.0
+        """The logarithm by which the tried drafts of segments are to count more, where there is news of them."""
         # How blocks of a request deviate together, over what they would if difficulties varied by 1.
         self._together, self._scale = 0.0, 0.0
         # By choice: blocks and, of those that verified, the tokens that they emitted and were thought to; and what a
@@ -125,7 +127,7 @@ class YieldModel:
         The one before moves all hazards a little: difficulties must be 1 on average, or they could rise as these sink.
         """
         difficulty = float(self._difficulty(np.array([slot]))[0])
-        self._all_tried *= math.exp(self._LEVEL_RATE * (1 - min(difficulty, self._MOST_DIFFICULT)))
+        self._level += self._LEVEL_RATE * (1 - min(difficulty, self._MOST_DIFFICULT))
         self._wrong[slot] = self._tried[slot] = 0
 
     def fade(self, seconds: float) -> None:
@@ -241,7 +243,8 @@ class YieldModel:
         np.add.at(seen, in_one, tried > 0)
         left_of_all = self._SHARED_FADE**seen
         self._all_wrong *= left_of_all
-        self._all_tried *= left_of_all
+        self._all_tried *= np.where(seen.any(axis=0), math.exp(self._level), 1.0) * left_of_all
+        self._level = 0.0
         np.add.at(self._all_tried, in_one, (factor * difficulty)[:, None] * tried)
         np.add.at(self._all_wrong, in_one, up_to_wrong - right)
 
