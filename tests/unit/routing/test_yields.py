@@ -110,7 +110,7 @@ def test_new_weights_make_doubtful() -> None:
 
 def test_what_is_never_used_takes_as_many_forwards_as_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many blocks others decode."""
-    monkeypatch.setattr(YieldModel, "_SHARED_FADE", 0.5)
+    monkeypatch.setattr("dlm_serve.routing.yields.SHARED_FADE", 0.5)
     model = YieldModel(CHOICES, 1)
     for _ in range(1200):
         model.observe([0], [Evidence(CHOICES[1], 4, 2)])
