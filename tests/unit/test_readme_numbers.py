@@ -254,9 +254,8 @@ def test_router_on_a_cpu() -> None:
     [rows], [ratios] = found["cells"].values(), found["auto_over_best"].values()
     seen = [f"{ratios[number]['mean']:.2f} ± {ratios[number]['standard_error']:.2f}" for number in ("1", "16")]
     assert f"`auto` has {seen[0]} and {seen[1]} of the best fixed way's throughput" in PERFORMANCE.read_text()
-    speeds = {way: row["tokens_per_s"] for way, row in rows["1"].items()}
-    budget = max(speed for way, speed in speeds.items() if "one_forward" in way)
-    assert f"had {budget / speeds['self_speculation/32']:.2f} of the speed of blocks of 32" in PERFORMANCE.read_text()
+    for row in rows.values():
+        assert set(row["auto"]["requests"]) == {"self_speculation/32"}
 
 
 def test_simulated_loads() -> None:
