@@ -62,10 +62,6 @@ class PrefillModel:
         self._num_requests = fade * self._num_requests + self._num_unread
         self._num_tokens = fade * self._num_tokens + num_tokens
         self._num_unread = 0
-        return Interruptions(max(self._ms(), 0.0), self._num_requests / max(self._num_tokens, 1.0))
-
-    def _ms(self) -> float:
-        """Return the first of the two numbers that were fitted, by Cramer's rule."""
-        (ones, mixed), (_, squares) = (self._square + np.diag(self._PRIOR_WEIGHT)).tolist()
-        first, second = (self._product + self._PRIOR_WEIGHT * self._PRIOR_MS).tolist()
-        return float((first * squares - second * mixed) / (ones * squares - mixed * mixed))
+        prior = np.diag(self._PRIOR_WEIGHT)
+        fitted = np.linalg.solve(self._square + prior, self._product + prior @ self._PRIOR_MS)
+        return Interruptions(max(float(fitted[0]), 0.0), self._num_requests / max(self._num_tokens, 1.0))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +13,7 @@ from dlm_serve.decoding.one_forward import LONGEST_CHAIN, plan_groups
 from dlm_serve.decoding.one_forward.plan import SECOND_IS_RIGHT
 from dlm_serve.training.tokenizer import EOS_ID
 
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 MASK = 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _path() -> Iterator[None]:
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

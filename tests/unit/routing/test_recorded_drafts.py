@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,15 +13,7 @@ from router_simulation import DRAFTS, IN_ONE_FORWARD, ONE_BY_ONE
 from dlm_serve.decoding import ModeSettings
 from dlm_serve.decoding.one_forward.plan import SECOND_IS_RIGHT
 
-BENCHMARKS = Path(__file__).parent.parent.parent.parent / "benchmarks"
 OF_64, OF_128 = (way for way in IN_ONE_FORWARD if way.budget in (64, 128))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _path() -> Iterator[None]:
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
