@@ -1,7 +1,7 @@
 """Quantise nano in several formats, serve each, and compare the answers with those of nano as it is.
 
     python benchmarks/quantised_nano.py                  # prints a table, writes benchmarks/results/quantised_nano.json
-    python benchmarks/quantised_nano.py --formats all    # those that the card or SGLang cannot run say why
+    python benchmarks/quantised_nano.py --formats all --at-once 4    # those that the card or SGLang cannot run say why
     python benchmarks/quantised_nano.py --formats compressed-w4a16 --write FOLDER [--model MODEL]    # writes, no more
 
 Weights are rounded to nearest, all but the head's and those of the first layer's attention, which `config.json` leaves
@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ UNCHANGED: dict[str, tuple[str, ...]] = {
     "fp8, as it is loaded": ("--quantization", "fp8"),
 }
 """What is served from the model's own folder, and the flags."""
-THRESHOLD = 0.9
+FLAGS = ("--max-total-tokens", "65536", "--max-running-requests", "16")
+"""Of each: little enough memory for several servers on one GPU."""
+THRESHOLD, CONCURRENCY = 0.9, 16
 
 
 def quantise(model: Path, name: str, out: Path) -> Path:
@@ -56,7 +59,7 @@ def quantise(model: Path, name: str, out: Path) -> Path:
 
 def measure(server: Server, count: int) -> dict[str, Any]:
     """Return exact match, agreement with autoregression and tokens per forward, by mode."""
-    plan = Plan(MODES, (THRESHOLD,), count, seed=0, max_new_tokens=256, concurrency=16)
+    plan = Plan(MODES, (THRESHOLD,), count, seed=0, max_new_tokens=256, concurrency=CONCURRENCY)
     found = evaluate(Client(server.url), TASKS.values(), plan, lambda done, total: None)
     return {
         result.mode: {
@@ -72,7 +75,7 @@ def measure(server: Server, count: int) -> dict[str, Any]:
 def serve(folder: Path, flags: Sequence[str], log: Path, count: int) -> dict[str, Any]:
     """Return what a server of `folder` reaches, or why there is none."""
     try:
-        with Server.launch(folder, *flags, log=log) as server:
+        with Server.launch(folder, *FLAGS, *flags, log=log) as server:
             return measure(server, count)
     except (RuntimeError, TimeoutError, ServerError):
         lines = [line for line in log.read_text().splitlines() if "Error" in line]
@@ -95,6 +98,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=NANO, help="(%(default)s)")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="where to write one folder for each format")
     parser.add_argument("--count", type=int, default=64, help="questions per task (%(default)s)")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="servers side by side (%(default)s)")
     args = parser.parse_args()
     formats = list(FORMATS) if "all" in args.formats else args.formats
     if args.write:
@@ -103,14 +107,20 @@ def main() -> None:
         return
     print(f"| weights | {' | '.join(MODES)} | self_speculation as autoregressive | tokens per forward |")
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    names = [*UNCHANGED, *formats]
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(args.at_once) as pool:
         logs = Path(os.environ.get("OUT", temporary))
-        for name in (*UNCHANGED, *formats):
+
+        def found(name: str) -> dict[str, Any]:
             folder = args.model if name in UNCHANGED else quantise(args.model, name, Path(temporary) / name)
-            log = logs / f"quantised {name}.log"
-            figures[name] = serve(folder, UNCHANGED.get(name, ()), log, args.count)
-            print(row(name, figures[name]), flush=True)
-    report.write("quantised_nano", {"threshold": THRESHOLD, "formats": figures}, "sglang", "torch", "triton")
+            return serve(folder, UNCHANGED.get(name, ()), logs / f"quantised {name}.log", args.count)
+
+        for name, result in zip(names, pool.map(found, names), strict=True):
+            figures[name] = result
+            print(row(name, result), flush=True)
+    report.write(
+        "quantised_nano", {"threshold": THRESHOLD, "count": args.count, "formats": figures}, "sglang", "torch", "triton"
+    )
 
 
 if __name__ == "__main__":

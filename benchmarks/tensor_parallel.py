@@ -7,7 +7,7 @@ Each part writes benchmarks/results/tensor_parallel_PART.json:
 - `answers`: how many of the recorded answers stay the same in bfloat16, which several GPUs should keep as often as one,
   and whether a crowd of samples is answered to its end: ranks that chose otherwise would wait for each other;
 - `steps`: milliseconds per forward at the shape of Nemotron-Labs-Diffusion-8B, with random weights;
-- `starts`: seconds to start at shapes of 14B and 32B with the largest number of ranks, and their steps.
+- `starts`: seconds to start at shapes of 14B and 32B, both at once, with the largest number of ranks, and their steps.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,26 +52,30 @@ Figures = dict[str, Any]
 
 
 @contextmanager
-def serving(model: Path, num_ranks: int, logs: Path, *flags: str) -> Iterator[Server]:
-    """Run a server of `model` on so many GPUs."""
-    log = logs / f"{model.name}-{num_ranks}.log"
-    with Server.launch(model, "--tp", str(num_ranks), *flags, log=log) as server:
-        yield server
+def serving(models: Mapping[str, tuple[Path, int]], logs: Path, *flags: str) -> Iterator[Iterator[tuple[str, Server]]]:
+    """Run servers of models on so many GPUs each, side by side; yield each once it is there, in the order given."""
+    with ExitStack() as stack:
+        servers = {}
+        for name, (model, num_ranks) in models.items():
+            servers[name] = Server.launch(model, "--tp", str(num_ranks), *flags, log=logs / f"{name}.log")
+            stack.callback(servers[name].stop)
+        yield ((name, stack.enter_context(server)) for name, server in servers.items())
 
 
 def answers(ranks: list[int], folder: Path, logs: Path) -> Figures:
     """Return by checkpoint and number of ranks what `bf16_agreement` counts, and samples of full length."""
     golden, found = NEMOTRON_LABS_DIFFUSION, Figures()
-    for model in CHECKPOINTS:
-        cases = by_adapter(golden.cases(model), adapter=model == WITH_ADAPTER)
-        for num_ranks in ranks:
-            with serving(model, num_ranks, logs, *bf16_agreement.FLAGS) as server:
-                counts = bf16_agreement.compare(golden, cases, golden.ask(server, cases))
-                sampled = server.generate_all(samples(cases[0]["prompt_ids"]), NUM_SAMPLES)
-                server.assert_nothing_leaked()
+    models = {f"{model.name}, tp {num_ranks}": (model, num_ranks) for model in CHECKPOINTS for num_ranks in ranks}
+    with serving(models, logs, *bf16_agreement.FLAGS) as servers:
+        for name, server in servers:
+            model, _ = models[name]
+            cases = by_adapter(golden.cases(model), adapter=model == WITH_ADAPTER)
+            counts = bf16_agreement.compare(golden, cases, golden.ask(server, cases))
+            sampled = server.generate_all(samples(cases[0]["prompt_ids"]), NUM_SAMPLES)
+            server.assert_nothing_leaked()
             counts["whole samples"] = sum(len(answer["output_ids"]) == SAMPLE_TOKENS for answer in sampled)
-            found[f"{model.name}, tp {num_ranks}"] = counts
-            print(f"{model.name:24} tp {num_ranks}: {counts}", flush=True)
+            found[name] = counts
+            print(f"{name}: {counts}", flush=True)
     return found
 
 
@@ -95,11 +99,12 @@ def steps(ranks: list[int], folder: Path, logs: Path) -> Figures:
     """Return milliseconds per forward by number of ranks and step, and the speed-up over the first number."""
     model = write_model(folder / "8b", {})
     measured: dict[str, list[float]] = {}
-    for num_ranks in ranks:
-        with serving(model, num_ranks, logs, *FLAGS) as server:
-            for name, (batch, dlm, sampling) in STEPS.items():
+    with serving({f"tp {num_ranks}": (model, num_ranks) for num_ranks in ranks}, logs, *FLAGS) as started:
+        servers = dict(started)
+        for name, (batch, dlm, sampling) in STEPS.items():
+            for ranks_name, server in servers.items():
                 action = partial(step_ms, server, batch, CONTEXT, dlm, **sampling)
-                measure(f"tp {num_ranks}, {name}", action, measured)
+                measure(f"{ranks_name}, {name}", action, measured)
     medians = {name: statistics.median(values) for name, values in measured.items()}
     ratios = {
         f"tp {num_ranks}, {name}": medians[f"tp {ranks[0]}, {name}"] / medians[f"tp {num_ranks}, {name}"]
@@ -110,21 +115,24 @@ def steps(ranks: list[int], folder: Path, logs: Path) -> Figures:
 
 
 def starts(ranks: list[int], folder: Path, logs: Path) -> Figures:
-    """Return seconds to start and milliseconds per forward of larger shapes."""
+    """Return seconds until larger shapes, which start side by side, are there, and their milliseconds per forward."""
     num_ranks, found = max(ranks), Figures()
     shapes = {
         "14b": (write_model(folder / "14b", SHAPE_14B), fixed_schedule(32)),
         "32b": (SHAPE_32B.write(folder / "32b"), {"mode": "diffusion", **SHAPE_32B.diffusion}),
     }
-    for name, (model, dlm) in shapes.items():
-        measured: dict[str, list[float]] = {}
-        start = time.perf_counter()
-        with serving(model, num_ranks, logs, *FLAGS) as server:
-            started = time.perf_counter() - start
-            for mode, options in (("autoregressive", AUTOREGRESSIVE), ("diffusion", dlm)):
+    start = time.perf_counter()
+    with serving({name: (model, num_ranks) for name, (model, _) in shapes.items()}, logs, *FLAGS) as started:
+        servers = []
+        for name, server in started:
+            servers.append((name, server))
+            found[name] = {"ranks": num_ranks, "seconds to start": time.perf_counter() - start}
+            print(f"{name} started in {found[name]['seconds to start']:.1f} s", flush=True)
+        for name, server in servers:
+            measured: dict[str, list[float]] = {}
+            for mode, options in (("autoregressive", AUTOREGRESSIVE), ("diffusion", shapes[name][1])):
                 measure(f"{name}, tp {num_ranks}, {mode}", partial(step_ms, server, 1, CONTEXT, options), measured)
-        print(f"{name} started in {started:.1f} s", flush=True)
-        found[name] = {"ranks": num_ranks, "seconds to start": started, "step ms, batch 1": measured}
+            found[name]["step ms, batch 1"] = measured
     return found
 
 
