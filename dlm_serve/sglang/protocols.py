@@ -256,6 +256,8 @@ class ServerArgsLike(Protocol):
     disable_prefill_cuda_graph: bool
     chunked_prefill_size: int | None
     page_size: int | None
+    prefill_decode_interval: int | None
+    prefill_decode_interval_min_bs: int
     mem_fraction_static: float | None
     max_total_tokens: int | None
     max_running_requests: int | None

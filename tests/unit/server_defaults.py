@@ -27,6 +27,8 @@ FIELDS = (
     "max_total_tokens",
     "mem_fraction_static",
     "page_size",
+    "prefill_decode_interval",
+    "prefill_decode_interval_min_bs",
     "reasoning_parser",
 )
 SET = {"threads": THREADS_VARIABLE, "cores": CORES_VARIABLE}

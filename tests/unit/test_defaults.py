@@ -27,9 +27,10 @@ SGLANGS = {
     "threads": None,
 }
 ALL_CORES_BUT_ONE = str(max(1, len(os.sched_getaffinity(0)) - 1))
-ON_GPU = {**SGLANGS, "dtype": "auto", "max_running_requests": BATCH_SIZES[-1]}
+OURS = {**SGLANGS, "prefill_decode_interval": 2, "prefill_decode_interval_min_bs": 4}
+ON_GPU = {**OURS, "dtype": "auto", "max_running_requests": BATCH_SIZES[-1]}
 ON_CPU = {
-    **SGLANGS,
+    **OURS,
     "dtype": "auto",
     "max_running_requests": 64,
     "max_total_tokens": 1 << 16,
@@ -53,6 +54,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         "nld-trained-b8",
         {"device": "cuda", "max_running_requests": 9},
         {**ON_GPU, "dtype": "bfloat16", "max_running_requests": 9},
+    ),
+    (
+        "nld-trained-b8",
+        {"device": "cuda", "prefill_decode_interval": 0},
+        {**ON_GPU, "dtype": "bfloat16", "prefill_decode_interval": 0, "prefill_decode_interval_min_bs": 0},
     ),
     ("efficient_dlm/edlm-b8", {"device": "cuda"}, {**ON_GPU, **UNCUT, **NO_TOKEN_STEPS, "dtype": "bfloat16"}),
     ("efficient_dlm/edlm-b8", {"device": "cpu"}, {**ON_CPU, **UNCUT, "dtype": "float32"}),
