@@ -84,10 +84,10 @@ def pinned_to_and_fro(server: Server) -> Iterator[None]:
 
 def test_answers_stay_while_requests_move(restless: Server) -> None:
     alone = restless.generate_all(bodies(12, mode="autoregressive"), concurrency=1)
-    statistics = []
     with pinned_to_and_fro(restless):
         moved = restless.generate_all(bodies(8), concurrency=6)
     assert [answer["output_ids"] for answer in moved] == [answer["output_ids"] for answer in alone[:8]]
+    statistics = [answer["meta_info"]["dlm"] for answer in moved]
     for dlm in ({}, {"threshold": 0.5}):
         moved = [
             *restless.generate_all(bodies(6, dlm=dlm), concurrency=6),
