@@ -109,6 +109,8 @@ def forward_ms(server: Server, prompt: Sequence[int], concurrency: int, mode: st
         seconds, answers = crowd(lambda n=num_tokens: server.ask(prompt, n, mode), concurrency)  # type: ignore[misc]
         points.append((seconds, max(map(num_forwards, answers))))
     (short_seconds, few), (long_seconds, many) = points
+    if many == few:
+        raise SystemExit(f"{mode}: {LONG} tokens took no more forwards than {SHORT}")
     return (long_seconds - short_seconds) / (many - few) * 1e3
 
 

@@ -12,7 +12,8 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from dlm_serve.decoding import DecodePlan, RequestState
 from dlm_serve.vllm import ledger
-from dlm_serve.vllm.request import row_options_of, settings_of
+from dlm_serve.vllm.admission import admitted_warm_up
+from dlm_serve.vllm.request import is_admitted, row_options_of, settings_of
 from dlm_serve.vllm.sampler import DlmSampler
 from dlm_serve.vllm.serving import serving_of
 from dlm_serve.vllm.table import RequestTable
@@ -40,6 +41,8 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         """Begin a request, new or resumed."""
         params, commit = new_req_data.sampling_params, self.serving.commit
+        if not is_admitted(params):
+            params = admitted_warm_up(params, self.serving)
         options = row_options_of(params, commit, self.serving.checkpoint.vocab_size)
         state = RequestState(DecodePlan((settings_of(params),)))
         tokens = list(new_req_data.prefill_token_ids)
