@@ -37,7 +37,8 @@ class DlmSampler:
         output = StepOutput.empty(num_reqs, self._serving.width, device)
         if len(step):
             advancing = torch.from_numpy(step).to(device, non_blocking=True)
-            width = int(np.diff(input_batch.cu_num_logits_np)[step].max())
+            # Rows of one token are given a second column, of padding, so that kernels see no row of a single one.
+            width = max(2, int(np.diff(input_batch.cu_num_logits_np)[step].max()))
             output.put_(advancing, self._advance(self._ruled(logits, input_batch), input_batch, advancing, width))
         # What is not emitted was not computed, but for prompts of which more is to come.
         num_logits = torch.diff(input_batch.cu_num_logits[: num_reqs + 1])

@@ -24,9 +24,7 @@ def test_answers_behind_a_warm_up(
     assert not worker.model_runner.req_states.req_id_to_index
     cases = NEMOTRON_LABS_DIFFUSION.cases(TRAINED, "linear_spec")[:2]
     answers = ask(engine, [vllm_request_of(case) for case in cases])
-    assert [list(each.token_ids) for each in answers] == [
-        NEMOTRON_LABS_DIFFUSION.expected_ids(case) for case in cases
-    ]
+    assert [list(each.token_ids) for each in answers] == [NEMOTRON_LABS_DIFFUSION.expected_ids(case) for case in cases]
 
 
 def test_steps_are_scheduled_ahead(start: Callable[..., Any]) -> None:
