@@ -70,6 +70,7 @@ SEAMS = (
     Seam("vllm.config.VllmConfig.num_speculative_tokens"),
     Seam("vllm.model_executor.models.mistral.MistralForCausalLM", ("vllm_config", "prefix")),
     Seam("vllm.distributed.tensor_model_parallel_all_reduce", ("input_",)),
+    Seam("vllm.utils.torch_utils.async_tensor_h2d", ("data", "device")),
     Seam(f"{_CORE}.sched.async_scheduler.AsyncScheduler.schedule", ("throttle_prefills",)),
     Seam(f"{_CORE}.sched.async_scheduler.AsyncScheduler.update_from_output", ("scheduler_output",)),
     Seam(f"{_CORE}.sched.async_scheduler.AsyncScheduler._update_after_schedule", ("scheduler_output",)),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
 from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
@@ -36,7 +37,7 @@ class DlmSampler:
             return self._decode(logits, input_batch, step)
         output = StepOutput.empty(num_reqs, self._serving.width, device)
         if len(step):
-            advancing = torch.from_numpy(step).to(device, non_blocking=True)
+            advancing = async_tensor_h2d(step, device=device)
             # Rows of one token are given a second column, of padding, so that kernels see no row of a single one.
             width = max(2, int(np.diff(input_batch.cu_num_logits_np)[step].max()))
             output.put_(advancing, self._advance(self._ruled(logits, input_batch), input_batch, advancing, width))
@@ -73,7 +74,7 @@ class DlmSampler:
         if len(step) < num_reqs:
             emits = np.zeros(num_reqs, dtype=np.int32)
             emits[step] = 1
-            lens = torch.from_numpy(emits).to(logits.device, non_blocking=True)
+            lens = async_tensor_h2d(emits, device=logits.device)
         return SamplerOutput(
             sampled_token_ids=tokens[:, None],
             logprobs_tensors=self._logprobs(logits, input_batch, tokens),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from dlm_serve.decoding import Commit, Phase, RequestState, RowOptions, Rows
 
@@ -43,7 +44,8 @@ class RequestTable:
 
     def in_prompt(self, indices: Indices) -> torch.Tensor:
         """Return whether the requests at `indices` [B] still encode their prompts, [B] bool on the device."""
-        return torch.from_numpy(self._in_prompt[indices]).to(self.rows.tokens.device, non_blocking=True)
+        in_prompt: torch.Tensor = async_tensor_h2d(self._in_prompt[indices], device=self.rows.tokens.device)
+        return in_prompt
 
     def decode_tokens(self, indices: Indices) -> bool:
         """Return whether the requests at `indices` [B] all decode autoregressively: their rows have one token."""
