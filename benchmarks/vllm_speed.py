@@ -20,7 +20,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from prompts import task_prompts
 
 CONCURRENCIES = (1, 32)
 MODES = ("autoregressive", "self_speculation", "diffusion")
-SHORT, LONG = 16, 272
+SHORT, LONG = 16, 144
 """Tokens of answers that are compared; all are decoded to their ends."""
 REPEATS = 5
 TASK_TOKENS = 256
@@ -149,8 +149,8 @@ def task_speed(server: Server, prompts: Sequence[list[int]], concurrency: int, m
     }
 
 
-def measure(ours: Server, stock: Server) -> Figures:
-    """Return and print the figures of all parts."""
+def measure(ours: Server, stock: Server) -> Iterator[Figures]:
+    """Print the figures of all parts; yield all that there are, each time that there are more."""
     prompts = task_prompts()
     ways = {"stock": (stock, None), **{mode: (ours, mode) for mode in MODES}}
     found: Figures = {"autoregressive": {}, "forward": {}, "tasks": {}}
@@ -166,12 +166,13 @@ def measure(ours: Server, stock: Server) -> Figures:
         over = {mode: round(times[mode]["forward_ms"] / times["autoregressive"]["forward_ms"], 3) for mode in MODES[1:]}
         found["forward"][concurrency] = {**times, "over_autoregressive": over}
         print(f"{concurrency:3d} requests: {found['autoregressive'][concurrency]}, forwards {over}", flush=True)
+        yield found
     for concurrency in CONCURRENCIES:
         for mode in MODES:
             figures = task_speed(ours, prompts, concurrency, mode)
             found["tasks"].setdefault(concurrency, {})[mode] = figures
             print(f"{concurrency:3d} requests, tasks, {mode}: {figures}", flush=True)
-    return found
+            yield found
 
 
 def main() -> None:
@@ -186,7 +187,8 @@ def main() -> None:
         write_stock(options.stock, options.like)
     if options.urls:
         ours, stock = map(Server, options.urls)
-        report.write(options.out, measure(ours, stock), "vllm", "torch", "triton")
+        for figures in measure(ours, stock):
+            report.write(options.out, figures, "vllm", "torch", "triton")
 
 
 if __name__ == "__main__":
