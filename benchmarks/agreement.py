@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import report  # noqa: E402
-from router import mixed_prompts  # noqa: E402
+from prompts import mixed_prompts  # noqa: E402
 from serving import Server, generate_body  # noqa: E402
 
 MODEL = ROOT / "tests" / "data" / "nld-trained-b32-lora"

@@ -33,7 +33,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import report
-from router import task_prompts
+from prompts import task_prompts
 
 from dlm_serve.client import MODES
 

@@ -16,7 +16,7 @@ import threading
 from typing import Any
 
 import report
-from router import long_prompts, task_prompts
+from prompts import long_prompts, task_prompts
 
 from dlm_serve.evaluation.load import Cell, Clients
 

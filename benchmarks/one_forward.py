@@ -25,7 +25,7 @@ import agreement
 import report
 from decode_speed import AUTOREGRESSIVE, step_ms
 from matplotlib.figure import Figure
-from router import PROMPTS
+from prompts import PROMPTS
 from sampling_speed import RunningServer
 
 from dlm_serve.evaluation.load import Cell, Clients

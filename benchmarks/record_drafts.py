@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 from one_forward_replay import answers, with_noise
+from prompts import long_prompts, mixed_prompts
 from recorded_drafts import NUM_MASKS, RecordedText, save
-from router import long_prompts, mixed_prompts
 
 
 class Recording(NamedTuple):

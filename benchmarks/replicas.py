@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import report  # noqa: E402
-from router import task_prompts  # noqa: E402
+from prompts import task_prompts  # noqa: E402
 from serving import Server, generate_body  # noqa: E402
 
 MODES = ("autoregressive", "self_speculation", "diffusion")

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dlm_serve.decoding import DecodePlan, ModeSettings
+from dlm_serve.decoding import DecodePlan, Mode, ModeSettings
 from dlm_serve.errors import OptionError
 from dlm_serve.families import NEMOTRON_LABS_DIFFUSION
 from dlm_serve.options.needs import Need
@@ -65,6 +65,17 @@ def admit(params: Any, num_prompt: int, longest: int, model_config: Any) -> None
     if params.seed is None:
         params.seed = secrets.randbits(63)
     params.extra_args = with_settings(settings)
+
+
+def admitted_warm_up(params: Any, serving: Serving) -> Any:
+    """Return the SamplingParams of one of vLLM's own requests, which warm up a model runner and were not admitted.
+
+    They draft, so that rows are as wide as vLLM takes them to be.
+    """
+    warm_up = params.clone()
+    settings = plan({"mode": Mode.SELF_SPECULATION.value}, type(params)(), serving).permitted[0]
+    warm_up.extra_args, warm_up.seed = with_settings(settings), params.seed or 0
+    return warm_up
 
 
 def plan(raw: Mapping[str, object], params: Any, serving: Serving) -> DecodePlan:

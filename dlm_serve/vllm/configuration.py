@@ -6,10 +6,13 @@ from typing import Any
 
 from vllm.config.diffusion import DiffusionConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from dlm_serve.errors import ConfigError
 from dlm_serve.models.configuration import NemotronLabsDiffusionConfig
 from dlm_serve.vllm import ledger
+from dlm_serve.vllm.graphs import capture_sizes
 from dlm_serve.vllm.serving import Serving, serving_of
 
 SCHEDULER = "dlm_serve.vllm.scheduler.DlmScheduler"
@@ -50,10 +53,16 @@ class ServedModel(VerifyAndUpdateConfig):  # type: ignore[misc]  # the base is u
         serving = serving_of(vllm_config.model_config)
         _check(vllm_config, serving)
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=serving.width - 1)
-        scheduler = vllm_config.scheduler_config
-        scheduler.scheduler_cls, scheduler.async_scheduling = SCHEDULER, False
-        if vllm_config.attention_config.backend is None:
-            vllm_config.attention_config.use_non_causal = True
+        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+        attention = vllm_config.attention_config
+        if attention.backend is None:
+            attention.use_non_causal = True
+            if current_platform.is_cuda():
+                attention.backend = AttentionBackendEnum.CUSTOM  # which the plugin registers
+        compilation = vllm_config.compilation_config
+        if compilation.max_cudagraph_capture_size is None and compilation.cudagraph_capture_sizes is None:
+            num_rows = vllm_config.scheduler_config.max_num_seqs
+            compilation.cudagraph_capture_sizes = capture_sizes(serving.width, num_rows)
         defaults = serving.checkpoint.generation_defaults()
         overridden = vllm_config.model_config.override_generation_config
         vllm_config.model_config.override_generation_config = {**defaults, **overridden}

@@ -16,6 +16,19 @@ from vllm.distributed import (
 from dlm_serve.models.adapter_file import LowRank, of_layer, read_adapter
 
 
+@torch.library.custom_op("dlm_serve::add_low_rank", mutates_args=())
+def _add_low_rank(
+    hidden: torch.Tensor, low_rank: torch.Tensor, lora_b: torch.Tensor, token_on: torch.Tensor
+) -> torch.Tensor:
+    """Compute `add_low_rank` as an operator, into which the compiler of the backbone does not look."""
+    return add_low_rank(hidden, low_rank, lora_b, token_on[: hidden.shape[0]])
+
+
+@_add_low_rank.register_fake
+def _(hidden: torch.Tensor, low_rank: torch.Tensor, lora_b: torch.Tensor, token_on: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(hidden)
+
+
 class DraftAdapter:
     """Which tokens of a forward it counts for: `token_on` [T] bool, of the most that a forward has."""
 
@@ -54,4 +67,4 @@ class _Adapted(torch.nn.Module):
         hidden, bias = self.o_proj(x)
         # Each rank has a share of the input: the sum over ranks is taken of the few columns of the low rank.
         low_rank = tensor_model_parallel_all_reduce(x @ self.lora_a.T)
-        return add_low_rank(hidden, low_rank, self.lora_b, self.token_on[: len(x)]), bias
+        return _add_low_rank(hidden, low_rank, self.lora_b, self.token_on), bias

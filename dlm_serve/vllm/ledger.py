@@ -55,6 +55,14 @@ COMMITTED_KV = Hook(
 )
 """Put by `DlmScheduler` on its own coordinator alone."""
 
+SINGLE_TOKENS = Hook(
+    "vllm.v1.worker.gpu.cudagraph_utils.CudaGraphManager._init_candidates",
+    hook="dlm_serve.vllm.graphs:with_single_tokens",
+    why="rows of one token and rows of a whole block both come in batches of their own, and both need full graphs",
+    until="vLLM captures full graphs for more than one width of rows without a speculative configuration",
+)
+"""Put in the process of a model runner of ours."""
+
 _CORE, _WORKER = "vllm.v1.core", "vllm.v1.worker.gpu"
 SEAMS = (
     Seam("vllm.model_executor.models.config.MODELS_CONFIG_MAP"),
@@ -62,8 +70,13 @@ SEAMS = (
     Seam("vllm.config.VllmConfig.num_speculative_tokens"),
     Seam("vllm.model_executor.models.mistral.MistralForCausalLM", ("vllm_config", "prefix")),
     Seam("vllm.distributed.tensor_model_parallel_all_reduce", ("input_",)),
-    Seam(f"{_CORE}.sched.scheduler.Scheduler.schedule", ("throttle_prefills",)),
-    Seam(f"{_CORE}.sched.scheduler.Scheduler.update_from_output", ("scheduler_output", "model_runner_output")),
+    Seam("vllm.utils.torch_utils.async_tensor_h2d", ("data", "device")),
+    Seam(f"{_CORE}.sched.async_scheduler.AsyncScheduler.schedule", ("throttle_prefills",)),
+    Seam(f"{_CORE}.sched.async_scheduler.AsyncScheduler.update_from_output", ("scheduler_output",)),
+    Seam(f"{_CORE}.sched.async_scheduler.AsyncScheduler._update_after_schedule", ("scheduler_output",)),
+    Seam("vllm.v1.attention.backends.composite.create_composite_attention_backend", ("routing_policy",)),
+    Seam("vllm.v1.attention.backends.registry.register_backend", ("backend", "class_path")),
+    Seam(f"{_WORKER}.cudagraph_utils.BatchExecutionDescriptor", ("num_tokens", "num_reqs", "uniform_token_count")),
     Seam("vllm.v1.metrics.stats.RequestSpecDecodeMetrics.observe", ("num_draft_tokens", "num_accepted")),
     Seam(f"{_WORKER}.model_states.default.DefaultModelState.prepare_attn", ("input_batch", "for_capture")),
     Seam(f"{_WORKER}.model_states.interface.ModelState.custom_sampler", ("sampler",)),
@@ -79,7 +92,7 @@ SEAMS = (
 def require() -> None:
     """Raise UnsupportedVllmError, with all that is wrong, unless the installed vLLM is the one supported."""
     installed = _installed()
-    problems = [problem for seam in (*HOOKS, COMMITTED_KV, *SEAMS) if (problem := problem_with(seam))]
+    problems = [problem for seam in (*HOOKS, COMMITTED_KV, SINGLE_TOKENS, *SEAMS) if (problem := problem_with(seam))]
     if installed != SUPPORTED_VERSION:
         problems.insert(0, f"vllm {installed} is not the supported version")
     if problems:

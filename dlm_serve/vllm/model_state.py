@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from dlm_serve.decoding import DecodePlan, RequestState
-from dlm_serve.vllm.request import row_options_of, settings_of
+from dlm_serve.vllm import ledger
+from dlm_serve.vllm.admission import admitted_warm_up
+from dlm_serve.vllm.request import is_admitted, row_options_of, settings_of
 from dlm_serve.vllm.sampler import DlmSampler
 from dlm_serve.vllm.serving import serving_of
 from dlm_serve.vllm.table import RequestTable
@@ -23,10 +26,13 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
 
     def __init__(self, vllm_config: Any, model: Any, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        ledger.put_on(CudaGraphManager, ledger.SINGLE_TOKENS)
         self.serving = serving_of(vllm_config.model_config)
         mask_token_id = self.serving.checkpoint.mask_token_id
         self.table = RequestTable(self.max_num_reqs, self.serving.width, mask_token_id, device)
-        self._causal = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)  # which graphs read
+        self._causal = torch.ones(self.max_num_reqs, dtype=torch.int32, device=device)  # which graphs read
+        self._is_plain = True
+        """Whether what `_lay_out` wrote last says that all rows are causal, and that none drafts."""
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         """Return the sampler in the place of vLLM's, and none for drafts of another model."""
@@ -35,6 +41,8 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         """Begin a request, new or resumed."""
         params, commit = new_req_data.sampling_params, self.serving.commit
+        if not is_admitted(params):
+            params = admitted_warm_up(params, self.serving)
         options = row_options_of(params, commit, self.serving.checkpoint.vocab_size)
         state = RequestState(DecodePlan((settings_of(params),)))
         tokens = list(new_req_data.prefill_token_ids)
@@ -55,6 +63,10 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
         is_padded = cudagraph_mode == CUDAGraphMode.FULL
         num_reqs = input_batch.num_reqs_after_padding if is_padded else input_batch.num_reqs
         num_tokens = input_batch.num_tokens_after_padding if is_padded else input_batch.num_tokens
+        max_query_len = int(input_batch.max_query_len or input_batch.num_scheduled_tokens.max())
+        # Graphs of wide rows are captured with flags, and replayed with them, whatever the rows are.
+        has_graph = is_padded or for_capture
+        is_causal = max_query_len == 1 or (not has_graph and self.table.all_causal(input_batch.idx_mapping_np))
         self._lay_out(input_batch)
         query_starts = torch.from_numpy(input_batch.query_start_loc_np[: num_reqs + 1])
         upper_bound = input_batch.seq_lens_cpu_upper_bound
@@ -65,7 +77,7 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
                 num_tokens=num_tokens,
                 query_start_loc_gpu=input_batch.query_start_loc[: num_reqs + 1],
                 query_start_loc_cpu=query_starts,
-                max_query_len=int(input_batch.num_scheduled_tokens.max()),
+                max_query_len=max_query_len,
                 seq_lens=input_batch.seq_lens,
                 max_seq_len=self.max_model_len if for_capture else int(upper_bound[:num_reqs].max()),
                 block_tables=block_tables,
@@ -75,7 +87,7 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
                 positions=input_batch.positions,
                 is_prefilling=torch.from_numpy(input_batch.is_prefilling_np),
                 for_cudagraph_capture=for_capture,
-                causal=self._causal[:num_reqs],
+                causal=True if is_causal else self._causal[:num_reqs],
                 req_idx=input_batch.idx_mapping_np,
                 ubatch_idx=ubatch_idx,
             )
@@ -84,6 +96,16 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
     def _lay_out(self, input_batch: Any) -> None:
         """Write which rows of the batch are causal, and which of its tokens are drafted."""
         num_reqs, num_tokens = input_batch.num_reqs, input_batch.num_tokens
+        adapter = self.model.draft_adapter
+        is_plain = self.table.all_causal(input_batch.idx_mapping_np)  # all causal, and none drafts
+        if is_plain and self._is_plain:
+            return
+        self._is_plain = is_plain
+        if is_plain:
+            self._causal.fill_(1)
+            if adapter is not None:
+                adapter.token_on.zero_()
+            return
         rows = self.table.rows.gather(input_batch.idx_mapping[:num_reqs])
         starts = torch.zeros_like(rows.new_len)  # neither depends on where a row stands
         spec = self.serving.commit.attention_spec(rows, starts, self.serving.checkpoint.mask_token_id)
@@ -91,7 +113,6 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
         is_causal = spec.kept[:, 0] | in_prompt  # a row that sees its whole block keeps no KV
         self._causal.zero_()
         self._causal[:num_reqs] = is_causal.int()
-        adapter = self.model.draft_adapter
         if adapter is not None:
             drafts = spec.lora_on[:, 0] & ~in_prompt
             lens = torch.diff(input_batch.query_start_loc[: num_reqs + 1])

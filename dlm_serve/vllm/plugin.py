@@ -13,6 +13,7 @@ def register() -> None:
     from transformers import AutoConfig
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     from dlm_serve.vllm.configuration import ServedModel, VllmNemotronLabsDiffusionConfig
 
@@ -20,3 +21,5 @@ def register() -> None:
     AutoConfig.register(VllmNemotronLabsDiffusionConfig.model_type, VllmNemotronLabsDiffusionConfig, exist_ok=True)
     ModelRegistry.register_model(architecture, "dlm_serve.vllm.model:NemotronLabsDiffusionForVllm")
     MODELS_CONFIG_MAP[architecture] = ServedModel
+    if not AttentionBackendEnum.CUSTOM.is_overridden():
+        register_backend(AttentionBackendEnum.CUSTOM, "dlm_serve.vllm.attention.DlmAttentionBackend")

@@ -26,6 +26,11 @@ def settings_of(params: Any) -> ModeSettings:
     return _read(params.extra_args[_KEY])
 
 
+def is_admitted(params: Any) -> bool:
+    """Return whether admission has written how a request with these SamplingParams decodes."""
+    return _KEY in (params.extra_args or {})
+
+
 def row_options_of(params: Any, commit: Commit, vocab_size: int) -> RowOptions:
     """Return what the device must know about a request with these SamplingParams."""
     stop_ids = {*(params.stop_token_ids or ()), params.eos_token_id} - {None}  # None where they are ignored

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
 from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from dlm_serve.decoding import StepOutput
 from dlm_serve.vllm.serving import Serving
-from dlm_serve.vllm.table import RequestTable
+from dlm_serve.vllm.table import Indices, RequestTable
 
 
 class DlmSampler:
@@ -32,22 +33,54 @@ class DlmSampler:
         """
         num_reqs, device = input_batch.num_reqs, logits.device
         step = self._table.end_step(input_batch)
+        if self._table.decode_tokens(input_batch.idx_mapping_np):
+            return self._decode(logits, input_batch, step)
         output = StepOutput.empty(num_reqs, self._serving.width, device)
         if len(step):
-            advancing = torch.from_numpy(step).to(device, non_blocking=True)
-            width = int(np.diff(input_batch.cu_num_logits_np)[step].max())
+            advancing = async_tensor_h2d(step, device=device)
+            # Rows of one token are given a second column, of padding, so that kernels see no row of a single one.
+            width = max(2, int(np.diff(input_batch.cu_num_logits_np)[step].max()))
             output.put_(advancing, self._advance(self._ruled(logits, input_batch), input_batch, advancing, width))
         # What is not emitted was not computed, but for prompts of which more is to come.
         num_logits = torch.diff(input_batch.cu_num_logits[: num_reqs + 1])
         num_rejected = torch.where(self._table.in_prompt(input_batch.idx_mapping_np), 0, num_logits - output.lens)
         indices = input_batch.idx_mapping[:num_reqs]
-        self._base.req_states.draft_tokens[indices] = self._table.rows.tokens[indices, 1:]
+        # The next step may be on its way before the host knows what this one emits: the tokens are read from here.
+        tokens, states = self._table.rows.tokens[indices], self._base.req_states
+        states.last_sampled_tokens[indices], states.draft_tokens[indices] = tokens[:, :1], tokens[:, 1:]
         return SamplerOutput(
             sampled_token_ids=output.tokens,
             logprobs_tensors=self._logprobs(logits, input_batch, output.tokens[:, 0]),
             num_nans=None,
             num_sampled=output.lens,
             num_rejected=num_rejected.int(),
+        )
+
+    def _decode(self, logits: torch.Tensor, input_batch: Any, step: Indices) -> SamplerOutput:
+        """Return the token that each row emits of a batch that decodes autoregressively, for `logits` [B, V].
+
+        Such rows are only ever one token wide, so that this does what `_advance` would with fewer launches. The rows
+        `step` emit; others are parts of prompts.
+        """
+        num_reqs, choice, rows = input_batch.num_reqs, self._serving.token_choice, self._table.rows
+        indices, ruled = input_batch.idx_mapping[:num_reqs], self._ruled(logits, input_batch)
+        if self._table.are_greedy(input_batch.idx_mapping_np):
+            tokens = choice.sample(ruled)
+        else:
+            positions = input_batch.positions[input_batch.logits_indices] + 1
+            tokens = choice.sample(ruled, positions, rows.sampling.select(indices))
+        rows.tokens[indices, 0] = tokens
+        lens = torch.ones(num_reqs, dtype=torch.int32, device=logits.device)
+        if len(step) < num_reqs:
+            emits = np.zeros(num_reqs, dtype=np.int32)
+            emits[step] = 1
+            lens = async_tensor_h2d(emits, device=logits.device)
+        return SamplerOutput(
+            sampled_token_ids=tokens[:, None],
+            logprobs_tensors=self._logprobs(logits, input_batch, tokens),
+            num_nans=None,
+            num_sampled=lens,
+            num_rejected=torch.zeros_like(lens),
         )
 
     def _advance(self, logits: torch.Tensor, input_batch: Any, advancing: torch.Tensor, width: int) -> StepOutput:

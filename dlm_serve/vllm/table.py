@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from dlm_serve.decoding import Commit, Phase, RequestState, RowOptions, Rows
 
@@ -22,6 +23,8 @@ class RequestTable:
         self.rows = Rows.zeros(num_requests, width, device)
         self._mask_token_id = mask_token_id
         self._block_lengths = np.ones(num_requests, dtype=np.int32)
+        self._decodes_tokens = np.ones(num_requests, dtype=bool)
+        self._is_greedy = np.ones(num_requests, dtype=bool)
         self._in_prompt = np.ones(num_requests, dtype=bool)
         self._resumes = np.zeros(num_requests, dtype=bool)
 
@@ -30,16 +33,31 @@ class RequestTable:
     ) -> None:
         """Begin a request, new or resumed, with all its `tokens`, of which the first `num_prompt` are its prompt."""
         row = Rows.of([options], self.rows.width).start_block(torch.tensor(tokens[-1:]), self._mask_token_id)
-        resumes = commit.known_start(state, tokens, num_prompt) is not None
+        # A block of one token is its pending token: there is nothing to denoise, and so nothing to go on with.
+        resumes = options.block_length > 1 and commit.known_start(state, tokens, num_prompt) is not None
         if not resumes:
             row = row.replace(phase=torch.full_like(row.phase, Phase.DECODE), new_len=torch.ones_like(row.new_len))
         self._block_lengths[index], self._in_prompt[index], self._resumes[index] = options.block_length, True, resumes
+        self._decodes_tokens[index], self._is_greedy[index] = options.first_phase is Phase.DECODE, options.top_k == 1
         device = self.rows.tokens.device
-        self.rows.scatter_(torch.tensor([index], device=device), row.to(device))
+        self.rows.scatter_(torch.tensor([index]).to(device, non_blocking=True), row.to(device))
 
     def in_prompt(self, indices: Indices) -> torch.Tensor:
         """Return whether the requests at `indices` [B] still encode their prompts, [B] bool on the device."""
-        return torch.from_numpy(self._in_prompt[indices]).to(self.rows.tokens.device, non_blocking=True)
+        in_prompt: torch.Tensor = async_tensor_h2d(self._in_prompt[indices], device=self.rows.tokens.device)
+        return in_prompt
+
+    def decode_tokens(self, indices: Indices) -> bool:
+        """Return whether the requests at `indices` [B] all decode autoregressively: their rows have one token."""
+        return bool(self._decodes_tokens[indices].all())
+
+    def are_greedy(self, indices: Indices) -> bool:
+        """Return whether the requests at `indices` [B] all take the most likely tokens."""
+        return bool(self._is_greedy[indices].all())
+
+    def all_causal(self, indices: Indices) -> bool:
+        """Return whether it is known here that all rows at `indices` [B] are causal: prompts, and single tokens."""
+        return bool((self._in_prompt[indices] | self._decodes_tokens[indices]).all())
 
     def end_step(self, input_batch: Any) -> Indices:
         """Return which rows of vLLM's InputBatch its forward advances, and note whose prompt it has encoded.

@@ -94,6 +94,18 @@ THINKING = Golden(DATA / "nld_thinking_cases.json", _nld_body, _nld_ids, _nld_nf
 """Cases with a thinking budget."""
 
 
+def vllm_request_of(case: Case) -> tuple[list[int], dict[str, Any]]:
+    """The prompt of a case of Nemotron-Labs-Diffusion's, and the arguments of vLLM's SamplingParams."""
+    sampling = NEMOTRON_LABS_DIFFUSION.body_of(case)["sampling_params"]
+    options = sampling.pop("custom_params")["dlm"]
+    return case["prompt_ids"], {
+        "max_tokens": sampling["max_new_tokens"],
+        "ignore_eos": sampling.get("ignore_eos", False),
+        "extra_args": options,
+        "detokenize": False,
+    }
+
+
 def by_adapter(cases: list[Case], *, adapter: bool) -> list[Case]:
     """Those whose drafts come with the adapter, or without; only self-speculation drafts."""
     return [case for case in cases if case["mode"] != "linear_spec" or (case["lora"] is not None) == adapter]

@@ -8,28 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import NEMOTRON_LABS_DIFFUSION, TRAINED, WITH_ADAPTER, Case, by_adapter
+from golden import NEMOTRON_LABS_DIFFUSION, TRAINED, WITH_ADAPTER, by_adapter, vllm_request_of
 
 EVERY = int(os.environ.get("DLM_VLLM_EVERY", "3"))
 """Of so many cases one is asked, since kernels are interpreted here; 1 asks all."""
 
 
-def request_of(case: Case) -> tuple[list[int], dict[str, Any]]:
-    """Return the request that a case stands for."""
-    sampling = NEMOTRON_LABS_DIFFUSION.body_of(case)["sampling_params"]
-    options = sampling.pop("custom_params")["dlm"]
-    return case["prompt_ids"], {
-        "max_tokens": sampling["max_new_tokens"],
-        "ignore_eos": sampling.get("ignore_eos", False),
-        "extra_args": options,
-        "detokenize": False,
-    }
-
-
 @pytest.mark.parametrize("model", [TRAINED, WITH_ADAPTER], ids=lambda model: model.name)
 def test_tokens_and_forwards(model: Path, start: Callable[..., Any], ask: Callable[..., list[Any]]) -> None:
     cases = by_adapter(NEMOTRON_LABS_DIFFUSION.cases(model), adapter=model == WITH_ADAPTER)[::EVERY]
-    answers = ask(start(model), [request_of(case) for case in cases])
+    answers = ask(start(model), [vllm_request_of(case) for case in cases])
     found = [(list(each.token_ids), each.spec_decode_metrics.to_dict()["num_spec_steps"]) for each in answers]
     golden = NEMOTRON_LABS_DIFFUSION
     expected = [(golden.expected_ids(case), golden.expected_nfe(case)) for case in cases]

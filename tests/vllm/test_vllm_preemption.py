@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from golden import NEMOTRON_LABS_DIFFUSION, TRAINED
-from test_vllm_golden import request_of
+from golden import NEMOTRON_LABS_DIFFUSION, TRAINED, vllm_request_of
 
 from dlm_serve.vllm.request import settings_of
 
@@ -35,7 +34,7 @@ def test_golden_cases_with_interruptions(
         if is_due and scheduler.running[-1].num_preemptions < MOST_PREEMPTIONS:
             request = scheduler.running.pop()
             preempted.append(request.num_output_tokens)
-            scheduler._preempt_request(request, time.monotonic())
+            scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
             scheduler.prev_step_scheduled_req_ids.clear()  # it may be resumed by this very step
         scheduled = schedule(*args, **kwargs)
         for req_id, drafts in scheduled.scheduled_spec_decode_tokens.items():
@@ -47,7 +46,7 @@ def test_golden_cases_with_interruptions(
     monkeypatch.setattr(scheduler, "max_num_scheduled_tokens", TOKENS_OF_A_STEP)
     golden = NEMOTRON_LABS_DIFFUSION
     cases = [case for mode in ("diffusion", "linear_spec") for case in golden.cases(TRAINED, mode)[:MOST_CASES]]
-    answers = ask(engine, [request_of(case) for case in cases])
+    answers = ask(engine, [vllm_request_of(case) for case in cases])
     assert [list(each.token_ids) for each in answers] == [golden.expected_ids(case) for case in cases]
     assert any(preempted), "none was preempted in its answer"
     assert cut, "no block was cut"
