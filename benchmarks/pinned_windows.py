@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,9 +47,9 @@ class Server:
         return found
 
     def replicas(self) -> list[dict[str, Any]]:
-        """Return what each replica does and has counted."""
+        """Return what each replica does and has counted, by its number."""
         found: list[dict[str, Any]] = self._ask("/dlm/status")["replicas"]
-        return found
+        return sorted(found, key=lambda replica: replica["dp_rank"] or 0)
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -74,8 +75,11 @@ class Window:
         """Return the output tokens per second of all requests together."""
         return self.tokens / self.seconds
 
-    def add(self, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], seconds: float) -> None:
-        """Add a period between two states of the replicas."""
+    def add(self, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> float:
+        """Add the period between two states of the replicas; return its tokens per second.
+
+        It is as long as their own clocks say: a busy server answers late, with what it counted before.
+        """
 
         def counted(replicas: Sequence[dict[str, Any]], metric: str, named: str) -> int:
             return sum(int(n) for each in replicas for label, n in each["counters"][metric].items() if named in label)
@@ -83,14 +87,18 @@ class Window:
         def grown(metric: str, named: str = "") -> int:
             return counted(after, metric, named) - counted(before, metric, named)
 
+        took = (end["counted_at"] - start["counted_at"] for start, end in zip(before, after, strict=True))
+        seconds: float = statistics.mean(took)
+        tokens = grown(TOKENS.name)
         self.seconds += seconds
-        self.tokens += grown(TOKENS.name)
+        self.tokens += tokens
         self.forwards += grown(FORWARD_PASSES.name)
         self.verifications += grown(FORWARD_PASSES.name, "verify")
         self.mode_switches += grown(MODE_SWITCHES.name)
         for replica in after:
             for way, number in replica["requests"].items():
                 self.requests[way] = self.requests.get(way, 0) + number
+        return tokens / seconds
 
     def summary(self, way: str) -> dict[str, Any]:
         """Return the figures; blocks that are drafted in turn alone have an acceptance length."""

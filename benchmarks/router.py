@@ -131,11 +131,9 @@ class Measurement:
         """Add a period of so many `seconds` to `window`; return its tokens per second."""
         self._server.pin(way)
         time.sleep(self._times.settling)
-        before, start, num_before = self._server.replicas(), time.perf_counter(), window.tokens
+        before = self._server.replicas()
         time.sleep(seconds)
-        after, took = self._server.replicas(), time.perf_counter() - start
-        window.add(before, after, took)
-        return (window.tokens - num_before) / took
+        return window.add(before, self._server.replicas())
 
 
 def walked(names: Sequence[str], first: str, measure: Callable[[str], Window]) -> dict[str, Window]:

@@ -120,7 +120,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
         self._request_dispatcher += TypeBasedDispatcher([(Decision, self._apply_decision)])
 
     def get_internal_state(self, recv_req: Any) -> Any:
-        """Report what is served, what the router does, what was counted and on which replica, beside SGLang's state."""
+        """Report what is served, what the router does, what was counted, where and when, beside SGLang's state."""
         output = super().get_internal_state(recv_req)
         worker = self.draft_worker
         output.internal_state[STATISTICS_KEY] = {
@@ -129,6 +129,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
             **worker.router.report(),
             "captured": worker.captured(),
             "counters": METER.counts(current().commit).report(),
+            "counted_at": time.time(),
         }
         return output
 

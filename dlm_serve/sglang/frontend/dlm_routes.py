@@ -42,6 +42,8 @@ class Replica(_Answer):
     """By width, up to how many rows run as a CUDA graph."""
     counters: dict[str, dict[str, int]]
     """The counters of `/metrics`, by name and the values of their labels."""
+    counted_at: float
+    """When they were read, in seconds since 1970: rates are quotients of the differences between two answers."""
 
 
 class Status(Described):
