@@ -1,18 +1,24 @@
 """What grammars allow behind each token of a draft.
 
 The grammars stand where SGLang has brought them: behind the tokens that are emitted. They are moved along the drafts
-and back on the host while the forward over them runs, so that a step waits for its drafts alone.
+and back on the host while the forward over them runs, so that a step waits for its drafts alone. A mask takes a grammar
+some 0.2 ms, and those of a draft one after the other more than a forward: requests have theirs filled side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from sglang.srt.speculative.spec_utils import GrammarTree
 
+from dlm_serve.platform.ranks import available_cores
 from dlm_serve.sglang.protocols import GrammarLike, ReqLike
+
+_THREADS = ThreadPoolExecutor(len(available_cores()), "grammar")
+"""They are started when there is work; what fills a mask is compiled, and lets others run meanwhile."""
 
 
 class GrammarMasks:
@@ -34,8 +40,8 @@ class GrammarMasks:
         width = min(self._shape[1], logits.shape[1])
         masks = grammar.allocate_vocab_mask(self._vocab_size, len(self._reqs) * width, "cpu")
         *_, drafts = self._chains.resolve()
-        for row, req in enumerate(self._reqs):
-            fill_along(req.grammar, drafts[row, :width].tolist(), masks[row * width : (row + 1) * width])
+        grammars = [req.grammar for req in self._reqs]
+        list(_THREADS.map(fill_along, grammars, drafts[:, :width].tolist(), masks.split(width)))  # raises what they do
         masks = grammar.move_vocab_mask(masks, logits.device)
         drafted = logits[:, :width]
         chosen = drafted.flatten(0, 1)
