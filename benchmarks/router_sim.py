@@ -38,13 +38,16 @@ from simulated_loads import QUALITIES, Load, loads, texts_of  # noqa: E402
 
 from dlm_serve.decoding import ModeSettings, name_of  # noqa: E402
 from dlm_serve.routing.costs import CostTable  # noqa: E402
+from dlm_serve.routing.prefills import PrefillInterval  # noqa: E402
 from dlm_serve.scheduling.graph_shapes import MOST_SPECULATED  # noqa: E402
 
 WAYS = (*DRAFTS, *IN_ONE_FORWARD)
 SEEDS = (5, 6, 7)
 """What `auto` finds out, and when, differs from run to run."""
-CLIENTS: dict[str, Any] = {"prefill_ms": 18.0, "promptness": 0.5}
-"""Prefills as an H200 takes for a few short prompts, of clients that take a step or two to ask again."""
+CLIENTS: dict[str, Any] = {"prefill_ms": 18.0, "prefill_interval": PrefillInterval(2, 4), "promptness": 0.5}
+"""Prefills as an H200 takes for a few short prompts, as often as servers make them by default, of clients that take a
+step or two to ask again.
+"""
 
 
 def measured_card() -> CostTable:

@@ -11,7 +11,7 @@ from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, name_of
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Roster, RunningRequest
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
 from dlm_serve.routing.policy import Outcome, Policy
-from dlm_serve.routing.prefills import PrefillModel, PrefillShape
+from dlm_serve.routing.prefills import PrefillInterval, PrefillModel, PrefillShape
 
 STEPS_BETWEEN = {0: 8, 32: 16, 96: 32}
 """Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
@@ -33,7 +33,13 @@ class Decision:
 class Router:
     """Asks its policy every few steps, and at once when the batch has changed by much."""
 
-    def __init__(self, policy: Policy, costs: CostModel, capacity: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        costs: CostModel,
+        capacity: int,
+        prefill_interval: PrefillInterval = PrefillInterval(),  # noqa: B008  # immutable
+    ) -> None:
         self.policy = policy
         self.costs = costs
         self.outcome: Outcome | None = None
@@ -53,7 +59,7 @@ class Router:
         self._elapsed_ms = 0.0
         self._num_steps = 0
         self._num_decoded = 0
-        self._prefills = PrefillModel()
+        self._prefills = PrefillModel(prefill_interval)
         self._mean_context = 0.0
 
     def observe(self, step: StepShape, ms: float) -> None:
@@ -102,7 +108,7 @@ class Router:
         self._mean_context = batch.mean_context
         changes: dict[str, Choice | None] = {}
         chooser = self._pinned or policy
-        interruptions = self._prefills.interruptions(self._num_steps, num_decoded - self._num_decoded)
+        interruptions = self._prefills.interruptions(self._num_steps, num_decoded - self._num_decoded, len(requests))
         elapsed_ms, self._elapsed_ms, self._num_steps, self._num_decoded = self._elapsed_ms, 0.0, 0, num_decoded
         if batch.free or self._pinned:
             outcome = self.outcome = chooser.choose(batch, self._told, interruptions, elapsed_ms)

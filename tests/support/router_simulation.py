@@ -21,7 +21,7 @@ from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostTable, MeasuredCosts, StepShape
 from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.policy import Outcome, Policy
-from dlm_serve.routing.prefills import Interruptions, PrefillShape
+from dlm_serve.routing.prefills import Interruptions, PrefillInterval, PrefillShape
 from dlm_serve.routing.router import Router
 from dlm_serve.routing.splits import Splits
 from dlm_serve.scheduling.step_plan import StepPlan
@@ -99,6 +99,7 @@ class Simulation:
     """Whether the policy is asked before every step."""
     prefill_ms: float = 0.0
     """What a prefill takes, of however many requests."""
+    prefill_interval: PrefillInterval = PrefillInterval()
     promptness: float = 1.0
     """How likely a client that has its answer sends the next request by the next step."""
     requests: list[Running] = field(default_factory=list)
@@ -108,11 +109,14 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
-        self.router = Router(self.policy, MeasuredCosts(self.table), 256) if self.policy else None
+        self.router = None
+        if self.policy is not None:
+            self.router = Router(self.policy, MeasuredCosts(self.table), 256, self.prefill_interval)
         self._free = DecodePlan((*reversed(self.drafts), ONE_BY_ONE))
         self._first: Choice | None = self.drafts[-1].choice
         self._numbers = itertools.count()
-        self._num_new = 0
+        self._waiting: list[Running] = []
+        self._num_steps_held = 0
         self._launched: list[tuple[Running, int]] = []
         self.texts: dict[str, Text] = {}
         """By request id."""
@@ -126,19 +130,16 @@ class Simulation:
         return simulation
 
     def add(self, text: Text) -> None:
-        """Let a request begin."""
+        """Let a request come."""
         state = RequestState(self._free if self.settings is None else DecodePlan((self.settings,)))
-        state.start_as(self._first)
-        state.begin(self.num_steps)
         rid = str(next(self._numbers))
-        self.requests.append(Running(rid, text, text.decode(self.random), state, text.length))
+        self._waiting.append(Running(rid, text, text.decode(self.random), state, text.length))
         self.texts[rid] = text
-        self._num_new += 1
 
     def keep(self, concurrency: int, texts: Callable[[], Text]) -> None:
         """Let as many requests run: new ones begin, or those that run longest are cut off."""
         del self.requests[: max(len(self.requests) - concurrency, 0)]
-        for _ in range(concurrency - len(self.requests)):
+        for _ in range(concurrency - len(self.requests) - len(self._waiting)):
             if self.random.random() < self.promptness:
                 self.add(texts())
 
@@ -166,12 +167,21 @@ class Simulation:
         return tokens, ms + prefill_ms
 
     def _prefill(self) -> float:
-        """Return the milliseconds of the prefill of new requests."""
-        num_new, self._num_new = self._num_new, 0
-        if not num_new or not self.prefill_ms:
+        """Let requests that wait begin, unless the last ones have just done so; return the milliseconds of that."""
+        if self._num_steps_held and len(self.requests) >= self.prefill_interval.min_rows:
+            self._num_steps_held -= 1
             return 0.0
-        if self.router is not None:
-            self.router.observe_prefill(PrefillShape(num_new, 40 * num_new), self.prefill_ms)
+        self._num_steps_held = 0
+        if not self._waiting:
+            return 0.0
+        for request in self._waiting:
+            request.state.start_as(self._first)
+            request.state.begin(self.num_steps)
+        if self.router is not None and self.prefill_ms:
+            shape = PrefillShape(len(self._waiting), 40 * len(self._waiting))
+            self.router.observe_prefill(shape, self.prefill_ms)
+        self.requests += self._waiting
+        self._waiting, self._num_steps_held = [], self.prefill_interval.num_steps - 1
         return self.prefill_ms
 
     def run(self, num_steps: int) -> float:

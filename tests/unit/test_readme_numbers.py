@@ -167,14 +167,15 @@ def test_logits() -> None:
     forwards = json_answers["self_speculation"]["tokens_per_forward"]
     assert f"{speed:.2f} times the tokens per second" in page
     assert f"with the same schema, {forwards:.1f} tokens per forward pass" in page
-    alone, together = (found["over_nothing_asked"][number] for number in ("1", "8"))
+    for number, at in (("1", "at one request"), ("8", "at 8")):
+        ratios = [
+            f"{found['over_nothing_asked'][number][asked]:.3f}" for asked in ("penalties", "logprobs", "top logprobs")
+        ]
+        assert "penalties {}, log-probabilities {}, five most likely tokens {}".format(*ratios) + f" {at}" in page
+    short, long = (ms["4 of 16"] / ms["none"] for ms in found["ms_per_forward_beside"].values())
     assert (
-        f"penalties {alone['penalties']:.2f}, log-probabilities {alone['logprobs']:.2f}, "
-        f"five most likely tokens {alone['top logprobs']:.2f} at one request" in page
+        f"{short:.2f} where answers are short and follow a schema, {long:.2f} with answers of some 110 tokens" in page
     )
-    assert f"between {min(together.values()):.2f} and {max(together.values()):.2f}" in page
-    beside = found["ms_per_forward_beside"]
-    assert f"{beside['4 of 16'] / beside['none']:.2f} of the time per forward pass" in page
 
 
 def test_agreement() -> None:
@@ -232,6 +233,16 @@ def test_router_over_all_cells() -> None:
     lost = good["self_speculation/one_forward/32"] / good["self_speculation/32"]
     assert f"which had {lost:.2f} of blocks of 32" in page
     assert f"which had {poor['self_speculation/4'] / poor['self_speculation/8']:.2f} of blocks of 8" in page
+
+
+def test_interrupted_run_of_the_router() -> None:
+    found, page = measured("router_gpu_interrupted")["auto_over_best"], PERFORMANCE.read_text()
+    good, noisy = ([f"{ratio['mean']:.2f}" for ratio in found[quality].values()] for quality in ("m0", "m2.6"))
+    assert "`auto` has {}, {}, {}, {} and {} of the best fixed way at 1, 2, 4, 8 and 16 requests".format(*good) in page
+    assert "and {}, {}, {}, {} and {} with noisier drafts".format(*noisy) in page
+    ratios = [ratio for of_quality in found.values() for ratio in of_quality.values()]
+    assert f"the geometric mean is {statistics.geometric_mean(each['mean'] for each in ratios):.2f}" in page
+    assert f"largest standard error is {max(each['standard_error'] for each in ratios):.2f}" in page
 
 
 def test_router_in_the_readme() -> None:
@@ -319,6 +330,9 @@ def test_second_choices() -> None:
         assert f"| {prompts} | {' | '.join(row)} |" in ONE_FORWARD.read_text()
 
 
+KINDS = ("linear", "one forward")
+
+
 def fastest(row: dict[str, Any], kind: str) -> str:
     """The fastest way of a kind, `linear` or `one forward`, of those that were measured at a concurrency."""
     ways = [way for way in row if way.startswith("self_speculation/") and row[way]["tokens_per_s"]]
@@ -353,6 +367,25 @@ def test_speed_of_one_forward() -> None:
         f"{in_turn} times the tokens per second of drafting in turn where {accepted} tokens of a draft are accepted, "
         f"which is {plain} times autoregression"
     ) in PERFORMANCE.read_text()
+
+
+def test_one_forward_alone() -> None:
+    """One request, with drafts of two more qualities."""
+    page = ONE_FORWARD.read_text()
+    for cells in measured("one_forward_alone")["cells"].values():
+        row = cells["speed at 1"]
+        speeds = {way: figures["tokens_per_s"] for way, figures in row.items()}
+        linear, one = (max((w for w in speeds if w.startswith(kind)), key=speeds.__getitem__) for kind in KINDS)
+        best = max(speed for way, speed in speeds.items() if way != "auto")
+        shown = [
+            f"{row['linear 32']['acceptance_length']:.1f}",
+            f"{speeds['autoregressive']:,.0f}",
+            *(f"{speeds[way]:,.0f} ({way.split()[-1]})" for way in (linear, one)),
+            f"{speeds[one] / speeds[linear]:.2f}",
+            f"{speeds[one] / speeds['autoregressive']:.2f}",
+            f"{speeds['auto'] / best:.2f}",
+        ]
+        assert f"| {' | '.join(shown)} |" in page
 
 
 def test_best_of_all_ways() -> None:

@@ -12,6 +12,7 @@ from dlm_serve.routing.batch import RunningRequest
 from dlm_serve.routing.costs import CostModel
 from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.policy import Policy
+from dlm_serve.routing.prefills import PrefillInterval
 from dlm_serve.routing.router import Router
 from dlm_serve.routing.rules import RulesPolicy
 from dlm_serve.sglang.engine.requests import state_of
@@ -50,7 +51,7 @@ class RoutingLog:
         )
 
 
-def make_router(serving: Serving, costs: CostModel, capacity: int) -> Router:
+def make_router(serving: Serving, costs: CostModel, capacity: int, prefill_interval: PrefillInterval) -> Router:
     """Return the router that the server file asks for, of at most `capacity` requests."""
     routing, choices = serving.config.routing, serving.choices
     policy: Policy
@@ -58,7 +59,7 @@ def make_router(serving: Serving, costs: CostModel, capacity: int) -> Router:
         policy = RulesPolicy(choices, routing.rules.short_answer, routing.rules.most_in_blocks)
     else:
         policy = MeasuredPolicy(choices, capacity, routing.hysteresis, routing.trial_share, routing.latency_slo_ms)
-    return Router(policy, costs, capacity)
+    return Router(policy, costs, capacity, prefill_interval)
 
 
 def running(reqs: Iterable[ReqLike]) -> list[RunningRequest]:

@@ -19,7 +19,7 @@ from dlm_serve.decoding import Choice, Rows, Snapshot
 from dlm_serve.options.fields import MAX_BUDGET
 from dlm_serve.routing.costs import CostModel, LearnedCosts, MeasuredCosts
 from dlm_serve.routing.pinned import PinnedPolicy
-from dlm_serve.routing.prefills import PrefillShape
+from dlm_serve.routing.prefills import PrefillInterval, PrefillShape
 from dlm_serve.routing.router import Decision
 from dlm_serve.sglang.engine.attention import DlmAttentionBackend
 from dlm_serve.sglang.engine.block_step import BlockStep, Step
@@ -76,6 +76,8 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         # one row that none uses.
         most, vocab_size = server_args.max_running_requests, serving.checkpoint.vocab_size
         assert most is not None, "`defaults` sets it"
+        interval, min_rows = server_args.prefill_decode_interval or 1, server_args.prefill_decode_interval_min_bs
+        self._prefill_interval = PrefillInterval(interval, min_rows)
         self._answer_counts = torch.zeros(most + 1, vocab_size, dtype=torch.int32, device=self.device)
 
     @property
@@ -122,7 +124,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         self._planner = StepPlanner(commit, costs.table, self.table.width, self.device)
         self._timer: StepTimer[Any] = EventTimer() if self.device == "cuda" else HostTimer()
         self._first = serving.choices[0] if serving.choices else None
-        self.router = make_router(serving, costs, num_requests)
+        self.router = make_router(serving, costs, num_requests, self._prefill_interval)
         self._log = RoutingLog()
 
     def _costs(self, step: Step, decode: DecodeForward, max_rows: int) -> CostModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlm_serve.routing.prefills import Interruptions, PrefillModel, PrefillShape
+from dlm_serve.routing.prefills import Interruptions, PrefillInterval, PrefillModel, PrefillShape
 
 
 @pytest.mark.parametrize("ms_per_token", [0.0, 0.05, 0.3])
@@ -13,14 +13,14 @@ def test_what_a_prefill_takes_apart_from_its_tokens(ms_per_token: float) -> None
     random, model = np.random.default_rng(0), PrefillModel()
     for num_tokens in random.integers(1, 400, 200).tolist():
         model.observe(PrefillShape(1, num_tokens), (12 + ms_per_token * num_tokens) * random.uniform(0.95, 1.05))
-    assert model.interruptions(0, 0).ms == pytest.approx(12, rel=0.05)
+    assert model.interruptions(0, 0, 1).ms == pytest.approx(12, rel=0.05)
 
 
 def test_prompts_of_one_length_do_not_say_what_a_prefill_takes_apart_from_them() -> None:
     model = PrefillModel()
     for _ in range(200):
         model.observe(PrefillShape(1, 8000), 400.0)
-    assert 0 <= model.interruptions(0, 0).ms < 20
+    assert 0 <= model.interruptions(0, 0, 1).ms < 20
 
 
 def test_how_often_requests_come() -> None:
@@ -29,7 +29,7 @@ def test_how_often_requests_come() -> None:
     for length in (50, 200):
         for _ in range(1000):
             model.observe(PrefillShape(2, 60), 15.0)
-            found = model.interruptions(8, 2 * length)
+            found = model.interruptions(8, 2 * length, 1)
         assert found.requests_per_token == pytest.approx(1 / length, rel=0.02)
 
 
@@ -38,5 +38,25 @@ def test_there_is_one_prefill_behind_a_step_or_none() -> None:
     np.testing.assert_allclose(found, [0, 0.0995, 6.321, 10], atol=1e-3)
 
 
+@pytest.mark.parametrize("num_between", [1, 2, 5])
+@pytest.mark.parametrize("per_step", [0.01, 0.5, 3.0])
+def test_steps_between_prefills(per_step: float, num_between: int) -> None:
+    """Against requests that come by chance, over many steps."""
+    random = np.random.default_rng(1)
+    num_prefills = num_waiting = num_held = 0
+    for num_new in random.poisson(per_step, num_steps := 400_000):
+        num_waiting, num_held = num_waiting + num_new, num_held - 1
+        if num_waiting and num_held <= 0:
+            num_prefills, num_waiting, num_held = num_prefills + 1, 0, num_between
+    found = Interruptions(1.0, per_step / 10, num_between).ms_per_step(np.array([10.0]))
+    assert found[0] == pytest.approx(num_prefills / num_steps, rel=0.05)
+
+
+@pytest.mark.parametrize(("num_rows", "num_between"), [(3, 1), (4, 2)])
+def test_few_requests_are_interrupted_at_once(num_rows: int, num_between: int) -> None:
+    model = PrefillModel(PrefillInterval(num_steps=2, min_rows=4))
+    assert model.interruptions(8, 80, num_rows).num_steps == num_between
+
+
 def test_before_any_prefill_nothing_is_said() -> None:
-    assert PrefillModel().interruptions(8, 80).requests_per_token == 0
+    assert PrefillModel().interruptions(8, 80, 1).requests_per_token == 0
