@@ -37,6 +37,14 @@ class Interruptions:
     num_steps: int = 1
     """Decode steps that there are at least between two prefills."""
 
+    def tokens_per_forward(self, yields: Array) -> Array:
+        """Return what forwards emit that yield `yields` tokens each, with those behind the ends of answers.
+
+        An answer takes one forward more than it needs, because the host learns late that it has ended. That is much of
+        a short answer in wide blocks.
+        """
+        return np.asarray(yields / (1 + self.requests_per_token * yields))
+
     def ms_per_step(self, tokens: Array) -> Array:
         """Return the milliseconds of prefills per step, where steps emit so many `tokens`.
 

@@ -42,6 +42,7 @@ class Splits:
         self._batch = batch
         self._ms = _step_ms(batch, table)
         self._interruptions = interruptions
+        self._of_single = float(interruptions.tokens_per_forward(np.array(1.0)))
         self._latency_slo_ms = latency_slo_ms
 
     def best(self, yields: Array) -> Split:
@@ -49,10 +50,10 @@ class Splits:
 
         For each way to decode blocks, requests are sorted by what they yield: so only F + 1 splits are left of it.
         """
-        allowed = np.where(self._batch.permitted, yields, -np.inf)
-        gains = np.sort(allowed - 1, axis=1)[:, ::-1]
+        allowed = np.where(self._batch.permitted, self._interruptions.tokens_per_forward(yields), -np.inf)
+        gains = np.sort(allowed - self._of_single, axis=1)[:, ::-1]
         tokens = np.empty(self._ms.shape)
-        tokens[:, 0] = self._batch.num_requests
+        tokens[:, 0] = self._batch.num_requests * self._of_single
         np.cumsum(gains, axis=1, out=tokens[:, 1:])
         tokens[:, 1:] += tokens[:, :1]
         with np.errstate(invalid="ignore"):
@@ -77,8 +78,8 @@ class Splits:
         in_blocks = np.flatnonzero(kinds != AUTOREGRESSIVE)
         longest = int(kinds[in_blocks].max()) if len(in_blocks) else 0
         ms = float(self._ms[longest, len(in_blocks)])
-        gained = float(yields[kinds[in_blocks], in_blocks].sum()) - len(in_blocks)
-        tokens = self._batch.num_requests + gained
+        of_blocks = self._interruptions.tokens_per_forward(yields[kinds[in_blocks], in_blocks])
+        tokens = (self._batch.num_requests - len(in_blocks)) * self._of_single + float(of_blocks.sum())
         return Split(kinds, tokens, tokens / (ms + float(self._interruptions.ms_per_step(np.array(tokens)))), ms)
 
 

@@ -235,8 +235,11 @@ def test_router_over_all_cells() -> None:
     assert f"which had {poor['self_speculation/4'] / poor['self_speculation/8']:.2f} of blocks of 8" in page
 
 
+INTERRUPTED = "router_gpu_interrupted"
+
+
 def test_interrupted_run_of_the_router() -> None:
-    found, page = measured("router_gpu_interrupted")["auto_over_best"], PERFORMANCE.read_text()
+    found, page = measured(INTERRUPTED)["auto_over_best"], PERFORMANCE.read_text()
     good, noisy = ([f"{ratio['mean']:.2f}" for ratio in found[quality].values()] for quality in ("m0", "m2.6"))
     assert "`auto` has {}, {}, {}, {} and {} of the best fixed way at 1, 2, 4, 8 and 16 requests".format(*good) in page
     assert "and {}, {}, {}, {} and {} with noisier drafts".format(*noisy) in page
@@ -254,6 +257,17 @@ def test_router_in_the_readme() -> None:
     lengths = "{}, {} and {} tokens of a draft are accepted".format(*map(accepted, QUALITIES))
     said = f"where {lengths}, `auto` has {over('1')} the tokens per second of autoregression at one request"
     assert f"{said}, and {over('32')} at 32" in README.read_text()
+
+
+def test_deployment() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    cells = measured("router_gpu")["cells"]["m2.6"]
+    alone, crowd = (f"{cells[number]['auto']['tokens_per_s']:,.0f}" for number in ("1", "128"))
+    assert f"{alone} tokens per second to one request and {crowd} to 128" in page
+    assert f"where {accepted('m2.6')} tokens of a draft are accepted" in page
+    blocks = (measured(run)["cells"]["m0"]["16"]["self_speculation/32"] for run in (INTERRUPTED, "router_budgets"))
+    together, at_once = (f"{way['tokens_per_s']:,.0f}" for way in blocks)
+    assert f"gave 16 clients on an H200 {together} tokens per second with it, and {at_once} in an earlier run" in page
 
 
 def test_host_time() -> None:

@@ -58,5 +58,11 @@ def test_few_requests_are_interrupted_at_once(num_rows: int, num_between: int) -
     assert model.interruptions(8, 80, num_rows).num_steps == num_between
 
 
+@pytest.mark.parametrize(("num_tokens", "per_forward"), [(24, 8), (24, 4), (240, 8)])
+def test_an_answer_takes_a_forward_more_than_it_needs(num_tokens: int, per_forward: int) -> None:
+    found = Interruptions(requests_per_token=1 / num_tokens).tokens_per_forward(np.array([per_forward]))
+    assert found[0] == pytest.approx(num_tokens / (num_tokens / per_forward + 1))
+
+
 def test_before_any_prefill_nothing_is_said() -> None:
     assert PrefillModel().interruptions(8, 80, 1).requests_per_token == 0
