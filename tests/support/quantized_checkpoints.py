@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from weight_formats import Format, Tensors
 
 from dlm_serve.models.checkpoint import Checkpoint
 
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 INDEX = "model.safetensors.index.json"
 
 SIZES: dict[str, Any] = {
@@ -98,7 +99,7 @@ def write(source: Path, out: Path, form: Format, left_out: Sequence[str]) -> Non
     file_of: dict[str, str] = {}
     for file in sorted(source.glob("*.safetensors")):
         with safe_open(file, framework="pt") as given:
-            tensors = dict(_quantized(((name, given.get_tensor(name)) for name in given.keys()), form, left_out))  # noqa: SIM118
+            tensors = dict(_quantized({name: given.get_tensor(name) for name in given.keys()}, form, left_out))  # noqa: SIM118
         save_file(tensors, out / file.name, metadata={"format": "pt"})
         file_of |= dict.fromkeys(tensors, file.name)
     if (source / INDEX).exists():
@@ -108,16 +109,21 @@ def write(source: Path, out: Path, form: Format, left_out: Sequence[str]) -> Non
     (out / "config.json").write_text(json.dumps({**config, "quantization_config": form.config(left_out)}, indent=2))
 
 
-def _quantized(
-    tensors: Iterable[tuple[str, torch.Tensor]], form: Format, left_out: Sequence[str]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in tensors:
+def _quantized(tensors: Tensors, form: Format, left_out: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         is_linear = kind == "weight" and module.endswith(("_proj", "_head"))
         if is_linear and not any(f"{module}.".startswith(f"{other}.") for other in left_out):
-            yield from of_module(module, form.quantize(tensor))
+            yield from of_module(module, form.quantize_fused(tensor, _fused_with(module, tensors)))
         else:
             yield name, tensor
+
+
+def _fused_with(module: str, tensors: Tensors) -> list[torch.Tensor]:
+    """The weights that engines multiply by together with that of `module`, its own among them."""
+    parent, _, own = module.rpartition(".")
+    group = next((group for group in FUSED if own in group), (own,))
+    return [tensors[f"{parent}.{name}.weight"] for name in group if f"{parent}.{name}.weight" in tensors]
 
 
 def of_module(module: str, parts: Tensors) -> Iterator[tuple[str, torch.Tensor]]:

@@ -36,6 +36,10 @@ class Format(ABC):
     def quantize(self, weight: torch.Tensor) -> Tensors:
         """The tensors for a weight [N, K] in floats."""
 
+    def quantize_fused(self, weight: torch.Tensor, fused: Sequence[torch.Tensor]) -> Tensors:
+        """The same for one of the weights `fused`, which engines multiply by at once."""
+        return self.quantize(weight)
+
     @abstractmethod
     def dequantize(self, tensors: Tensors) -> torch.Tensor:
         """The weight that they stand for, in float32."""
@@ -223,14 +227,18 @@ class AWQ(Int4):
 class NVFP4(Format):
     """Two values in a byte, a scale in FP8 for a group of each row, and one in float32 for those scales.
 
-    Under the names of compressed-tensors, which stores what is divided by; activations are of the same kind.
+    Under the names of compressed-tensors, which stores what is divided by; activations are of the same kind. Weights
+    that are multiplied by at once share the scale of scales.
     """
 
     error = 1 / 5  # half of the step from 4 to 6, and what rounding the scale adds
 
-    def parts(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def parts(
+        self, weight: torch.Tensor, fused: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bytes [N, K / 2], scales [N, K / group], and the scale of scales."""
-        overall = weight.float().abs().max().clamp(min=1e-12) / (FP4_VALUES[-1] * LARGEST_FP8)
+        largest = torch.stack([each.float().abs().max() for each in fused]).max()
+        overall = largest.clamp(min=1e-12) / (FP4_VALUES[-1] * LARGEST_FP8)
         scale = (self.largest(weight) / FP4_VALUES[-1] / overall).to(torch.float8_e4m3fn)
         values = weight.float() / self.spread(scale, weight.shape).clamp(min=1e-12) / overall
         codes = (values.abs()[..., None] - FP4_VALUES).abs().argmin(-1) + 8 * (values < 0)
@@ -243,7 +251,10 @@ class NVFP4(Format):
         return values * self.spread(scale, values.shape) * overall
 
     def quantize(self, weight: torch.Tensor) -> Tensors:
-        packed, scale, overall = self.parts(weight)
+        return self.quantize_fused(weight, [weight])
+
+    def quantize_fused(self, weight: torch.Tensor, fused: Sequence[torch.Tensor]) -> Tensors:
+        packed, scale, overall = self.parts(weight, fused)
         activations = FP4_VALUES[-1] * LARGEST_FP8 / LARGEST_ACTIVATION
         return {
             "weight_packed": packed,
@@ -263,8 +274,8 @@ class NVFP4(Format):
 class ModelOptNVFP4(NVFP4):
     """The same under the names of ModelOpt, which stores what is multiplied by."""
 
-    def quantize(self, weight: torch.Tensor) -> Tensors:
-        packed, scale, overall = self.parts(weight)
+    def quantize_fused(self, weight: torch.Tensor, fused: Sequence[torch.Tensor]) -> Tensors:
+        packed, scale, overall = self.parts(weight, fused)
         activations = LARGEST_ACTIVATION / (FP4_VALUES[-1] * LARGEST_FP8)
         return {"weight": packed, "weight_scale": scale, "weight_scale_2": overall, "input_scale": activations}
 

@@ -42,6 +42,19 @@ def test_what_is_read_back_is_quantised_to_itself(name: str, weight: torch.Tenso
     torch.testing.assert_close(form.dequantize(form.quantize(found)), found, rtol=2**-7, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "shared"), [("compressed-nvfp4", "weight_global_scale"), ("modelopt-nvfp4", "weight_scale_2")]
+)
+def test_weights_that_are_multiplied_by_at_once_share_their_last_scale(
+    name: str, shared: str, weight: torch.Tensor
+) -> None:
+    form, fused = FORMATS[name], [weight[200:], weight[200:] / 3]
+    first, second = (form.quantize_fused(each, fused) for each in fused)
+    assert first[shared] == second[shared] != form.quantize(fused[1])[shared]
+    largest = form.spread(form.largest(fused[1]), fused[1].shape)
+    assert ((form.dequantize(second) - fused[1].float()).abs() / largest).max().item() <= form.error
+
+
 @pytest.mark.parametrize("order", [range(8), AWQ.order], ids=["in order", "AWQ's"])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_words(order: Any, axis: int) -> None:
