@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,8 @@ from dlm_serve.routing.prefills import PrefillInterval, PrefillModel, PrefillSha
 STEPS_BETWEEN = {0: 8, 32: 16, 96: 32}
 """Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
 decision takes the host longer, and has more evidence behind it."""
+
+_FROM, _STEPS = tuple(STEPS_BETWEEN), tuple(STEPS_BETWEEN.values())
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Router:
         self._roster = Roster(policy.choices, capacity)
         self._told: CostTable | None = None
         self._first: Choice | None = None
-        self._last_step = -max(STEPS_BETWEEN.values())
+        self._last_step = -max(_STEPS)
         self._num_rows = 0
         self._elapsed_ms = 0.0
         self._num_steps = 0
@@ -88,7 +91,7 @@ class Router:
     def is_due(self, step: int, num_rows: int) -> bool:
         """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""
         since = step - self._last_step
-        between = max(steps for least, steps in STEPS_BETWEEN.items() if num_rows >= least)
+        between = _STEPS[bisect_right(_FROM, num_rows) - 1]
         by_much = abs(num_rows - self._num_rows) * 4 > self._num_rows
         is_tried = self.outcome is not None and 0 < self.outcome.num_trial_steps <= since
         return self._is_changed or since >= between or is_tried or (since > 0 and by_much)

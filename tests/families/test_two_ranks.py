@@ -27,7 +27,10 @@ from golden import (
 )
 from serving import RETRACTIONS, Server
 
-FLAGS = ("--tp", "2", "--max-total-tokens", "1600", "--schedule-conservativeness", "0.05")
+FLAGS = (
+    *("--tp", "2", "--max-total-tokens", "1600", "--schedule-conservativeness", "0.05"),
+    *("--prefill-decode-interval", "0"),  # as many at once as the pool holds, and more
+)
 IN_CHUNKS = ("--chunked-prefill-size", "24")
 NUM_CASES = 12
 MOST_FORWARDS = 40
