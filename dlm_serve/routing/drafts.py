@@ -79,7 +79,7 @@ class DraftModel:
 
         The one before moves all hazards a little: difficulties must be 1 on average, or they could rise as these sink.
         """
-        difficulty = float(self.difficulty(np.array([slot]))[0])
+        difficulty = float(self.difficulty(slot))
         self._level += self._LEVEL_RATE * (1 - min(difficulty, self._MOST_DIFFICULT))
         self._wrong[slot] = self._tried[slot] = 0
 
@@ -94,8 +94,8 @@ class DraftModel:
         self._wrong *= left
         self._tried *= left
 
-    def difficulty(self, slots: Integers) -> Array:
-        """Return by what the hazards of each request are multiplied [B]: the mean of its gamma posterior."""
+    def difficulty(self, slots: Integers | int) -> Array:
+        """Return by what the hazards of each request are multiplied [B], or of one: the mean of its gamma posterior."""
         expected_wrong = self._tried[slots] @ self.hazard
         return np.asarray((1 / self._variance + self._wrong[slots]) / (1 / self._variance + expected_wrong))
 
