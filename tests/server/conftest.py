@@ -81,12 +81,14 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The checkpoint with blocks of 8, a pool too small for its load, and prompts prefilled in chunks.
 
     Besides, SGLang's own test switches retract a request every 23 forwards, and audit the pool before every
-    step: each slot is free, cached or held, and none of those twice. It counts for Prometheus, too.
+    step: each slot is free, cached or held, and none of those twice. Prompts come as soon as there is room, so that it
+    is soon gone. It counts for Prometheus, too.
     """
     pool = ("--max-total-tokens", "1400", "--chunked-prefill-size", "64", "--schedule-conservativeness", "0.05")
+    soon = ("--prefill-decode-interval", "0")
     metrics = ("--enable-metrics", "--enable-request-time-stats-logging")
     with Server.launch(
-        TRAINED, *pool, *metrics, log=tmp_path_factory.mktemp("crowded") / "log", env=RETRACTIONS
+        TRAINED, *pool, *soon, *metrics, log=tmp_path_factory.mktemp("crowded") / "log", env=RETRACTIONS
     ) as server:
         yield server
 
