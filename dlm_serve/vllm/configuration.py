@@ -53,7 +53,9 @@ class ServedModel(VerifyAndUpdateConfig):  # type: ignore[misc]  # the base is u
         serving = serving_of(vllm_config.model_config)
         _check(vllm_config, serving)
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=serving.width - 1)
-        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+        scheduler = vllm_config.scheduler_config
+        # A request that is preempted while a step of it is in flight goes on with other tokens.
+        scheduler.scheduler_cls, scheduler.async_scheduling = SCHEDULER, False
         attention = vllm_config.attention_config
         if attention.backend is None:
             attention.use_non_causal = True

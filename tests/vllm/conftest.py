@@ -39,25 +39,11 @@ Request = tuple[list[int], Mapping[str, Any]]
 """The ids of a prompt, and the arguments of SamplingParams."""
 
 
-def schedule_ahead() -> None:
-    """Schedule steps while the one before them runs, as on a GPU; vLLM for CPUs does not, and so `vllm serve` here."""
-    from vllm.platforms.cpu import CpuPlatform
-
-    check = CpuPlatform.check_and_update_config
-
-    def checked(config: Any) -> None:
-        check(config)
-        config.scheduler_config.async_scheduling = True
-
-    CpuPlatform.check_and_update_config = staticmethod(checked)
-
-
 @pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., Any]]:
     """Start an engine with vLLM's flags; one at a time is held."""
     from vllm import LLM
 
-    schedule_ahead()
     held: dict[str, Any] = {}
 
     def started(model: Path, **flags: Any) -> Any:
