@@ -18,7 +18,7 @@ STEPS_BETWEEN = {0: 8, 32: 16, 96: 32}
 """Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
 decision takes the host longer, and has more evidence behind it."""
 
-_FROM, _STEPS = tuple(STEPS_BETWEEN), tuple(STEPS_BETWEEN.values())
+_LEAST_ROWS, _STEPS = tuple(STEPS_BETWEEN), tuple(STEPS_BETWEEN.values())
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Router:
     def is_due(self, step: int, num_rows: int) -> bool:
         """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""
         since = step - self._last_step
-        between = _STEPS[bisect_right(_FROM, num_rows) - 1]
+        between = _STEPS[bisect_right(_LEAST_ROWS, num_rows) - 1]
         by_much = abs(num_rows - self._num_rows) * 4 > self._num_rows
         is_tried = self.outcome is not None and 0 < self.outcome.num_trial_steps <= since
         return self._is_changed or since >= between or is_tried or (since > 0 and by_much)

@@ -42,7 +42,7 @@ class Splits:
         self._batch = batch
         self._ms = _step_ms(batch, table)
         self._interruptions = interruptions
-        self._of_single = float(interruptions.tokens_per_forward(np.array(1.0)))
+        self._per_decode_row = float(interruptions.tokens_per_forward(np.array(1.0)))
         self._latency_slo_ms = latency_slo_ms
 
     def best(self, yields: Array) -> Split:
@@ -51,9 +51,9 @@ class Splits:
         For each way to decode blocks, requests are sorted by what they yield: so only F + 1 splits are left of it.
         """
         allowed = np.where(self._batch.permitted, self._interruptions.tokens_per_forward(yields), -np.inf)
-        gains = np.sort(allowed - self._of_single, axis=1)[:, ::-1]
+        gains = np.sort(allowed - self._per_decode_row, axis=1)[:, ::-1]
         tokens = np.empty(self._ms.shape)
-        tokens[:, 0] = self._batch.num_requests * self._of_single
+        tokens[:, 0] = self._batch.num_requests * self._per_decode_row
         np.cumsum(gains, axis=1, out=tokens[:, 1:])
         tokens[:, 1:] += tokens[:, :1]
         with np.errstate(invalid="ignore"):
@@ -79,7 +79,7 @@ class Splits:
         longest = int(kinds[in_blocks].max()) if len(in_blocks) else 0
         ms = float(self._ms[longest, len(in_blocks)])
         of_blocks = self._interruptions.tokens_per_forward(yields[kinds[in_blocks], in_blocks])
-        tokens = (self._batch.num_requests - len(in_blocks)) * self._of_single + float(of_blocks.sum())
+        tokens = (self._batch.num_requests - len(in_blocks)) * self._per_decode_row + float(of_blocks.sum())
         return Split(kinds, tokens, tokens / (ms + float(self._interruptions.ms_per_step(np.array(tokens)))), ms)
 
 

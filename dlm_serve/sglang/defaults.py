@@ -29,7 +29,7 @@ UNCHUNKED_MEM_FRACTION = 0.8
 SGLang would set 1.5 MB aside for each token of the longest prefill: 25 GB, which smaller GPUs have not.
 """
 
-PREFILL_DECODE_INTERVAL, FEWEST_INTERRUPTED = 2, 4
+PREFILL_DECODE_INTERVAL, PREFILL_DECODE_INTERVAL_MIN_BS = 2, 4
 """Decode steps behind a prefill before the next one, if so many requests decode: prompts come to be encoded together,
 and those that decode wait for one prefill at a time. In SGLang each arrival interrupts them at once by default.
 """
@@ -116,7 +116,8 @@ def _set_prefill(server_args: ServerArgsLike, serving: Serving) -> None:
     """Set how prompts are cut and shared, when they are encoded, and the memory that takes."""
     if server_args.prefill_decode_interval is None:
         server_args.prefill_decode_interval = PREFILL_DECODE_INTERVAL
-        server_args.prefill_decode_interval_min_bs = server_args.prefill_decode_interval_min_bs or FEWEST_INTERRUPTED
+        least = server_args.prefill_decode_interval_min_bs or PREFILL_DECODE_INTERVAL_MIN_BS
+        server_args.prefill_decode_interval_min_bs = least
     if not serving.commit.prompt_mask.is_causal:
         server_args.disable_prefill_cuda_graph = True  # spans of a prompt are not planned ahead
     if serving.commit.prompt_mask.is_whole:

@@ -54,7 +54,7 @@ class ServedModel(VerifyAndUpdateConfig):  # type: ignore[misc]  # the base is u
         _check(vllm_config, serving)
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=serving.width - 1)
         scheduler = vllm_config.scheduler_config
-        # A request that is preempted while a step of it is in flight goes on with other tokens.
+        # Where a step may emit nothing, what follows it is scheduled once that is known.
         scheduler.scheduler_cls, scheduler.async_scheduling = SCHEDULER, False
         attention = vllm_config.attention_config
         if attention.backend is None:

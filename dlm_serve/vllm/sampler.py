@@ -45,9 +45,7 @@ class DlmSampler:
         num_logits = torch.diff(input_batch.cu_num_logits[: num_reqs + 1])
         num_rejected = torch.where(self._table.in_prompt(input_batch.idx_mapping_np), 0, num_logits - output.lens)
         indices = input_batch.idx_mapping[:num_reqs]
-        # The next step may be on its way before the host knows what this one emits: the tokens are read from here.
-        tokens, states = self._table.rows.tokens[indices], self._base.req_states
-        states.last_sampled_tokens[indices], states.draft_tokens[indices] = tokens[:, :1], tokens[:, 1:]
+        self._base.req_states.draft_tokens[indices] = self._table.rows.tokens[indices, 1:]
         return SamplerOutput(
             sampled_token_ids=output.tokens,
             logprobs_tensors=self._logprobs(logits, input_batch, output.tokens[:, 0]),

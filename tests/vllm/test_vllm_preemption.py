@@ -34,7 +34,7 @@ def test_golden_cases_with_interruptions(
         if is_due and scheduler.running[-1].num_preemptions < MOST_PREEMPTIONS:
             request = scheduler.running.pop()
             preempted.append(request.num_output_tokens)
-            scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
+            scheduler._preempt_request(request, time.monotonic())
             scheduler.prev_step_scheduled_req_ids.clear()  # it may be resumed by this very step
         scheduled = schedule(*args, **kwargs)
         for req_id, drafts in scheduled.scheduled_spec_decode_tokens.items():

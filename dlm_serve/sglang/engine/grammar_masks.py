@@ -1,8 +1,8 @@
 """What grammars allow behind each token of a draft.
 
 The grammars stand where SGLang has brought them: behind the tokens that are emitted. They are moved along the drafts
-and back on the host while the forward over them runs, so that a step waits for its drafts alone. A mask takes a grammar
-some 0.2 ms, and those of a draft one after the other more than a forward: requests have theirs filled side by side.
+and back on the host while the forward over them runs, so that a step waits for its drafts alone. The masks of
+several drafts, filled one after the other, can take longer than that: requests have theirs filled side by side.
 """
 
 from __future__ import annotations
