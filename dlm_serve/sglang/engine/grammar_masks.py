@@ -2,7 +2,7 @@
 
 The grammars stand where SGLang has brought them: behind the tokens that are emitted. They are moved along the drafts
 and back on the host while the forward over them runs, so that a step waits for its drafts alone. The masks of
-several drafts, filled one after the other, can take longer than that: requests have theirs filled side by side.
+several drafts, filled one after the other, can take longer than that: those of requests are filled side by side.
 """
 
 from __future__ import annotations
@@ -40,14 +40,26 @@ class GrammarMasks:
         width = min(self._shape[1], logits.shape[1])
         masks = grammar.allocate_vocab_mask(self._vocab_size, len(self._reqs) * width, "cpu")
         *_, drafts = self._chains.resolve()
-        grammars = [req.grammar for req in self._reqs]
-        list(_THREADS.map(fill_along, grammars, drafts[:, :width].tolist(), masks.split(width)))  # raises what they do
+        fill_side_by_side([req.grammar for req in self._reqs], drafts[:, :width].tolist(), masks.split(width))
         masks = grammar.move_vocab_mask(masks, logits.device)
         drafted = logits[:, :width]
         chosen = drafted.flatten(0, 1)
         grammar.apply_vocab_mask(logits=chosen, vocab_mask=masks)
         if chosen.data_ptr() != drafted.data_ptr():  # rows with more logits than these were copied
             drafted.copy_(chosen.view_as(drafted))
+
+
+def fill_side_by_side(
+    grammars: Sequence[GrammarLike], rows: Sequence[Sequence[int]], masks: Sequence[torch.Tensor]
+) -> None:
+    """Fill the `masks` of each row of tokens by its grammar, the first row's here and the others' in threads.
+
+    Raises what filling them does.
+    """
+    others = _THREADS.map(fill_along, grammars[1:], rows[1:], masks[1:])
+    fill_along(grammars[0], rows[0], masks[0])
+    for _ in others:
+        pass
 
 
 def fill_along(grammar: GrammarLike, tokens: Sequence[int], masks: torch.Tensor) -> None:
