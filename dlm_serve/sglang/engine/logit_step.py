@@ -150,14 +150,7 @@ class GroupLogits:
         mine = part.mine
         changed = logits[mine.rows].float()
         if mine.ruled is not None:
-            ruled = changed[mine.ruled_rows]
-            committed_lens = self._committed_lens[mine.rows[mine.ruled_rows]]
-            mine.ruled.adjust_(ruled, rows.tokens[mine.ruled_rows], committed_lens)
-            if mine.ruled.ends_thinking:
-                # What a block is denoised by stands for its own positions, and where thinking ends is written there.
-                is_denoised = rows.phase[mine.ruled_rows] == Phase.DENOISE
-                ruled = torch.where(is_denoised[:, None, None], changed[mine.ruled_rows], ruled)
-            changed[mine.ruled_rows] = ruled
+            self._rule_(mine, mine.ruled, rows, changed)
         if part.masked is not None:
             self._context.barrier()
             at = part.masked.rows
@@ -167,6 +160,21 @@ class GroupLogits:
             is_draft = is_denoising(rows.phase[at])
             changed[at] = torch.where(is_draft[:, None, None], unmasked, masked)
         return changed
+
+    def _rule_(self, mine: LogitRows, ruled: RuledRows, rows: Rows, logits: torch.Tensor) -> None:
+        """Change `logits` [N, W, V] float32 of the part's `rows` as `ruled` says, in place."""
+        at = mine.ruled_rows
+        tokens, committed_lens = rows.tokens[at], self._committed_lens[mine.rows[at]]
+        if len(at) == len(logits) and not ruled.ends_thinking:  # logits of blocks are large: no copies
+            ruled.adjust_(logits, tokens, committed_lens)
+            return
+        adjusted = logits[at]
+        ruled.adjust_(adjusted, tokens, committed_lens)
+        if ruled.ends_thinking:
+            # What a block is denoised by stands for its own positions, and where thinking ends is written there.
+            is_denoised = rows.phase[at] == Phase.DENOISE
+            adjusted = torch.where(is_denoised[:, None, None], logits[at], adjusted)
+        logits[at] = adjusted
 
     def _predicted(self, mine: LogitRows, rows: Rows, logits: torch.Tensor) -> Prediction:
         """Return what the changed `logits` [N, W, V] float32 of `rows` predict."""
