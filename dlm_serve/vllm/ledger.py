@@ -78,6 +78,7 @@ SEAMS = (
     Seam(f"{_WORKER}.cudagraph_utils.BatchExecutionDescriptor", ("num_tokens", "num_reqs", "uniform_token_count")),
     Seam("vllm.v1.metrics.stats.RequestSpecDecodeMetrics.observe", ("num_draft_tokens", "num_accepted")),
     Seam(f"{_WORKER}.model_states.default.DefaultModelState.prepare_attn", ("input_batch", "for_capture")),
+    Seam(f"{_WORKER}.model_states.default.DefaultModelState.prepare_inputs", ("input_batch", "req_states")),
     Seam(f"{_WORKER}.model_states.interface.ModelState.custom_sampler", ("sampler",)),
     Seam(f"{_WORKER}.attn_utils.build_attn_metadata", ("causal", "max_query_len")),
     Seam(f"{_WORKER}.sample.output.SamplerOutput", ("sampled_token_ids", "num_sampled", "num_rejected")),
