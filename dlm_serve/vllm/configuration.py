@@ -53,9 +53,7 @@ class ServedModel(VerifyAndUpdateConfig):  # type: ignore[misc]  # the base is u
         serving = serving_of(vllm_config.model_config)
         _check(vllm_config, serving)
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=serving.width - 1)
-        scheduler = vllm_config.scheduler_config
-        # Where a step may emit nothing, what follows it is scheduled once that is known.
-        scheduler.scheduler_cls, scheduler.async_scheduling = SCHEDULER, False
+        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         attention = vllm_config.attention_config
         if attention.backend is None:
             attention.use_non_causal = True

@@ -63,7 +63,8 @@ SINGLE_TOKENS = Hook(
 )
 """Put in the process of a model runner of ours."""
 
-_CORE, _WORKER = "vllm.v1.core", "vllm.v1.worker.gpu"
+_WORKER = "vllm.v1.worker.gpu"
+_SCHEDULER = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
 SEAMS = (
     Seam("vllm.model_executor.models.config.MODELS_CONFIG_MAP"),
     Seam("vllm.config.diffusion.DiffusionConfig", ("canvas_length",)),
@@ -71,13 +72,15 @@ SEAMS = (
     Seam("vllm.model_executor.models.mistral.MistralForCausalLM", ("vllm_config", "prefix")),
     Seam("vllm.distributed.tensor_model_parallel_all_reduce", ("input_",)),
     Seam("vllm.utils.torch_utils.async_tensor_h2d", ("data", "device")),
-    Seam(f"{_CORE}.sched.scheduler.Scheduler.schedule", ("throttle_prefills",)),
-    Seam(f"{_CORE}.sched.scheduler.Scheduler.update_from_output", ("scheduler_output", "model_runner_output")),
+    Seam(f"{_SCHEDULER}.schedule", ("throttle_prefills",)),
+    Seam(f"{_SCHEDULER}.update_from_output", ("scheduler_output", "model_runner_output")),
+    Seam(f"{_SCHEDULER}._update_after_schedule", ("scheduler_output",)),
     Seam("vllm.v1.attention.backends.composite.create_composite_attention_backend", ("routing_policy",)),
     Seam("vllm.v1.attention.backends.registry.register_backend", ("backend", "class_path")),
     Seam(f"{_WORKER}.cudagraph_utils.BatchExecutionDescriptor", ("num_tokens", "num_reqs", "uniform_token_count")),
     Seam("vllm.v1.metrics.stats.RequestSpecDecodeMetrics.observe", ("num_draft_tokens", "num_accepted")),
     Seam(f"{_WORKER}.model_states.default.DefaultModelState.prepare_attn", ("input_batch", "for_capture")),
+    Seam(f"{_WORKER}.model_states.default.DefaultModelState.prepare_inputs", ("input_batch", "req_states")),
     Seam(f"{_WORKER}.model_states.interface.ModelState.custom_sampler", ("sampler",)),
     Seam(f"{_WORKER}.attn_utils.build_attn_metadata", ("causal", "max_query_len")),
     Seam(f"{_WORKER}.sample.output.SamplerOutput", ("sampled_token_ids", "num_sampled", "num_rejected")),

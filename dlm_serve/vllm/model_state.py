@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from vllm.config.compilation import CUDAGraphMode
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -47,6 +48,19 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
         state = RequestState(DecodePlan((settings_of(params),)))
         tokens = list(new_req_data.prefill_token_ids)
         self.table.add(req_index, options, tokens, new_req_data.prompt_len, commit, state)
+
+    def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
+        """Write the pending tokens of blocks that were begun before a preemption.
+
+        Such a token is the last that a request was resumed with. vLLM writes it as a part of the prompt, and no more
+        once a step that encodes it is in flight; but the block begins with it again.
+        """
+        resumed = self.table.resumed(input_batch.idx_mapping_np)
+        if len(resumed):
+            rows = async_tensor_h2d(resumed, device=self.device)
+            pending = self.table.rows.tokens[input_batch.idx_mapping[rows], 0]
+            input_batch.input_ids[input_batch.query_start_loc[rows].long()] = pending.to(input_batch.input_ids.dtype)
+        return dict(super().prepare_inputs(input_batch, req_states))
 
     def prepare_attn(
         self,

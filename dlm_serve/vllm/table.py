@@ -59,6 +59,10 @@ class RequestTable:
         """Return whether it is known here that all rows at `indices` [B] are causal: prompts, and single tokens."""
         return bool((self._in_prompt[indices] | self._decodes_tokens[indices]).all())
 
+    def resumed(self, indices: Indices) -> Indices:
+        """Return which rows of those at `indices` [B] go on with a block that was begun before a preemption."""
+        return np.flatnonzero(self._resumes[indices] & ~self._in_prompt[indices])
+
     def end_step(self, input_batch: Any) -> Indices:
         """Return which rows of vLLM's InputBatch its forward advances, and note whose prompt it has encoded.
 

@@ -39,11 +39,29 @@ Request = tuple[list[int], Mapping[str, Any]]
 """The ids of a prompt, and the arguments of SamplingParams."""
 
 
+def schedule_ahead() -> None:
+    """Let engines schedule steps while the one before them runs, as on a GPU, unless a test's flags say otherwise.
+
+    vLLM for CPUs does not, and so `vllm serve` here.
+    """
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config
+
+    def checked(config: Any) -> None:
+        is_ahead = config.scheduler_config.async_scheduling
+        check(config)
+        config.scheduler_config.async_scheduling = is_ahead
+
+    CpuPlatform.check_and_update_config = staticmethod(checked)
+
+
 @pytest.fixture(scope="session")
 def start() -> Iterator[Callable[..., Any]]:
     """Start an engine with vLLM's flags; one at a time is held."""
     from vllm import LLM
 
+    schedule_ahead()
     held: dict[str, Any] = {}
 
     def started(model: Path, **flags: Any) -> Any:
