@@ -14,7 +14,7 @@ from tests.conftest import ON_GPU
 # The interpreter computes with NumPy, which has no bfloat16.
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if ON_GPU else [])]
 
-AddLowRank = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+AddLowRank = Callable[..., torch.Tensor]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -42,3 +42,5 @@ def test_adds_the_product_to_the_rows_that_draft(
     slack = torch.finfo(torch.float32).eps * (rank + 1) * terms + rounded
     assert ((found.double() - expected).abs() <= slack)[token_on].all()
     assert found.is_contiguous()
+    add_low_rank(hidden, low_rank, lora_b, token_on, out=hidden)
+    assert torch.equal(hidden, found)  # in place, in rows that lie apart

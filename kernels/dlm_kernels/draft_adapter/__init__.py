@@ -8,7 +8,11 @@ from dlm_kernels.draft_adapter import reference
 
 
 def add_low_rank(
-    hidden: torch.Tensor, low_rank: torch.Tensor, lora_b: torch.Tensor, token_on: torch.Tensor
+    hidden: torch.Tensor,
+    low_rank: torch.Tensor,
+    lora_b: torch.Tensor,
+    token_on: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute `reference.add_low_rank`, which defines it: with a Triton kernel on a GPU, with PyTorch elsewhere."""
     implementation = reference.add_low_rank
@@ -16,7 +20,7 @@ def add_low_rank(
         from dlm_kernels.draft_adapter import triton
 
         implementation = triton.add_low_rank
-    return implementation(hidden, low_rank, lora_b, token_on)
+    return implementation(hidden, low_rank, lora_b, token_on, out)
 
 
 __all__ = ["add_low_rank"]

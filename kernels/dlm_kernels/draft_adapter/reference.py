@@ -6,10 +6,15 @@ import torch
 
 
 def add_low_rank(
-    hidden: torch.Tensor, low_rank: torch.Tensor, lora_b: torch.Tensor, token_on: torch.Tensor
+    hidden: torch.Tensor,
+    low_rank: torch.Tensor,
+    lora_b: torch.Tensor,
+    token_on: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return `hidden` [T, out], plus `low_rank` [T, r] B^T in the rows where `token_on` [T] bool holds.
+    """Return `hidden` [T, N], plus `low_rank` [T, r] B^T in the rows where `token_on` [T] bool holds.
 
-    `lora_b` B is [out, r]; all but `token_on` are of one dtype. Rows of the first two may lie apart.
+    `lora_b` B is [N, r]; all but `token_on` are of one dtype. Rows of the first two may lie apart. The sum is written
+    to `out` [T, N], if given, which may be `hidden`.
     """
-    return torch.addmm(hidden, low_rank * token_on[:, None].to(low_rank.dtype), lora_b.T)
+    return torch.addmm(hidden, low_rank * token_on[:, None].to(low_rank.dtype), lora_b.T, out=out)

@@ -13,12 +13,16 @@ OUTPUTS = 32
 
 
 def add_low_rank(
-    hidden: torch.Tensor, low_rank: torch.Tensor, lora_b: torch.Tensor, token_on: torch.Tensor
+    hidden: torch.Tensor,
+    low_rank: torch.Tensor,
+    lora_b: torch.Tensor,
+    token_on: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute `reference.add_low_rank`."""
     (num_tokens, num_outputs), rank = hidden.shape, lora_b.shape[1]
     tile = max(16, min(MAX_TILE, triton.next_power_of_2(num_tokens)))
-    output = torch.empty(num_tokens, num_outputs, dtype=hidden.dtype, device=hidden.device)
+    output = torch.empty(num_tokens, num_outputs, dtype=hidden.dtype, device=hidden.device) if out is None else out
     _add_low_rank_kernel[(triton.cdiv(num_tokens, tile), triton.cdiv(num_outputs, OUTPUTS))](
         hidden,
         low_rank,
@@ -28,6 +32,7 @@ def add_low_rank(
         num_tokens,
         hidden.stride(0),
         low_rank.stride(0),
+        output.stride(0),
         OUT=num_outputs,
         R=rank,
         BT=tile,
@@ -49,6 +54,7 @@ def _add_low_rank_kernel(
     num_tokens,
     stride_hidden,
     stride_low_rank,
+    stride_output,
     OUT: tl.constexpr,
     R: tl.constexpr,
     BT: tl.constexpr,
@@ -56,7 +62,7 @@ def _add_low_rank_kernel(
     BR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Compute a tile [BT, BN] of the output."""
+    """Compute a tile [BT, BN] of the output, which may be where `hidden` is: each tile of that is read here alone."""
     i_t, i_n = tl.program_id(0), tl.program_id(1)
     o_t, o_n, o_r = i_t * BT + tl.arange(0, BT), i_n * BN + tl.arange(0, BN), tl.arange(0, BR)
     m_t, m_n, m_r = o_t < num_tokens, o_n < OUT, o_r < R
@@ -69,5 +75,5 @@ def _add_low_rank_kernel(
     p_hidden = hidden + o_t[:, None].to(tl.int64) * stride_hidden + o_n[None, :]
     b_hidden = tl.load(p_hidden, mask=m_tn, other=0.0).to(tl.float32)
     b_sum = tl.dot(b_low, b_b, b_hidden, input_precision=PRECISION)
-    p_output = output + o_t[:, None].to(tl.int64) * OUT + o_n[None, :]
+    p_output = output + o_t[:, None].to(tl.int64) * stride_output + o_n[None, :]
     tl.store(p_output, b_sum.to(output.dtype.element_ty), mask=m_tn)
