@@ -1,6 +1,6 @@
-"""Draw what `router.py` measured of the fixed ways: autoregression, the best in turn and the best in one forward.
+"""Draw what `router.py` measured by kind: autoregression, the best in turn, the best in one forward, and `auto`.
 
-python benchmarks/one_forward_plot.py      # benchmarks/results/router_budgets.json, drawn beside it
+python benchmarks/one_forward_plot.py      # of benchmarks/results/router_gpu.json, as one_forward.png beside it
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ KINDS: dict[str, Callable[[str], bool]] = {
     "autoregressive": lambda way: way == "autoregressive",
     "best in turn": lambda way: way.startswith("self_speculation/") and "one_forward" not in way,
     "best in one forward": lambda way: "one_forward" in way,
+    "auto": lambda way: way == "auto",
 }
 
 
@@ -31,7 +32,7 @@ def speeds(rows: dict[str, Any], is_of_kind: Callable[[str], bool]) -> dict[int,
 def main() -> None:
     """Draw a panel for each checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--name", default="router_budgets", help="of the file in benchmarks/results")
+    parser.add_argument("--name", default="router_gpu", help="of the file in benchmarks/results")
     name = parser.parse_args().name
     cells = json.loads((report.RESULTS / f"{name}.json").read_text())["cells"]
     cells = dict(sorted(cells.items(), key=lambda item: -_accepted(item[1])))
@@ -47,7 +48,7 @@ def main() -> None:
         axes.set(xlabel="requests at once", title=f"blocks of 32 accept {_accepted(rows):.1f} tokens")
     figure.axes[0].set_ylabel("output tokens per second")
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(report.RESULTS / f"{name}.png", dpi=130)
+    figure.savefig(report.RESULTS / "one_forward.png", dpi=130)
 
 
 def _accepted(rows: dict[str, Any]) -> float:

@@ -26,6 +26,8 @@ def draw(cells: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> No
             axes.plot(list(values), list(values.values()), "o-", label=name, **style)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
+        axes.set_xticks(list(rows), list(map(str, rows)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set(xlabel="requests at once", title=title)
     figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=130)
