@@ -7,7 +7,7 @@ multiplies as many numbers as the large model's, and produces the tokens of the 
   by, so its weights are multiplied by that and its epsilon by h/H. Where H/h is a power of four this is exact in any
   floating-point type; otherwise the norms' weights are rounded once.
 - Heads, MLP units and layers that the small model lacks have random weights and write nothing to the residual stream.
-- Vocabulary rows that it lacks can never be chosen: see `source`.
+- Vocabulary rows that it lacks can never be chosen: see `source`. They have tokens all the same: see `tokenizer`.
 - Noise in the draft adapter, if asked for, makes only the drafts worse: see `adapter`.
 """
 
@@ -25,6 +25,7 @@ from dlm_serve.inflation.adapter import Adapter
 from dlm_serve.inflation.shapes import Shape
 from dlm_serve.inflation.source import Source
 from dlm_serve.inflation.tensors import Inflation
+from dlm_serve.inflation.tokenizer import fill_tokenizer
 from dlm_serve.models.checkpoint import DRAFT_ADAPTER_FOLDER
 
 __all__ = ["inflate", "inflate_adapter"]
@@ -49,13 +50,16 @@ def inflate(
     checkpoint. Raises CheckpointError or ConfigError.
     """
     source = Source.load(model_path)
-    large = Inflation(source, Shape.like(like))
+    shape = Shape.like(like)
+    large = Inflation(source, shape)
     adapter = _draft_adapter(source, large, draft_noise) if source.adapter or draft_noise else None
     _prepare(out, large.num_bytes)
     folder = source.checkpoint.folder
     for file in folder.iterdir():
         if file.is_file() and file.suffix != ".safetensors" and file.name != "config.json":
             shutil.copy(file, out)
+    if (tokenizer := out / "tokenizer.json").is_file():
+        fill_tokenizer(tokenizer, shape.vocab_size)
     (out / "README.md").write_text(_CARD.format(source=folder.name))
     if adapter:
         (out / DRAFT_ADAPTER_FOLDER).mkdir()

@@ -19,7 +19,7 @@ CORES_VARIABLE = "SGLANG_CPU_OMP_THREADS_BIND"
 
 def set_threads(num_ranks: int) -> None:
     """Set the threads and cores of `num_ranks` processes that are started from here, where the user has not."""
-    cores = available_cores()
+    cores = _cores()
     os.environ.setdefault(THREADS_VARIABLE, str(max(1, (len(cores) - 1) // num_ranks)))
     if num_ranks > 1:
         starts = [rank * len(cores) // num_ranks for rank in range(num_ranks + 1)]
@@ -35,7 +35,7 @@ def keep_heads(original: Any, model_config: Any, load_config: Any, tp_size: int)
     return model_config
 
 
-def available_cores() -> list[int]:
+def _cores() -> list[int]:
     """Return the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+import xgrammar
 from golden import DATA
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 from transformers.models.ministral3 import Ministral3Config, Ministral3ForCausalLM
 
 from dlm_serve import bundled
@@ -334,6 +336,62 @@ def test_shapes_are_the_published_ones() -> None:
         tensors = {key: tensor.bfloat16() for key, tensor in weights(config).items()}
         source = Source(Checkpoint.read(NEMOTRON_LABS_DIFFUSION, config, Path(".")), config, tensors, None)
         assert Inflation(source, Shape.like(name)).num_bytes / 1e9 == pytest.approx(gigabytes, rel=0.02)
+
+
+# --- the tokenizer ---
+
+
+VOCAB_SIZE = 4096
+"""Rows of which the bundled model has 2,560."""
+
+
+@pytest.fixture
+def tokenizers(small: Path, tmp_path: Path) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """The bundled model's tokenizer, and what it is in a larger vocabulary."""
+    for file in bundled.FOLDER.glob("*token*.json"):
+        shutil.copy(file, small)
+    inflate(str(small), write_shape(tmp_path, vocab_size=VOCAB_SIZE), tmp_path / "large")
+    given, found = (PreTrainedTokenizerFast.from_pretrained(folder) for folder in (small, tmp_path / "large"))
+    return given, found
+
+
+def test_texts_are_encoded_as_by_the_small_tokenizer(
+    tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast],
+) -> None:
+    """Even those in which the added tokens' names stand; and special tokens are the same."""
+    given, found = tokenizers
+    chat = given.apply_chat_template([{"role": "user", "content": "What is 12 + 34?"}], tokenize=False)
+    for text in (chat, "naïve 🙂\n\tx = [1, 22, 333]", "<unused3000> <unused4095>", '{"name": "Ada"}'):
+        ids = given.encode(text)
+        assert found.encode(text) == ids
+        assert found.decode(ids) == given.decode(ids)
+    assert found.chat_template == given.chat_template
+    assert found.special_tokens_map == given.special_tokens_map
+    assert found.get_added_vocab() == given.get_added_vocab()
+
+
+def test_every_row_has_a_token(tokenizers: tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]) -> None:
+    """And none is one that a grammar rules out by itself, which costs time in each mask."""
+    given, found = tokenizers
+    assert sorted(found.get_vocab().values()) == list(range(VOCAB_SIZE))
+    assert found.get_vocab().items() >= given.get_vocab().items()
+    lacking, full = (xgrammar.TokenizerInfo.from_huggingface(each, vocab_size=VOCAB_SIZE) for each in tokenizers)
+    assert len(lacking.special_token_ids) == VOCAB_SIZE - len(given)
+    assert not full.special_token_ids
+    assert full.decoded_vocab[: len(given)] == lacking.decoded_vocab[: len(given)]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param({"type": "BPE", "vocab": {str(index): index for index in range(90)}, "merges": []}, id="as-large"),
+        pytest.param({"type": "WordPiece", "vocab": {"a": 0}}, id="another-kind"),
+    ],
+)
+def test_a_tokenizer_that_is_kept(small: Path, tmp_path: Path, model: dict[str, Any]) -> None:
+    (small / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": []}))
+    inflate(str(small), write_shape(tmp_path), tmp_path / "large")
+    assert (tmp_path / "large" / "tokenizer.json").read_bytes() == (small / "tokenizer.json").read_bytes()
 
 
 # --- refusals ---

@@ -26,7 +26,7 @@ def test_cores_of_ranks(
 ) -> None:
     """A core is left to the other processes of the server, as long as there are enough."""
     monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(ranks, "available_cores", lambda: list(range(num_cores)))
+    monkeypatch.setattr(ranks, "_cores", lambda: list(range(num_cores)))
     ranks.set_threads(num_ranks)
     assert (os.environ[ranks.THREADS_VARIABLE], os.environ.get(ranks.CORES_VARIABLE)) == (threads, cores)
 

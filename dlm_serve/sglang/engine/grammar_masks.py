@@ -1,24 +1,18 @@
 """What grammars allow behind each token of a draft.
 
 The grammars stand where SGLang has brought them: behind the tokens that are emitted. They are moved along the drafts
-and back on the host while the forward over them runs, so that a step waits for its drafts alone. The masks of
-several drafts, filled one after the other, can take longer than that: those of requests are filled side by side.
+and back on the host while the forward over them runs, so that a step waits for its drafts alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from sglang.srt.speculative.spec_utils import GrammarTree
 
-from dlm_serve.platform.ranks import available_cores
 from dlm_serve.sglang.protocols import GrammarLike, ReqLike
-
-_THREADS = ThreadPoolExecutor(len(available_cores()), "grammar")
-"""They are started when there is work; what fills a mask is compiled, and lets others run meanwhile."""
 
 
 class GrammarMasks:
@@ -40,26 +34,14 @@ class GrammarMasks:
         width = min(self._shape[1], logits.shape[1])
         masks = grammar.allocate_vocab_mask(self._vocab_size, len(self._reqs) * width, "cpu")
         *_, drafts = self._chains.resolve()
-        fill_side_by_side([req.grammar for req in self._reqs], drafts[:, :width].tolist(), masks.split(width))
+        for req, tokens, rows in zip(self._reqs, drafts[:, :width].tolist(), masks.split(width), strict=True):
+            fill_along(req.grammar, tokens, rows)
         masks = grammar.move_vocab_mask(masks, logits.device)
         drafted = logits[:, :width]
         chosen = drafted.flatten(0, 1)
         grammar.apply_vocab_mask(logits=chosen, vocab_mask=masks)
         if chosen.data_ptr() != drafted.data_ptr():  # rows with more logits than these were copied
             drafted.copy_(chosen.view_as(drafted))
-
-
-def fill_side_by_side(
-    grammars: Sequence[GrammarLike], rows: Sequence[Sequence[int]], masks: Sequence[torch.Tensor]
-) -> None:
-    """Fill the `masks` of each row of tokens by its grammar, the first row's here and the others' in threads.
-
-    Raises what filling them does.
-    """
-    others = _THREADS.map(fill_along, grammars[1:], rows[1:], masks[1:])
-    fill_along(grammars[0], rows[0], masks[0])
-    for _ in others:
-        pass
 
 
 def fill_along(grammar: GrammarLike, tokens: Sequence[int], masks: torch.Tensor) -> None:
