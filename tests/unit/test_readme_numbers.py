@@ -178,6 +178,15 @@ def test_logits() -> None:
     )
 
 
+def test_grammar_masks() -> None:
+    page, ms = PERFORMANCE.read_text(), measured("grammar_masks")["ms"]
+    nano, filled = (
+        [f"{ms[grammar][tokens]:.1f}" for grammar in ("pattern", "schema")] for tokens in ("nano", "filled")
+    )
+    assert "take {} ms so for the pattern, and {} ms for the schema".format(*nano) in page
+    assert "as releases have, they take {} and {} ms".format(*filled) in page
+
+
 def test_agreement() -> None:
     """How often self-speculation and `auto` differ from autoregression in bf16."""
     found, page = measured("agreement"), PERFORMANCE.read_text()
