@@ -1,6 +1,6 @@
 """Draw what `router.py` measured by kind: autoregression, the best in turn, the best in one forward, and `auto`.
 
-python benchmarks/one_forward_plot.py      # of benchmarks/results/router_gpu.json, as one_forward.png beside it
+python benchmarks/one_forward_plot.py      # benchmarks/results/router_gpu_kinds.png, of router_gpu.json
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
         axes.set(xlabel="requests at once", title=f"blocks of 32 accept {_accepted(rows):.1f} tokens")
     figure.axes[0].set_ylabel("output tokens per second")
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(report.RESULTS / "one_forward.png", dpi=130)
+    figure.savefig(report.RESULTS / f"{name}_kinds.png", dpi=130)
 
 
 def _accepted(rows: dict[str, Any]) -> float:

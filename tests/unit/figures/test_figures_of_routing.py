@@ -1,0 +1,124 @@
+"""Compare the figures of `auto` and the ways that it chooses among with those that were measured."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from figures import PERFORMANCE, QUALITIES, README, ROOT, accepted, measured
+
+
+@pytest.mark.parametrize(
+    ("load", "quality", "label"),
+    [*(("router_gpu", quality, "") for quality in QUALITIES), ("router_gpu_mixed", "m0", "two kinds")],
+)
+def test_router(load: str, quality: str, label: str) -> None:
+    """`auto` on a GPU, at every concurrency."""
+    found = measured(load)
+    for concurrency, row in found["cells"][quality].items():
+        speeds = {name: cell["tokens_per_s"] for name, cell in row.items()}
+        auto, plain, ratio = speeds["auto"], speeds["autoregressive"], found["auto_over_best"][quality][concurrency]
+        best = max((name for name in speeds if name != "auto" and row[name]["contends"]), key=speeds.__getitem__)
+        cells = f"{plain:,.0f} | {speeds[best]:,.0f} (`{best.removeprefix('self_speculation/')}`) | {auto:,.0f}"
+        over = f"{ratio['mean']:.2f} ± {ratio['standard_error']:.2f} | {auto / plain:.2f}"
+        assert f"| {label or accepted(quality)} | {concurrency} | {cells} | {over} |" in PERFORMANCE.read_text()
+
+
+def test_router_over_all_cells() -> None:
+    page, found = PERFORMANCE.read_text(), measured("router_gpu")
+    over_best = [ratio for ratios in found["auto_over_best"].values() for ratio in ratios.values()]
+    assert len(over_best) == 24
+
+    def mean(cells: list[dict[str, float]]) -> str:
+        return f"{statistics.geometric_mean(each['mean'] for each in cells):.2f}"
+
+    assert f"over the 24 cells is {mean(over_best)}" in page
+    busy, quiet = mean(over_best[:10]), mean(over_best[10:])
+    assert f"has {busy} of the best fixed way in those cells, and {quiet} in the fourteen others" in page
+    below = [each for each in over_best if each["mean"] < 0.97]
+    clearly = [each for each in below if each["mean"] + 2 * each["standard_error"] < 0.97]
+    assert (len(below), len(clearly)) == (7, 2), "Seven of the 24 are below 0.97, two by more than twice their error"
+    over_plain = [ratio for ratios in found["auto_over_autoregressive"].values() for ratio in ratios.values()]
+    [slower] = [each for each in over_plain if each["mean"] < 0.98]
+    assert 0.98 - slower["mean"] < slower["standard_error"], "one is below 0.98, by less than its error"
+    rows = {quality: found["cells"][quality] for quality in QUALITIES}
+    crowds = [row["128"]["autoregressive"]["tokens_per_s"] for row in rows.values()]
+    assert f"has {min(crowds):,.0f} to {max(crowds):,.0f} tokens per second at 128 requests" in page
+    assert f"moved between ways {rows['m2.6']['1']['auto']['mode_switches']} times" in page
+    assert f"{rows['m3.2']['2']['auto']['mode_switches']} moves" in page
+
+
+def test_router_in_the_readme() -> None:
+    def over(concurrency: str) -> str:
+        rows = [measured("router_gpu")["cells"][quality][concurrency] for quality in QUALITIES]
+        ratios = [row["auto"]["tokens_per_s"] / row["autoregressive"]["tokens_per_s"] for row in rows]
+        return "{:.1f}, {:.1f} and {:.1f} times".format(*ratios)
+
+    lengths = "{}, {} and {} tokens of a draft are accepted".format(*map(accepted, QUALITIES))
+    said = f"where {lengths}, `auto` has {over('1')} the tokens per second of autoregression at one request"
+    assert f"{said}, and {over('32')} at 32" in README.read_text()
+
+
+def test_deployment() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    cells = measured("router_gpu")["cells"]["m2.6"]
+    alone, crowd = (f"{cells[number]['auto']['tokens_per_s']:,.0f}" for number in ("1", "128"))
+    assert f"{alone} tokens per second to one request and {crowd} to 128" in page
+    assert f"where {accepted('m2.6')} tokens of a draft are accepted" in page
+    at_once, together = (
+        measured(name)["ways"]["self_speculation"]["capacity"]["requests_per_s"]
+        for name in ("arrivals_gpu_at_once", "arrivals_gpu")
+    )
+    assert f"answered {together:.0f} requests of 64 clients per second with it on an H200, and {at_once:.0f}" in page
+
+
+def test_host_time() -> None:
+    page, found = PERFORMANCE.read_text(), measured("host_time")
+    assert f"Deciding took {found['deciding_us_per_step_of_128']:.0f} us" in page
+    assert f"256 autoregressive requests, {found['ms_per_step']['all autoregressive']:.3f} here" in page
+
+
+def test_router_on_a_cpu() -> None:
+    found = measured("router_cpu")
+    [rows], [ratios] = found["cells"].values(), found["auto_over_best"].values()
+    seen = [f"{ratios[number]['mean']:.2f} ± {ratios[number]['standard_error']:.2f}" for number in ("1", "16")]
+    assert f"`auto` has {seen[0]} and {seen[1]} of the best fixed way's throughput" in PERFORMANCE.read_text()
+    for row in rows.values():
+        assert set(row["auto"]["requests"]) == {"self_speculation/32"}
+
+
+def test_simulated_loads() -> None:
+    found, page = measured("router_sim"), PERFORMANCE.read_text()
+    loads = found["loads"]
+    ratio = {name: row["auto / best fixed"] for name, row in loads.items()}
+    lengths = found["acceptance length"]
+    ranges = []
+    for quality in lengths:
+        seen = [ratio[f"{quality}, {number}"] for number in (1, 2, 8, 32, 128)]
+        ranges.append(f"{min(seen):.2f} to {max(seen):.2f}")
+    assert "acceptance lengths {}, {} and {}".format(*(f"{length:g}" for length in lengths.values())) in page
+    assert "`auto` has {}, {} and {} of the best fixed way at 1, 2, 8, 32 and 128 requests".format(*ranges) in page
+    others = [ratio[name] for name in ratio if name.endswith(("bursts", "a day", "long beside short"))]
+    assert f"{min(others):.2f} to {max(others):.2f} in bursts, over a day, and with one long request" in page
+    short = [f"{ratio[f'medium, {number}, short']:.2f}" for number in (16, 64, 128)]
+    assert "{}, {} and {} at 16, 64 and 128 requests".format(*short) in page
+    behind = [each for steps in found["load steps, auto / fastest of all others"].values() for each in steps.values()]
+    assert f"it has at least {min(behind):.2f} of the fastest of all others" in page
+    mixed = [loads[f"mixed, {number}"] for number in (8, 32)]
+    best = [row[row["best fixed"]] for row in mixed]
+    cells = [f"{row[way] / of:.2f}" for way in ("auto", "clairvoyant") for row, of in zip(mixed, best, strict=True)]
+    assert "{} and {} of the best fixed way at 8 and 32 requests".format(*cells[:2]) in page
+    assert "clairvoyant policy has {} and {}".format(*cells[2:]) in page
+
+
+def test_best_of_all_ways() -> None:
+    page, cells = PERFORMANCE.read_text(), measured("router_budgets")["cells"]
+    for concurrency in ("1", "2", "4", "8", "16", "32", "64", "128"):
+        shown = []
+        for quality in QUALITIES:
+            row = cells[quality][concurrency]
+            contenders = {way: row[way]["tokens_per_s"] for way in row if way != "auto" and row[way].get("contends")}
+            best = max(contenders, key=contenders.__getitem__)
+            ratio = contenders[best] / row["autoregressive"]["tokens_per_s"]
+            shown.append(f"{contenders[best]:,.0f} (`{best.removeprefix('self_speculation/')}`), {ratio:.2f}")
+        assert f"| {concurrency} | {' | '.join(shown)} |" in page
