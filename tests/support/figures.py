@@ -33,7 +33,7 @@ def accepted(quality: str) -> str:
 def largest_gap(*ways: str) -> float:
     """By how many nats tokens differ at most where answers of these ways part from autoregression."""
     found = measured("agreement")["ways"]
-    return max(abs(nats) for way in ways for nats in found[way]["gaps_nats"])
+    return max(abs(float(nats)) for way in ways for nats in found[way]["gaps_nats"])
 
 
 def fastest(row: dict[str, Any], kind: str) -> str:
