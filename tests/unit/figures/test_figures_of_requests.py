@@ -29,7 +29,7 @@ def test_grammar_masks() -> None:
     nano, filled = (
         [f"{ms[grammar][tokens]:.1f}" for grammar in ("pattern", "schema")] for tokens in ("nano", "filled")
     )
-    assert "take {} ms so for the pattern, and {} ms for the schema".format(*nano) in page
+    assert "take {} ms for the pattern, and {} ms for the schema".format(*nano) in page
     assert "as releases have, they take {} and {} ms".format(*filled) in page
 
 
