@@ -17,7 +17,12 @@ import report
 from bf16_agreement import CHECKPOINTS, compare  # puts tests/support on the path
 from golden import DATA, NEMOTRON_LABS_DIFFUSION, by_adapter, vllm_request_of
 
-FLAGS: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 512, "max_num_seqs": 64}
+FLAGS: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": 512,
+    "max_num_seqs": 64,
+    "kv_cache_memory_bytes": 1 << 30,  # not measured: others on the card may free some meanwhile, which ends vLLM
+}
 
 
 def measure(name: str, **flags: Any) -> dict[str, int]:
