@@ -64,7 +64,6 @@ class MeasuredPolicy(Policy):
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
         """See `Policy`."""
-        self.yields.end_answers(interruptions.requests_per_token)
         self.yields.fade(elapsed_ms / 1000)
         self._budget_ms = min(self._budget_ms + self._trial_share * elapsed_ms, self._most_saved_ms)
         expected = self.yields.expected(batch.slots, batch.remaining)

@@ -4,10 +4,8 @@ How likely drafts are wrong is in `drafts`. A row that speculates in one forward
 draft that was made further behind, or for another stop, and is not as long as it might be. So it stops earlier, by a
 factor that was measured for each budget.
 
-Of the block in which an answer ends, half is for nothing on average: much, where blocks are wide and answers short.
-
-All of this leaves out that the first row of an answer may have no draft, and what else models do. So what each choice
-yields is taken to be more or less than all this says, by as much as it was so far.
+All of this leaves out how blocks end with the answer, that its first row may have no draft, and what else models do. So
+what each choice yields is taken to be more or less than all this says, by as much as it was so far.
 """
 
 from __future__ import annotations
@@ -38,10 +36,9 @@ class YieldModel:
 
     _DOUBTED_S = 360.0
     """Seconds that new weights count as."""
-    _IN_TURN_WEIGHT, _IN_ONE_FORWARD_WEIGHT = 400.0, 150.0
+    _IN_TURN_WEIGHT, _IN_ONE_FORWARD_WEIGHT = 400.0, 40.0
     """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, since widths
-    share them, and less for speculation in one forward. With less still, the luck of a few answers would move requests
-    to and fro between budgets."""
+    share them, and less for speculation in one forward."""
     _HOPE = 0.8
     """By what part a choice might yield more than is known, over the square root of its blocks and of what the guess of
     it is worth."""
@@ -67,7 +64,6 @@ class YieldModel:
         self._num_blocks, self._emitted, self._thought = np.zeros((3, len(self.choices)))
         self._usual = np.ones(len(self.choices))
         self._forwards, self._blocks = np.where(self._speculates, 1.0, 2.0), np.ones(len(self.choices))
-        self._ends_per_token = 0.0
         self._take_up()
 
     def forget(self, slot: int) -> None:
@@ -81,10 +77,6 @@ class YieldModel:
         for learned in (self._num_blocks, self._emitted, self._thought):
             learned *= left
         self._take_up()
-
-    def end_answers(self, per_token: float) -> None:
-        """Take answers to end that often, for each token that is emitted."""
-        self._ends_per_token = per_token
 
     def doubt(self) -> None:
         """Forget most of what was learned: it was of other weights."""
@@ -133,7 +125,7 @@ class YieldModel:
 
     def _per_forward(self, hazard: Array, remaining: Array) -> Array:
         may_speculate = len(hazard) <= _MOST_SPECULATING
-        tokens = self._of_answers(self._per_block(hazard, may_speculate)) * self._correction[:, None]
+        tokens = self._per_block(hazard, may_speculate) * self._correction[:, None]
         tokens[self._is_diffusion] = self._whole
         if not may_speculate:
             tokens[self._speculates] = 0  # left out
@@ -155,10 +147,6 @@ class YieldModel:
             )
         return found
 
-    def _of_answers(self, tokens: Array) -> Array:
-        """Return what blocks of so many `tokens` leave of them: of one in which an answer ends, half on average."""
-        return np.asarray(tokens / (1 + 0.5 * self._ends_per_token * tokens))
-
     def _learn_drafts(self, kinds: Integers, slots: Integers, blocks: Sequence[Evidence]) -> None:
         """Learn from N blocks that were verified, of these choices [N] and of the requests in `slots` [N]."""
         num_emitted = np.array([block.num_emitted for block in blocks])
@@ -175,7 +163,7 @@ class YieldModel:
     def _learn_yields(self, kinds: Integers, slots: Integers, num_emitted: Integers) -> None:
         """Learn what N blocks emitted [N], and what was thought that they would."""
         hazard = (self._factor[kinds] * self._drafts.difficulty(slots))[:, None] * self._drafts.hazard
-        thought = self._of_answers(tokens_per_block(hazard[:, None], self._lengths[kinds])[:, 0])
+        thought = tokens_per_block(hazard[:, None], self._lengths[kinds])[:, 0]
         number = len(self.choices)
         left = SHARED_FADE ** np.bincount(kinds, minlength=number)
         self._emitted = left * self._emitted + np.bincount(kinds, num_emitted, number)

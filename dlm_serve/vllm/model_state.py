@@ -83,7 +83,7 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
         is_causal = max_query_len == 1 or (not has_graph and self.table.all_causal(input_batch.idx_mapping_np))
         if self.model.draft_adapter is not None:
             # Rows of one token are never drafted: graphs of such rows alone have no adapter.
-            self.model.draft_adapter.may_draft.fill_(not (is_padded and max_query_len == 1))
+            self.model.draft_adapter.may_draft.fill_(not (has_graph and max_query_len == 1))
         self._lay_out(input_batch)
         query_starts = torch.from_numpy(input_batch.query_start_loc_np[: num_reqs + 1])
         upper_bound = input_batch.seq_lens_cpu_upper_bound

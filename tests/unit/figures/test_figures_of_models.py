@@ -65,7 +65,7 @@ def test_vllm_speed() -> None:
         assert "{}, {} and {}".format(*speeds) in page
     busy = measured("vllm_speed_busy_host")
     over_stock = (busy["autoregressive"][number]["ours_over_stock"] for number in ("1", "32"))
-    assert "they had {} at one request and {} at 32".format(*over_stock) in page
+    assert "it was {} at one request and {} at 32".format(*over_stock) in page
     assert (
         f"took {busy['forward']['1']['over_autoregressive']['self_speculation']:.2f} of an autoregressive one" in page
     )
