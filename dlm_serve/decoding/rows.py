@@ -17,6 +17,8 @@ _BY_COLUMN = ("tokens", "second_ids", "draft_confidence")
 MAX_STOP_IDS = 8
 """Stop ids a row remembers to end its denoising early. The host checks all of them in any case."""
 
+_NO_STOP_IDS = (-1,) * MAX_STOP_IDS
+
 
 @dataclass(frozen=True)
 class RowOptions:
@@ -95,22 +97,27 @@ class Rows:
     @classmethod
     def of(cls, options: Sequence[RowOptions], width: int) -> Rows:
         """Return rows on the host for requests that have not decoded yet; `start_block` gives them their tokens."""
+        largest = torch.iinfo(torch.int32).max
+        values = {
+            "first_phase": [o.first_phase for o in options],
+            "by_entropy": [o.by_entropy for o in options],
+            "block_length": [o.block_length for o in options],
+            "threshold": [float("inf") if o.threshold is None else o.threshold for o in options],
+            "steps": [o.steps for o in options],
+            "convergence_threshold": [o.convergence_threshold or 0.0 for o in options],
+            "is_shuffled": [o.is_shuffled for o in options],
+            "seed": [o.seed for o in options],
+            # A request may ask for more than a float32 holds.
+            "temperature": [min(o.temperature, HOTTEST) for o in options],
+            "top_k": [min(o.top_k, largest) for o in options],
+            "top_p": [o.top_p for o in options],
+            "min_p": [o.min_p for o in options],
+            "stop_ids": [(*o.stop_ids, *_NO_STOP_IDS)[:MAX_STOP_IDS] for o in options],
+        }
         rows = cls.zeros(len(options), width, "cpu")
-        for i, o in enumerate(options):
-            rows.first_phase[i] = o.first_phase
-            rows.by_entropy[i] = o.by_entropy
-            rows.block_length[i] = o.block_length
-            rows.threshold[i] = float("inf") if o.threshold is None else o.threshold
-            rows.steps[i] = o.steps
-            rows.convergence_threshold[i] = o.convergence_threshold or 0.0
-            rows.is_shuffled[i] = o.is_shuffled
-            rows.seed[i] = o.seed
-            rows.temperature[i] = min(o.temperature, HOTTEST)  # a request may ask for more than a float32 holds
-            rows.top_k[i] = min(o.top_k, torch.iinfo(torch.int32).max)
-            rows.top_p[i] = o.top_p
-            rows.min_p[i] = o.min_p
-            stop_ids = list(o.stop_ids)[:MAX_STOP_IDS]
-            rows.stop_ids[i] = torch.tensor(stop_ids + [-1] * (MAX_STOP_IDS - len(stop_ids)))
+        for name, column in values.items():
+            tensor: torch.Tensor = getattr(rows, name)
+            tensor.copy_(torch.tensor(column, dtype=tensor.dtype).view_as(tensor))
         return rows
 
     @classmethod
