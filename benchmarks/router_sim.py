@@ -175,6 +175,33 @@ def behind_a_change(simulation: Simulation, quality: str, concurrency: int, num_
     return window.tokens_per_s
 
 
+def behind_new_weights(card: CostTable, before: str, after: str, concurrency: int) -> float:
+    """Return auto over the best fixed way in 15 seconds behind new weights, whose drafts are of another quality.
+
+    A crowd comes first, for two seconds, as in `router.py`.
+    """
+
+    def run_for(simulation: Simulation, quality: str, number: int, seconds: float) -> float:
+        texts, window = itertools.cycle(texts_of(quality)), Window()
+        while window.ms < 1000 * seconds:
+            simulation.keep(number, texts.__next__)
+            window.add(simulation, *simulation.step())
+        return window.tokens_per_s
+
+    ways = [way for way in WAYS if has_graphs(way, concurrency)]
+    best = max(run_for(Simulation(card, settings=way, **CLIENTS), after, concurrency, 15) for way in ways)
+    ratios = []
+    for seed in SEEDS:
+        simulation = auto(card, seed)
+        assert simulation.router is not None
+        for number in (128, 32, 8, 1):
+            run_for(simulation, before, number, 5)
+        simulation.router.start_anew()
+        run_for(simulation, after, 128, 2)
+        ratios.append(run_for(simulation, after, concurrency, 15) / best)
+    return round(float(np.mean(ratios)), 3)
+
+
 def acceptance_length(quality: str) -> float:
     """Return the tokens that a verification of a block of 32 emits."""
     texts = texts_of(quality)
@@ -193,10 +220,17 @@ def main() -> None:
         sys.stdout.flush()
     steps = {quality: load_steps(card, quality) for quality in QUALITIES}
     sys.stdout.write(f"auto over the fastest behind changes of the load: {steps}\n")
+    changes = {
+        f"{before} to {after}, {concurrency}": behind_new_weights(card, before, after, concurrency)
+        for before, after in itertools.pairwise(QUALITIES)
+        for concurrency in (1, 2)
+    }
+    sys.stdout.write(f"auto over the best fixed way behind new weights: {changes}\n")
     figures = {
         "acceptance length": {quality: acceptance_length(quality) for quality in QUALITIES},
         "loads": results,
         "load steps, auto / fastest of all others": steps,
+        "new weights, auto / best fixed": changes,
     }
     report.write("router_sim", figures, "numpy")
     draw(results, report.RESULTS / "router_sim.png")

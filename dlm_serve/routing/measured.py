@@ -57,9 +57,13 @@ class MeasuredPolicy(Policy):
         """See `Policy`."""
         self.yields.observe(slots, blocks)
 
-    def doubt(self) -> None:
-        """See `Policy`. Trials have as much time as at the beginning."""
-        self.yields.doubt()
+    def start_anew(self) -> None:
+        """See `Policy`. Trials have as much time as at the beginning.
+
+        Nothing is kept. Where drafts were hardly ever wrong, worse ones would look like difficult requests for minutes,
+        and late drafts, which are rare then, like good ones.
+        """
+        self.yields = YieldModel(self.choices, len(self._kinds_before))
         self._budget_ms = self._most_saved_ms
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:

@@ -48,5 +48,5 @@ class Policy(ABC):
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:  # noqa: B027  # not all learn
         """Learn from finished blocks, each of the request in one of `slots`."""
 
-    def doubt(self) -> None:  # noqa: B027  # not all learn
-        """Doubt what was learned: the model has other weights now."""
+    def start_anew(self) -> None:  # noqa: B027  # not all learn
+        """Forget what was learned: the model has other weights now."""

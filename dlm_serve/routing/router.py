@@ -83,10 +83,10 @@ class Router:
         """
         self._pinned, self._is_changed = policy, True
 
-    def doubt(self) -> None:
-        """Let the policy doubt what it learned, and what requests have shown since the last decision, unread."""
+    def start_anew(self) -> None:
+        """Let the policy forget what it learned, and what requests have shown since the last decision, unread."""
         self._roster.take_evidence()
-        self.policy.doubt()
+        self.policy.start_anew()
 
     def is_due(self, step: int, num_rows: int) -> bool:
         """Return whether to decide before the engine's `step`, in which `num_rows` requests decode."""

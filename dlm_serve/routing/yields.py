@@ -34,8 +34,6 @@ def _most_tokens(choice: Choice) -> int:
 class YieldModel:
     """Learns from finished blocks."""
 
-    _DOUBTED_S = 360.0
-    """Seconds that new weights count as."""
     _IN_TURN_WEIGHT, _IN_ONE_FORWARD_WEIGHT = 400.0, 40.0
     """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, since widths
     share them, and less for speculation in one forward."""
@@ -77,10 +75,6 @@ class YieldModel:
         for learned in (self._num_blocks, self._emitted, self._thought):
             learned *= left
         self._take_up()
-
-    def doubt(self) -> None:
-        """Forget most of what was learned: it was of other weights."""
-        self.fade(self._DOUBTED_S)
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """Learn from finished blocks, each of the request in one of `slots`."""

@@ -34,9 +34,9 @@ class DlmWeightUpdater(SchedulerWeightUpdaterManager):  # type: ignore[misc]  # 
         return super().update_weights_from_disk(recv_req)
 
     def flush_cache_after_weight_update(self, recv_req: Any, success: bool, message: str) -> Any:
-        """Let the router doubt what it learned of the weights before, too."""
+        """Let the router forget what it learned of the weights before, too."""
         if success:
-            self.draft_worker.router.doubt()
+            self.draft_worker.router.start_anew()
         return super().flush_cache_after_weight_update(recv_req, success, message)
 
     def update_weights_from_tensor(self, recv_req: Any) -> Any:

@@ -45,15 +45,15 @@ def test_while_it_is_pinned_it_learns_nothing_about_drafts(is_pinned: bool) -> N
 
 
 def test_what_old_weights_drafted_is_not_learned_of_the_new() -> None:
-    router, doubted = router_of(), router_of()
+    """Neither what was read of it, nor what was not."""
+    router, new = router_of(), router_of()
     [request] = requests_of([FREE])
-    router.decide([request], 0)
-    request.state.evidence += [WHOLE] * 30
-    router.doubt()
-    doubted.doubt()
-    router.decide([request], 8)
-    doubted.decide([], 8)
-    assert usual(router) == pytest.approx(usual(doubted))
+    for step in (0, 8):
+        router.decide([request], step)
+        request.state.evidence += [WHOLE] * 30
+    router.start_anew()
+    router.decide([request], 16)
+    assert usual(router) == pytest.approx(usual(new))
 
 
 def test_a_slot_says_nothing_of_the_request_before() -> None:

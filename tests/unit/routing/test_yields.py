@@ -94,20 +94,6 @@ def test_time_makes_doubtful() -> None:
     assert model.usual()[1] > 1.5 * before
 
 
-def test_new_weights_make_doubtful() -> None:
-    """What others show of them soon counts for more than what was learned before."""
-    kept, doubted = learned(0.97, 32, 300), learned(0.97, 32, 300)
-    doubted.doubt()
-    for model in (kept, doubted):
-        random = np.random.default_rng(3)
-        for _ in range(15):
-            model.forget(1)
-            model.observe([1] * 4, [block_of(0.5, 32, random) for _ in range(4)])
-            model.fade(0.01)
-    assert doubted.usual()[3] < 2.0, "of 1 in truth"
-    assert kept.usual()[3] > 3 * doubted.usual()[3]
-
-
 def test_what_is_never_used_takes_as_many_forwards_as_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many blocks others decode."""
     monkeypatch.setattr("dlm_serve.routing.yields.SHARED_FADE", 0.5)
