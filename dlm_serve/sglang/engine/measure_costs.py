@@ -26,10 +26,12 @@ SHORT, LONG = 256, 2048
 """Tokens of context at which forwards are measured."""
 
 LEAST_SIZE = 8
-"""Rows that are measured of every width, captured or not: larger forwards are taken to go on in proportion."""
+"""Rows that are measured of blocks of every width, captured or not: larger forwards are taken to go on in proportion.
+Of rows that speculate in one forward none but captured ones run, and one is measured in any case."""
 
 LONG_SIZES = (8, 64)
-"""Numbers of rows that are measured at both: the difference says what a token of context costs."""
+"""Numbers of rows that are measured at both: the difference says what a token of context costs. Where fewer run, the
+most that do."""
 
 REPLAYS = 3
 
@@ -56,7 +58,7 @@ class CostMeasurement:
         curves = [
             self._curve(
                 lambda rows, context, width=width: self._block_ms(rows, width, context),  # type: ignore[misc]
-                [size for size in sizes if size <= max(captured_rows(width), LEAST_SIZE)],
+                [size for size in sizes if size <= max(captured_rows(width), self._least_size(width))],
                 max_rows,
             )
             for width in widths
@@ -74,6 +76,9 @@ class CostMeasurement:
             np.array([per_token for _, per_token in curves]),
         )
 
+    def _least_size(self, width: int) -> int:
+        return 1 if width > self._table.width else LEAST_SIZE
+
     def _curve(
         self, measure: Callable[[int, int], float], sizes: Sequence[int], max_rows: int
     ) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], float]:
@@ -83,8 +88,8 @@ class CostMeasurement:
         short = {size: measure(size, context) for size in sizes}
         slopes = [
             (measure(size, LONG) - short[size]) / (size * (LONG - context))
-            for size in LONG_SIZES
-            if size in short and longest >= LONG and size * LONG < self._num_slots
+            for size in [size for size in LONG_SIZES if size in short] or [max(short)]
+            if longest >= LONG and size * LONG < self._num_slots
         ]
         per_token = max(slopes[-1], 0.0) if slopes else 0.0
         values = [ms - per_token * size * context for size, ms in short.items()]
