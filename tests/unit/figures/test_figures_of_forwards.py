@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import statistics
 import sys
 
 import pytest
@@ -63,3 +64,33 @@ def test_sampled_steps() -> None:
 def test_draft_adapter() -> None:
     for tokens, us in measured("draft_adapter")["tokens"].items():
         assert f"| {tokens} | {' | '.join(f'{value:.1f} us' for value in us.values())} |" in PERFORMANCE.read_text()
+
+
+def test_two_gpus() -> None:
+    page, steps = (ROOT / "docs" / "parallel.md").read_text(), measured("tensor_parallel_steps")["steps"]
+    speed_up = {name.removeprefix("tp 2, "): ratio for name, ratio in steps["speed-up"].items()}
+    for name, ratio in speed_up.items():
+        ms = [statistics.median(steps["measured"][f"tp {ranks}, {name}"]) for ranks in (1, 2)]
+        assert f"| {name} | {ms[0]:.2f} ms | {ms[1]:.2f} ms | {ratio:.2f} |" in page
+    assert (round(min(speed_up.values()), 1), round(max(speed_up.values()), 2)) == (1.4, 1.55), "said on two pages"
+    starts = measured("tensor_parallel_starts")["starts"]
+    seconds = (each["seconds to start"] for each in starts.values())
+    assert "ready after {:.0f} and {:.0f} seconds".format(*seconds) in page
+    times = [
+        statistics.median(each["step ms, batch 1"][f"{name}, tp 2, {mode}"])
+        for mode in ("autoregressive", "diffusion")
+        for name, each in starts.items()
+    ]
+    assert "takes {:.2f} and {:.2f} ms autoregressively, {:.2f} and {:.2f} ms over a block".format(*times) in page
+
+
+def test_answers_of_two_gpus() -> None:
+    page, found = (ROOT / "docs" / "parallel.md").read_text(), measured("tensor_parallel_answers")["answers"]
+    plain, adapted = "nld-trained-b8", "nld-trained-b32-lora"
+    one, two = ({name: found[f"{name}, tp {ranks}"] for name in (plain, adapted)} for ranks in (1, 2))
+    seen = f"{one[plain]['same']} of {one[plain]['answers']} stay the same on one GPU and {two[plain]['same']} on two"
+    assert f"{seen}, {one[adapted]['same']} and {two[adapted]['same']} of {one[adapted]['answers']} with" in page
+    assert all(each["whole samples"] == 96 for each in found.values())
+    on_cpu = measured("bf16_agreement_cpu")["checkpoints"], measured("tensor_parallel_answers_cpu")["answers"]
+    ranks = on_cpu[0][adapted]["same"], on_cpu[1][f"{adapted}, tp 2"]["same"]
+    assert ranks == (239, 254), "On a CPU it is 239 on one rank and 254 on two"
