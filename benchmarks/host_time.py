@@ -135,7 +135,7 @@ def milliseconds_of_moving(num_requests: int = 128, repeats: int = 20) -> float:
     ways = [ModeSettings(Mode.SELF_SPECULATION, WIDTH, 0.0), ModeSettings(Mode.AUTOREGRESSIVE, 1, 0.0)]
     greedy = SimpleNamespace(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0)
     states = [RequestState(DecodePlan(tuple(reversed(ways)))) for _ in range(num_requests)]
-    reqs = [
+    reqs: list[Any] = [
         SimpleNamespace(dlm_state=state, sampling_params=greedy, grammar=None, return_logprob=False) for state in states
     ]
     planner = StepPlanner(COMMIT, LearnedCosts((WIDTH,), num_requests).table, WIDTH, "cpu")
