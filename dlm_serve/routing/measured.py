@@ -18,6 +18,9 @@ from dlm_serve.routing.yields import YieldModel
 _NOT_ON_TRIAL = -2
 _STEPS_IN_ONE_FORWARD = 6
 """Steps of a trial of speculation in one forward, of which the first has no draft."""
+_LEAST_LOSS = 0.5
+"""Of the time of a trial: what it is taken to lose at least. What it seems to lose is as doubtful as what it may gain, and
+between ways that look alike trials would never end."""
 _MOST_SAVED_MS = 100.0
 """Time for trials that may be saved up, and that a server starts with."""
 
@@ -140,7 +143,7 @@ class MeasuredPolicy(Policy):
         """Return the milliseconds that so many steps of `trial` lose against `chosen`; infinity if it may not be."""
         if self._latency_slo_ms is not None and trial.ms > max(self._latency_slo_ms, chosen.ms):
             return math.inf
-        return max(num_steps * trial.ms * (1 - trial.tokens_per_ms / chosen.tokens_per_ms), 0.0)
+        return num_steps * trial.ms * max(1 - trial.tokens_per_ms / chosen.tokens_per_ms, _LEAST_LOSS)
 
     def _first(self, chosen: Split, expected: Array) -> Choice | None:
         """Return how a new request begins: in blocks, if it may yield as much as the least of those in blocks."""
