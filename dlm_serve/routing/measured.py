@@ -19,8 +19,8 @@ _NOT_ON_TRIAL = -2
 _STEPS_IN_ONE_FORWARD = 6
 """Steps of a trial of speculation in one forward, of which the first has no draft."""
 _LEAST_LOSS = 0.5
-"""Of the time of a trial: what it is taken to lose at least. What it seems to lose is as doubtful as what it may gain, and
-between ways that look alike trials would never end."""
+"""Of the time of a trial: what it is taken to lose at least. What it seems to lose is as doubtful as what it may gain,
+and between ways that look alike trials would never end."""
 _MOST_SAVED_MS = 100.0
 """Time for trials that may be saved up, and that a server starts with."""
 
@@ -29,7 +29,7 @@ class MeasuredPolicy(Policy):
     """Changes the split where another is better by more than `hysteresis`, and spends little time on trials.
 
     Requests that decode autoregressively show nothing about drafts, and short blocks nothing about later drafts. A
-    trial lets requests decode one block, or a longer one, if what that might yield would change the split. Trials take
+    trial lets requests decode one block, or a longer one, if what that might yield would change the split. Trials lose
     at most `trial_share` of the time.
     """
 
