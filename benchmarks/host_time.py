@@ -132,16 +132,16 @@ def milliseconds_per_step(modes: list[Any], repeats: int = 5, steps: int = 200) 
 
 def milliseconds_of_moving(num_requests: int = 128, repeats: int = 20) -> float:
     """Return the median time of planning a step with which as many requests go on in another way."""
-    ways = [ModeSettings(Mode.SELF_SPECULATION, WIDTH, 0.0), ModeSettings(Mode.AUTOREGRESSIVE, 1, 0.0)]
+    drafted, one_by_one = ModeSettings(Mode.SELF_SPECULATION, WIDTH, 0.0), ModeSettings(Mode.AUTOREGRESSIVE, 1, 0.0)
     greedy = SimpleNamespace(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0)
-    states = [RequestState(DecodePlan(tuple(reversed(ways)))) for _ in range(num_requests)]
+    states = [RequestState(DecodePlan((one_by_one, drafted))) for _ in range(num_requests)]
     reqs: list[Any] = [
         SimpleNamespace(dlm_state=state, sampling_params=greedy, grammar=None, return_logprob=False) for state in states
     ]
     planner = StepPlanner(COMMIT, LearnedCosts((WIDTH,), num_requests).table, WIDTH, "cpu")
     planner.begin(reqs)
     times = []
-    for way in ways * (repeats // 2):
+    for way, steps_per_block in ((drafted, 2), (one_by_one, 1)) * (repeats // 2):
         for state in states:
             state.go_on_as(way.choice)
         planner.switch(reqs)
@@ -150,11 +150,11 @@ def milliseconds_of_moving(num_requests: int = 128, repeats: int = 20) -> float:
         times.append(time.perf_counter() - start)
         assert moved is not None
         assert len(moved.rows) == num_requests
-        for step in range(COMMIT.steps_per_block(way) or 1):
-            if step:
+        for step in range(1, steps_per_block + 1):
+            if step > 1:
                 planner.plan(reqs)
             for state in states:
-                state.end_step(int(COMMIT.steps_per_block(way) == step + 1))
+                state.end_step(int(step == steps_per_block))
     return 1000 * statistics.median(times)
 
 

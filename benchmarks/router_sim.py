@@ -175,18 +175,20 @@ def behind_a_change(simulation: Simulation, quality: str, concurrency: int, num_
     return window.tokens_per_s
 
 
+def run_for(simulation: Simulation, quality: str, concurrency: int, seconds: float) -> float:
+    """Return the tokens per second of so many seconds, with answers of a quality of drafts."""
+    texts, window = itertools.cycle(texts_of(quality)), Window()
+    while window.ms < 1000 * seconds:
+        simulation.keep(concurrency, texts.__next__)
+        window.add(simulation, *simulation.step())
+    return window.tokens_per_s
+
+
 def behind_new_weights(card: CostTable, before: str, after: str, concurrency: int) -> float:
     """Return auto over the best fixed way in 15 seconds behind new weights, whose drafts are of another quality.
 
     A crowd comes first, for two seconds, as in `router.py`.
     """
-
-    def run_for(simulation: Simulation, quality: str, number: int, seconds: float) -> float:
-        texts, window = itertools.cycle(texts_of(quality)), Window()
-        while window.ms < 1000 * seconds:
-            simulation.keep(number, texts.__next__)
-            window.add(simulation, *simulation.step())
-        return window.tokens_per_s
 
     ways = [way for way in WAYS if has_graphs(way, concurrency)]
     best = max(run_for(Simulation(card, settings=way, **CLIENTS), after, concurrency, 15) for way in ways)

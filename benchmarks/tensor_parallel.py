@@ -2,7 +2,7 @@
 
     python benchmarks/tensor_parallel.py [answers] [steps] [starts] [--ranks 1 2]
 
-Each part writes benchmarks/results/tensor_parallel_PART.json:
+Each part writes benchmarks/results/tensor_parallel_PART.json, or tensor_parallel_PART_cpu.json without a GPU:
 
 - `answers`: how many of the recorded answers stay the same in bfloat16, which several GPUs should keep as often as one,
   and whether a crowd of samples is answered to its end: ranks that chose otherwise would wait for each other;
@@ -25,6 +25,7 @@ from typing import Any
 
 import bf16_agreement  # puts tests/support on the path
 import report
+import torch
 from decode_speed import AUTOREGRESSIVE, FLAGS, fixed_schedule, measure, step_ms, write_model
 from golden import NEMOTRON_LABS_DIFFUSION, TRAINED, WITH_ADAPTER, by_adapter
 from release_shapes import RELEASES
@@ -155,7 +156,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             figures = PARTS[part](arguments.ranks, folder, Path(os.environ.get("OUT", temporary)))
-        report.write(f"tensor_parallel_{part}", {part: figures}, "sglang", "torch", "triton")
+        machine = "" if torch.cuda.is_available() else "_cpu"
+        report.write(f"tensor_parallel_{part}{machine}", {part: figures}, "sglang", "torch", "triton")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class RoutingConfig(Frozen):
     hysteresis: Probability = 0.03
     """By how much, as a proportion of tokens per second, another split must be better to be changed to."""
     trial_share: Probability = 0.01
-    """The most time, as a proportion, that trials of blocks, or of longer ones, may lose: they may turn out faster."""
+    """The most time, as a proportion, that may be lost by trials of blocks, or of longer ones, which may be faster."""
     latency_slo_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Milliseconds that a step should take at most, where some split of the requests does; None is no limit."""
     rules: RulesConfig = RulesConfig()

@@ -86,9 +86,10 @@ class CostMeasurement:
         longest = self._slot_table.shape[1] - 2 * self._table.width
         context = max(min(SHORT, longest), 1)
         short = {size: measure(size, context) for size in sizes}
+        long_sizes = [size for size in LONG_SIZES if size in short] or [max(short)]
         slopes = [
             (measure(size, LONG) - short[size]) / (size * (LONG - context))
-            for size in [size for size in LONG_SIZES if size in short] or [max(short)]
+            for size in long_sizes
             if longest >= LONG and size * LONG < self._num_slots
         ]
         per_token = max(slopes[-1], 0.0) if slopes else 0.0

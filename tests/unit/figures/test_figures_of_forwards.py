@@ -72,7 +72,8 @@ def test_two_gpus() -> None:
     for name, ratio in speed_up.items():
         ms = [statistics.median(steps["measured"][f"tp {ranks}, {name}"]) for ranks in (1, 2)]
         assert f"| {name} | {ms[0]:.2f} ms | {ms[1]:.2f} ms | {ratio:.2f} |" in page
-    assert (round(min(speed_up.values()), 1), round(max(speed_up.values()), 2)) == (1.4, 1.55), "said on two pages"
+    for place in (PERFORMANCE, ROOT / "docs" / "deployment.md"):
+        assert f"{min(speed_up.values()):.1f} to {max(speed_up.values()):.2f} times as fast" in place.read_text()
     starts = measured("tensor_parallel_starts")["starts"]
     seconds = (each["seconds to start"] for each in starts.values())
     assert "ready after {:.0f} and {:.0f} seconds".format(*seconds) in page
@@ -92,5 +93,5 @@ def test_answers_of_two_gpus() -> None:
     assert f"{seen}, {one[adapted]['same']} and {two[adapted]['same']} of {one[adapted]['answers']} with" in page
     assert all(each["whole samples"] == 96 for each in found.values())
     on_cpu = measured("bf16_agreement_cpu")["checkpoints"], measured("tensor_parallel_answers_cpu")["answers"]
-    ranks = on_cpu[0][adapted]["same"], on_cpu[1][f"{adapted}, tp 2"]["same"]
-    assert ranks == (239, 254), "On a CPU it is 239 on one rank and 254 on two"
+    one_rank, two_ranks = on_cpu[0][adapted]["same"], on_cpu[1][f"{adapted}, tp 2"]["same"]
+    assert f"On a CPU it is {one_rank} on one rank and {two_ranks} on two" in page

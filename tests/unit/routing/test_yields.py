@@ -9,6 +9,7 @@ import pytest
 from router_scenes import CHOICES, WIDTHS
 
 from dlm_serve.decoding import Choice, Evidence, Mode
+from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.yields import YieldModel
 
 MANY = np.array([1e9])
@@ -92,6 +93,22 @@ def test_time_makes_doubtful() -> None:
     before = model.usual()[1]
     model.fade(3600)
     assert model.usual()[1] > 1.5 * before
+
+
+def test_new_weights_are_soon_known() -> None:
+    """What others show of them counts for more than what was learned before."""
+    kept, renewed = (MeasuredPolicy(CHOICES, 4, hysteresis=0.03, trial_share=0.01) for _ in range(2))
+    for policy in (kept, renewed):
+        policy.yields = learned(0.97, 32, 300)
+    renewed.start_anew()
+    for model in (kept.yields, renewed.yields):
+        random = np.random.default_rng(3)
+        for _ in range(15):
+            model.forget(1)
+            model.observe([1] * 4, [block_of(0.5, 32, random) for _ in range(4)])
+            model.fade(0.01)
+    assert renewed.yields.usual()[3] < 2.0, "of 1 in truth"
+    assert kept.yields.usual()[3] > 3 * renewed.yields.usual()[3]
 
 
 def test_what_is_never_used_takes_as_many_forwards_as_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
