@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from free_ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = os.environ.get("DLM_SERVER_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
@@ -60,13 +60,6 @@ def running(command: Sequence[str], log: Path) -> Iterator[str]:
         with suppress(ProcessLookupError):  # it may have ended by itself
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

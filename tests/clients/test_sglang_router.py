@@ -10,7 +10,8 @@ from contextlib import ExitStack
 import openai
 import pytest
 import requests
-from conftest import free_port, nano, running
+from conftest import nano, running
+from free_ports import free_port
 
 MODES = ("self_speculation", "diffusion", "autoregressive")
 QUESTIONS = [f"Calculate {number} * 3." for number in (27, 504, 118, 36)]

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from golden import RANDOM, TRAINED, WITH_ADAPTER
-from serving import RETRACTIONS, ROOT, Server, free_port
+from serving import RETRACTIONS, ROOT, Server
 
 
 @pytest.fixture(scope="session")

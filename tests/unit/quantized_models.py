@@ -17,10 +17,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from free_ports import free_port
 from golden import DATA
 from quantized_checkpoints import SIZES, SOURCES, left_out_of, write, write_random
 from safetensors.torch import load_file, save_file
-from serving import free_port
 from weight_formats import FORMATS, Tensors
 
 from dlm_serve.errors import CheckpointError

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 from conftest import ENVIRONMENT
+from free_ports import free_port
 from golden import TRAINED
 
 START_SECONDS = 400
@@ -26,10 +26,7 @@ FLAGS = ("--dtype", "float32", "--max-model-len", "512", "--enforce-eager", "--m
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
+    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
     # What `vllm serve` starts; that command itself looks for a distribution named vllm, which the CPU's is not.
     program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TRAINED)]
     command = [*program, "--served-model-name", "tiny", "--port", str(port), *FLAGS]
