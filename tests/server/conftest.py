@@ -81,7 +81,7 @@ def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The checkpoint with blocks of 8, a pool too small for its load, and prompts prefilled in chunks.
 
-    Besides, SGLang's own test switches retract a request every 23 forwards, and audit the pool before every
+    Besides, SGLang's own test switches retract a request at every third forward, and audit the pool before every
     step: each slot is free, cached or held, and none of those twice. Prompts come as soon as there is room, so that it
     is soon gone. It counts for Prometheus, too.
     """

@@ -45,7 +45,7 @@ MODULES = (
     "sglang.srt.managers.scheduler",
 )
 
-READ_AT_IMPORT = {"sglang.srt.managers.scheduler": ("TEST_RETRACT", "TEST_RETRACT_INTERVAL")}
+READ_AT_IMPORT = {"sglang.srt.managers.scheduler": "TEST_RETRACT"}
 """What SGLang took from the environment when it was imported, and takes from the program's environment anew."""
 
 HUB_CACHE = "HF_HUB_CACHE"
@@ -205,10 +205,9 @@ def _set_environment(env: Mapping[str, str]) -> None:
     os.environ.update(env)
     from sglang.srt.environ import envs
 
-    for module, names in READ_AT_IMPORT.items():
-        for name in names:
-            assert hasattr(sys.modules[module], name)
-            setattr(sys.modules[module], name, getattr(envs, f"SGLANG_{name}").get())
+    for module, name in READ_AT_IMPORT.items():
+        assert hasattr(sys.modules[module], name)
+        setattr(sys.modules[module], name, getattr(envs, f"SGLANG_{name}").get())
     if HUB_CACHE in env:
         setattr(sys.modules["huggingface_hub.constants"], HUB_CACHE, env[HUB_CACHE])
 

@@ -27,9 +27,8 @@ ANSWER_SECONDS = 120
 AUDITS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
 """SGLang's checks of its pool before every step."""
 
-RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "23", **AUDITS}
-"""SGLang's switch that retracts requests at random."""
-
+RETRACTIONS = {"SGLANG_TEST_RETRACT": "1", **AUDITS}
+"""SGLang's switch that retracts a request at every third forward, where two or more run."""
 
 TESTED_OTHERWISE = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
 """`/health` answers at once: with a token for each question it sleeps for a second, and tests ask for tokens anyway."""

@@ -44,8 +44,8 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         """
         if self.finished():
             return
+        self._drop_logprobs_of_no_token()
         if new_accepted_len is not None:
-            self._drop_logprobs_of_no_token()
             end_step(self, new_accepted_len)
             METER.num_decoded += new_accepted_len
         if (
@@ -71,7 +71,10 @@ class DlmReq(Req):  # type: ignore[misc]  # the base is untyped
         self.spec_verify_ct = 0
 
     def _drop_logprobs_of_no_token(self) -> None:
-        """Take away what SGLang noted of the NO_TOKEN of an EXTEND call, behind `update_finish_state`."""
+        """Take away what SGLang noted of the NO_TOKEN of the EXTEND call before, behind `update_finish_state`.
+
+        Another one may follow at once, where the request is retracted before a step of it is over.
+        """
         logprob = self.logprob
         if not self.return_logprob or logprob.output_token_logprobs_idx[-1:] != [NO_TOKEN]:
             return
