@@ -89,6 +89,10 @@ REGISTERED = (
         "`DlmWeightUpdater`, which checks new weights before it replaces any, and replaces the draft adapter's too",
     ),
     (
+        "`Scheduler.init_batch_result_processor`",
+        "`DlmBatchResultProcessor`, which gives each prompt its own log-probabilities",
+    ),
+    (
         "`Scheduler.init_metrics_collector`, `.process_batch_result` and `.send_abort_output`",
         "our metrics, registered beside SGLang's and exported once a second",
     ),

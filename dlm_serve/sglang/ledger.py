@@ -152,10 +152,12 @@ HOOKS = (
         hook=f"{_OURS}.engine.scheduler:DlmScheduler",
         role=Role.SCHEDULER,
         why="a request whose step in flight emits nothing would be dropped as finished by length; one that fills the "
-        "pool but for the reserve of its steps would be ended by an error; outputs carry meta_info.dlm; ranks learn of "
-        "the router's decisions with the requests",
+        "pool but for the reserve of its steps would be ended by an error; a prompt is given the log-probabilities of "
+        "another where a request before it was retracted or aborted while their EXTEND call ran; outputs carry "
+        "meta_info.dlm; ranks learn of the router's decisions with the requests",
         until="SGLang asks the algorithm for the least a step emits, counts the reserve when it says how long requests "
-        "may be, and a plugin can name the streamer class and broadcast messages of its own",
+        "may be and the log-probabilities of requests that it skips, and a plugin can name the streamer class and "
+        "broadcast messages of its own",
     ),
     Hook(
         f"{_SRT}.managers.schedule_batch.Req",
@@ -233,6 +235,7 @@ SEAMS = (
     Seam(f"{_SRT}.parser.template_detection.ReasoningToggleConfig", ("toggle_param", "default_enabled")),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_model_worker"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_weight_updater"),
+    Seam(f"{_SRT}.managers.scheduler.Scheduler.init_batch_result_processor"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_metrics_collector"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.init_metrics_reporter"),
     Seam(f"{_SRT}.managers.scheduler.Scheduler.process_batch_result", ("batch", "result")),
@@ -247,6 +250,16 @@ SEAMS = (
     ),
     Seam(f"{_SRT}.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter.update_spec_metrics"),
     Seam(f"{_SRT}.managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver.get_pool_stats"),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+        "._apply_prefill_logprobs",
+        ("i", "extend_input_len_per_req", "extend_logprob_start_len_per_req", "logprob_pt"),
+    ),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+        "._apply_chunked_prefill_logprobs",
+        ("i", "extend_input_len_per_req", "extend_logprob_start_len_per_req", "logprob_pt"),
+    ),
     Seam(f"{_SRT}.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager", ("tp_worker",)),
     Seam(f"{_SRT}.managers.io_struct.msgpack_encode", ("obj",)),
     Seam(f"{_SRT}.managers.io_struct.msgpack_decode", ("data",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,28 @@ def test_logprobs_of_resumed_requests(crowded: Server) -> None:
         assert [len(entry) for entry in meta["output_top_logprobs"]] == [1] * LENGTH
         if meta["dlm"]["mode"] != "diffusion":
             assert [entry[0][1] for entry in meta["output_top_logprobs"]] == answer["output_ids"]
+
+
+def test_logprobs_of_prompts_beside_retracted_requests(trained: Server, crowded: Server) -> None:
+    """Those that each has alone, whoever left its prefill."""
+    rng = random.Random(3)
+    asked = [
+        generate_body(
+            [rng.randrange(5, 250) for _ in range(rng.choice([1, 5, 17, 48]))],
+            rng.choice([1, 5, 16]),
+            mode="autoregressive",
+            ignore_eos=True,
+            request={"return_logprob": True, "logprob_start_len": 0},
+        )
+        for _ in range(60)
+    ]
+    alone, beside = (
+        [[entry[0] for entry in answer["meta_info"]["input_token_logprobs"]] for answer in answers]
+        for answers in (trained.generate_all(asked, 1), crowded.generate_all(asked, 16))
+    )
+    for found, expected in zip(beside, alone, strict=True):
+        assert found[0] is expected[0] is None
+        assert found[1:] == pytest.approx(expected[1:], abs=2e-4)
 
 
 @pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("with_adapter", WITH_ADAPTER)])

@@ -20,6 +20,7 @@ from dlm_serve.decoding import Mode
 from dlm_serve.errors import ConfigError
 from dlm_serve.metrics.registry import KV_SLOTS, ROWS, WIDTH
 from dlm_serve.routing.router import Decision
+from dlm_serve.sglang.engine.batch_results import DlmBatchResultProcessor
 from dlm_serve.sglang.engine.counting import METER, count_abort
 from dlm_serve.sglang.engine.export import Exporter
 from dlm_serve.sglang.engine.metrics_reporter import DlmMetricsReporter
@@ -44,6 +45,7 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     max_total_num_tokens: int
     draft_worker: DlmWorker
     weight_updater: Any
+    batch_result_processor: Any
     running_batch: BatchLike
     last_batch: BatchLike | None
     chunked_req: ReqLike | None
@@ -64,12 +66,16 @@ class DlmScheduler(Scheduler):  # type: ignore[misc]  # the base is untyped
     def init_weight_updater(self) -> None:
         """Set what replaces weights while the server runs."""
         super().init_weight_updater()
-        made = self.weight_updater
-        self.weight_updater = DlmWeightUpdater(**{f.name: getattr(made, f.name) for f in fields(made) if f.init})
+        self.weight_updater = _as(DlmWeightUpdater, self.weight_updater)
 
     def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
         """Return the class that reports statistics."""
         return DlmOutputStreamer
+
+    def init_batch_result_processor(self) -> None:
+        """Set what gives requests the results of a batch."""
+        super().init_batch_result_processor()
+        self.batch_result_processor = _as(DlmBatchResultProcessor, self.batch_result_processor)
 
     def init_metrics_collector(self) -> None:
         """Register our metrics beside SGLang's, where it has any."""
@@ -202,6 +208,11 @@ def longest_request(max_req_len: int, beyond_prompt: int, num_slots: int, reserv
             "--max-total-tokens", num_slots, f"must exceed the {reserve} tokens that one step reserves", "raise it"
         )
     return longest
+
+
+def _as(subclass: type[Any], made: Any) -> Any:
+    """Return what `made`, a dataclass of SGLang's, would be as an object of our `subclass` of it."""
+    return subclass(**{field.name: getattr(made, field.name) for field in fields(made) if field.init})
 
 
 def _has_news(req: ReqLike) -> bool:
