@@ -90,7 +90,7 @@ REGISTERED = (
     ),
     (
         "`Scheduler.init_batch_result_processor`",
-        "`DlmBatchResultProcessor`, which gives each prompt its own log-probabilities",
+        "`DlmBatchResultProcessor`, which gives prompts their log-probabilities, and ends answers with their grammar",
     ),
     (
         "`Scheduler.init_metrics_collector`, `.process_batch_result` and `.send_abort_output`",

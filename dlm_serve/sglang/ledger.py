@@ -153,11 +153,12 @@ HOOKS = (
         role=Role.SCHEDULER,
         why="a request whose step in flight emits nothing would be dropped as finished by length; one that fills the "
         "pool but for the reserve of its steps would be ended by an error; a prompt is given the log-probabilities of "
-        "another where a request before it was retracted or aborted while their EXTEND call ran; outputs carry "
-        "meta_info.dlm; ranks learn of the router's decisions with the requests",
+        "another where a request before it was retracted or aborted while their EXTEND call ran, and an answer whose "
+        "first token ends its grammar goes on; outputs carry meta_info.dlm; ranks learn of the router's decisions with "
+        "the requests",
         until="SGLang asks the algorithm for the least a step emits, counts the reserve when it says how long requests "
-        "may be and the log-probabilities of requests that it skips, and a plugin can name the streamer class and "
-        "broadcast messages of its own",
+        "may be and the log-probabilities of requests that it skips, moves grammars before it looks for the end of a "
+        "request, and a plugin can name the streamer class and broadcast messages of its own",
     ),
     Hook(
         f"{_SRT}.managers.schedule_batch.Req",
@@ -250,6 +251,16 @@ SEAMS = (
     ),
     Seam(f"{_SRT}.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter.update_spec_metrics"),
     Seam(f"{_SRT}.managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver.get_pool_stats"),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+        ".process_batch_result_prefill",
+        ("batch", "result"),
+    ),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+        ".advance_grammar_fsm",
+        ("result", "batch"),
+    ),
     Seam(
         f"{_SRT}.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
         "._apply_prefill_logprobs",

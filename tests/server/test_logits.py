@@ -130,6 +130,16 @@ def test_logprobs_of_prompts_beside_retracted_requests(trained: Server, crowded:
         assert found[1:] == pytest.approx(expected[1:], abs=2e-4)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_grammar_that_ends_with_the_first_token_ends_the_answer(trained: Server, way: str) -> None:
+    """Also one that goes on behind its end otherwise, and whose first token comes from the prefill."""
+    grammar = {"ebnf": 'root ::= ""'}
+    answer = trained.generate(PROMPTS[0], 5, ignore_eos=True, dlm=WAYS[way], **grammar)
+    assert answer["text"] == ""
+    assert answer["meta_info"]["completion_tokens"] == 1
+    assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": answer["output_ids"][0]}
+
+
 @pytest.mark.parametrize(("name", "model"), [("trained", TRAINED), ("with_adapter", WITH_ADAPTER)])
 def test_thinking_budgets(request: pytest.FixtureRequest, name: str, model: Path) -> None:
     """The reference's, whose autoregressive answers are cut off from thinking behind ten tokens."""

@@ -1,4 +1,4 @@
-"""SGLang's processing of what a batch has found, where it loses count."""
+"""SGLang's processing of what a batch has found, where it loses count or looks too early."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 
 from sglang.srt.managers.scheduler_components.batch_result_processor import SchedulerBatchResultProcessor
 
+from dlm_serve.sglang.protocols import BatchLike
+
 
 class DlmBatchResultProcessor(SchedulerBatchResultProcessor):  # type: ignore[misc]  # the base is untyped
-    """Gives each prompt of an EXTEND call its own log-probabilities.
+    """Gives requests what an EXTEND call has found.
 
-    SGLang adds up how many the prompts before it have, and leaves out those of requests that were retracted or aborted
-    while the call ran.
+    Each prompt gets its own log-probabilities. SGLang adds up how many the prompts before it have, and leaves out those
+    of requests that were retracted or aborted while the call ran.
     """
+
+    def process_batch_result_prefill(self, batch: BatchLike, result: Any) -> None:
+        """Bring grammars behind the tokens first: an answer whose grammar ends with its token ends, and not later."""
+        self.advance_grammar_fsm(result, batch)
+        super().process_batch_result_prefill(batch, result)
 
     def _apply_prefill_logprobs(self, *, i: int, logprob_pt: int, **kwargs: Any) -> int:
         return int(super()._apply_prefill_logprobs(i=i, logprob_pt=_num_before(i, **kwargs), **kwargs))
