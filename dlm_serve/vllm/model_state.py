@@ -29,8 +29,13 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
         super().__init__(vllm_config, model, encoder_cache, device)
         ledger.put_on(CudaGraphManager, ledger.SINGLE_TOKENS)
         self.serving = serving_of(vllm_config.model_config)
-        mask_token_id = self.serving.checkpoint.mask_token_id
-        self.table = RequestTable(self.max_num_reqs, self.serving.width, mask_token_id, device)
+        self.table = RequestTable(
+            self.max_num_reqs,
+            self.serving.width,
+            self.serving.commit,
+            self.serving.checkpoint.mask_token_id,
+            device,
+        )
         self._causal = torch.ones(self.max_num_reqs, dtype=torch.int32, device=device)  # which graphs read
         self._is_plain = True
         """Whether what `_lay_out` wrote last says that all rows are causal, and that none drafts."""
@@ -47,7 +52,7 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
         options = row_options_of(params, commit, self.serving.checkpoint.vocab_size)
         state = RequestState(DecodePlan((settings_of(params),)))
         tokens = list(new_req_data.prefill_token_ids)
-        self.table.add(req_index, options, tokens, new_req_data.prompt_len, commit, state)
+        self.table.add(req_index, options, tokens, new_req_data.prompt_len, state)
 
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         """Write the pending tokens of blocks that were begun before a preemption.
@@ -84,6 +89,7 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
         if self.model.draft_adapter is not None:
             # Rows of one token are never drafted: graphs of such rows alone have no adapter.
             self.model.draft_adapter.may_draft.fill_(not (has_graph and max_query_len == 1))
+        self.table.begin_step(input_batch.idx_mapping[: input_batch.num_reqs])
         self._lay_out(input_batch)
         query_starts = torch.from_numpy(input_batch.query_start_loc_np[: num_reqs + 1])
         upper_bound = input_batch.seq_lens_cpu_upper_bound
@@ -123,9 +129,7 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
             if adapter is not None:
                 adapter.token_on.zero_()
             return
-        rows = self.table.rows.gather(input_batch.idx_mapping[:num_reqs])
-        starts = torch.zeros_like(rows.new_len)  # neither depends on where a row stands
-        spec = self.serving.commit.attention_spec(rows, starts, self.serving.checkpoint.mask_token_id)
+        spec = self.table.entering().spec
         in_prompt = self.table.in_prompt(input_batch.idx_mapping_np)
         is_causal = spec.kept[:, 0] | in_prompt  # a row that sees its whole block keeps no KV
         self._causal.zero_()

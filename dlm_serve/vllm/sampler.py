@@ -38,9 +38,7 @@ class DlmSampler:
         output = StepOutput.empty(num_reqs, self._serving.width, device)
         if len(step):
             advancing = async_tensor_h2d(step, device=device)
-            # Rows of one token are given a second column, of padding, so that kernels see no row of a single one.
-            width = max(2, int(np.diff(input_batch.cu_num_logits_np)[step].max()))
-            output.put_(advancing, self._advance(self._ruled(logits, input_batch), input_batch, advancing, width))
+            output.put_(advancing, self._advance(self._ruled(logits, input_batch), input_batch, step, advancing))
         # What is not emitted was not computed, but for prompts of which more is to come.
         num_logits = torch.diff(input_batch.cu_num_logits[: num_reqs + 1])
         num_rejected = torch.where(self._table.in_prompt(input_batch.idx_mapping_np), 0, num_logits - output.lens)
@@ -81,18 +79,21 @@ class DlmSampler:
             num_rejected=torch.zeros_like(lens),
         )
 
-    def _advance(self, logits: torch.Tensor, input_batch: Any, advancing: torch.Tensor, width: int) -> StepOutput:
-        """Advance the rows at `advancing` [B] of the batch, of at most `width` tokens, and return what they emit."""
-        commit, choice = self._serving.commit, self._serving.token_choice
+    def _advance(self, logits: torch.Tensor, input_batch: Any, step: Indices, advancing: torch.Tensor) -> StepOutput:
+        """Advance the rows `step` of the batch, on the device `advancing` [B], and return what they emit."""
+        commit, choice, entering = self._serving.commit, self._serving.token_choice, self._table.entering()
         indices, first = input_batch.idx_mapping[advancing], input_batch.cu_num_logits[advancing].long()
-        rows = self._table.rows.gather(indices, width)
+        rows = entering.rows if len(step) == input_batch.num_reqs else entering.rows.gather(advancing)
+        # Rows of one token are given a second column, of padding, so that kernels see no row of a single one.
+        width = max(2, int(np.diff(input_batch.cu_num_logits_np)[step].max()))
         columns = torch.arange(width, device=logits.device)
         # Behind the end of a row stand the logits of others, at which nothing looks.
         at = (first[:, None] + columns).clamp(max=len(logits) - 1)
         starts = input_batch.positions[input_batch.logits_indices[first]]
-        spec = commit.attention_spec(rows, starts + rows.num_emitted - 1, choice.mask_token_id)
-        prediction = choice.predict(logits[at], spec.predicted_positions, rows)
-        return commit.advance_(self._table.rows, indices, spec.anchors, prediction, choice.mask_token_id)
+        positions = starts[:, None] + entering.spec.predicted_positions[:, :width][advancing]
+        prediction = choice.predict(logits[at], positions, rows)
+        anchors = entering.spec.anchors[:, :width][advancing]
+        return commit.advance_(self._table.rows, indices, anchors, prediction, choice.mask_token_id)
 
     def _ruled(self, logits: torch.Tensor, input_batch: Any) -> torch.Tensor:
         """Return `logits` [L, V] as vLLM's penalties, biases and budgets want them; only rows of one token have any."""

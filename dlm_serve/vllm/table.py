@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from dlm_serve.decoding import Commit, Phase, RequestState, RowOptions, Rows
+from dlm_serve.decoding import AttentionSpec, Commit, Phase, RequestState, RowOptions, Rows
 
 Indices = np.ndarray[Any, np.dtype[np.intp]]
+
+
+@dataclass(frozen=True)
+class Entering:
+    """The rows of a batch [B, W], and how they enter its forward if each starts at position 0."""
+
+    rows: Rows
+    spec: AttentionSpec
 
 
 class RequestTable:
@@ -19,28 +28,42 @@ class RequestTable:
     A prompt is a row that decodes one token: its last one is pending until the forward over it says what follows.
     """
 
-    def __init__(self, num_requests: int, width: int, mask_token_id: int, device: torch.device) -> None:
+    def __init__(self, num_requests: int, width: int, commit: Commit, mask_token_id: int, device: torch.device) -> None:
         self.rows = Rows.zeros(num_requests, width, device)
+        self._commit = commit
         self._mask_token_id = mask_token_id
+        self._indices: torch.Tensor | None = None
+        self._entering: Entering | None = None
         self._block_lengths = np.ones(num_requests, dtype=np.int32)
         self._decodes_tokens = np.ones(num_requests, dtype=bool)
         self._is_greedy = np.ones(num_requests, dtype=bool)
         self._in_prompt = np.ones(num_requests, dtype=bool)
         self._resumes = np.zeros(num_requests, dtype=bool)
 
-    def add(
-        self, index: int, options: RowOptions, tokens: list[int], num_prompt: int, commit: Commit, state: RequestState
-    ) -> None:
+    def add(self, index: int, options: RowOptions, tokens: list[int], num_prompt: int, state: RequestState) -> None:
         """Begin a request, new or resumed, with all its `tokens`, of which the first `num_prompt` are its prompt."""
         row = Rows.of([options], self.rows.width).start_block(torch.tensor(tokens[-1:]), self._mask_token_id)
         # A block of one token is its pending token: there is nothing to denoise, and so nothing to go on with.
-        resumes = options.block_length > 1 and commit.known_start(state, tokens, num_prompt) is not None
+        resumes = options.block_length > 1 and self._commit.known_start(state, tokens, num_prompt) is not None
         if not resumes:
             row = row.replace(phase=torch.full_like(row.phase, Phase.DECODE), new_len=torch.ones_like(row.new_len))
         self._block_lengths[index], self._in_prompt[index], self._resumes[index] = options.block_length, True, resumes
         self._decodes_tokens[index], self._is_greedy[index] = options.first_phase is Phase.DECODE, options.top_k == 1
         device = self.rows.tokens.device
         self.rows.scatter_(torch.tensor([index]).to(device, non_blocking=True), row.to(device))
+
+    def begin_step(self, indices: torch.Tensor) -> None:
+        """Let the requests at `indices` [B], on the device, be those of the next forward."""
+        self._indices, self._entering = indices, None
+
+    def entering(self) -> Entering:
+        """Return the rows of this step. What lays them out for the forward and what advances them share one copy."""
+        if self._entering is None:
+            assert self._indices is not None, "a step has begun"
+            rows = self.rows.gather(self._indices)
+            spec = self._commit.attention_spec(rows, rows.num_emitted - 1, self._mask_token_id)
+            self._entering = Entering(rows, spec)
+        return self._entering
 
     def in_prompt(self, indices: Indices) -> torch.Tensor:
         """Return whether the requests at `indices` [B] still encode their prompts, [B] bool on the device."""
