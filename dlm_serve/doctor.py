@@ -72,7 +72,8 @@ def examine(plan: Plan) -> Iterator[Finding]:
 def check_sglang() -> Finding:
     """Check the installed SGLang and all of it that dlm-serve stands on."""
     from dlm_serve.sglang import compat
-    from dlm_serve.sglang.ledger import ENTRY_HOOKS, ENTRY_SEAMS, HOOKS, SEAMS
+    from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS
+    from dlm_serve.sglang.seams import ENTRY_SEAMS, SEAMS
 
     seams = (*ENTRY_HOOKS, *ENTRY_SEAMS, *HOOKS, *SEAMS)
     try:

@@ -14,7 +14,8 @@ from typing import Any
 
 from dlm_serve.errors import UnsupportedSGLangError
 from dlm_serve.sglang import compat
-from dlm_serve.sglang.ledger import ENTRY_HOOKS, ENTRY_SEAMS, HOOKS, RESOLVE, SEAMS, Role
+from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, RESOLVE, Role
+from dlm_serve.sglang.seams import ENTRY_SEAMS, SEAMS
 
 MODEL_PACKAGE = "dlm_serve.models"
 

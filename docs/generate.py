@@ -17,7 +17,8 @@ import pictures
 
 from dlm_serve.seams import Seam
 from dlm_serve.sglang.compat import SUPPORTED_VERSIONS
-from dlm_serve.sglang.ledger import ENTRY_HOOKS, ENTRY_SEAMS, HOOKS, SEAMS, Hook
+from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, Hook
+from dlm_serve.sglang.seams import ENTRY_SEAMS, SEAMS
 
 DOCS = Path(__file__).parent
 
@@ -26,7 +27,7 @@ def hooks_page() -> str:
     """Return docs/hooks.md."""
     return f"""# What is changed in SGLang
 
-Written by `docs/generate.py` from `dlm_serve/sglang/ledger.py`; do not edit.
+Written by `docs/generate.py` from `ledger.py` and `seams.py` in `dlm_serve/sglang`; do not edit.
 
 dlm-serve changes no file of SGLang's ({", ".join(SUPPORTED_VERSIONS)} is supported). It uses the seams that SGLang
 offers to plugins; the rest are hooks, installed by SGLang's own `HookRegistry`.

@@ -1,4 +1,4 @@
-"""Say which versions of SGLang are supported, and whether the installed one has what the ledger names.
+"""Say which versions of SGLang are supported, and whether the installed one has what our lists name.
 
 The only module that knows about versions.
 """

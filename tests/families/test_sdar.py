@@ -53,8 +53,8 @@ class Reference:
         return logits
 
     def answer(self, prompt: list[int], threshold: float) -> tuple[list[int], int]:
-        """The tokens, and the forward passes: those that refine, and a commit of each block but the last."""
-        ids, num_refining, num_blocks = list(prompt), 0, 0
+        """The tokens, and the forward passes: those that denoise, and a commit of each block but the last."""
+        ids, num_denoising, num_blocks = list(prompt), 0, 0
         while len(ids) < len(prompt) + NUM_TOKENS:
             start = len(ids) // BLOCK * BLOCK
             given = len(ids) - start
@@ -67,10 +67,10 @@ class Reference:
                 confidence = confidence.masked_fill(~masked, -1)
                 fixed = masked & ((confidence >= threshold) | (torch.arange(BLOCK) == confidence.argmax()))
                 row, masked = torch.where(fixed, choice, row), masked & ~fixed
-                num_refining += 1
+                num_denoising += 1
             ids[start:] = row.tolist()
             num_blocks += 1
-        return ids[len(prompt) : len(prompt) + NUM_TOKENS], num_refining + num_blocks - 1
+        return ids[len(prompt) : len(prompt) + NUM_TOKENS], num_denoising + num_blocks - 1
 
 
 def request(prompt: list[int], threshold: float) -> dict[str, Any]:

@@ -274,7 +274,7 @@ def test_log_probabilities_are_those_of_decoding(trained: Server, mode: str) -> 
 
 
 def test_convergence_threshold_saves_forwards(trained: Server) -> None:
-    """With a large threshold a block is fixed after its second refining forward; 0 never stops early."""
+    """With a large threshold a block is fixed after its second denoising forward; 0 never stops early."""
     options = {"threshold": None, "block_length": 8}
     full = trained.generate(PROMPT, 17, mode="diffusion", dlm=options, ignore_eos=True)
     never = trained.generate(PROMPT, 17, mode="diffusion", dlm={**options, "convergence_threshold": 0}, ignore_eos=True)

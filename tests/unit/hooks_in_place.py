@@ -15,7 +15,8 @@ from sglang.srt.server_args import ServerArgs
 
 from dlm_serve import plugin
 from dlm_serve.sglang import compat, install
-from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, RESOLVE, SEAMS, Hook, Role
+from dlm_serve.sglang.ledger import ENTRY_HOOKS, HOOKS, RESOLVE, Hook, Role
+from dlm_serve.sglang.seams import SEAMS
 
 ALL = (*ENTRY_HOOKS, *HOOKS)
 CONTRACT = "sglang.srt.entrypoints.api_contract.generate_contract_error"

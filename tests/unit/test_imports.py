@@ -32,6 +32,7 @@ LIGHT_MODULES = (
     "dlm_serve.options.request_rules",
     "dlm_serve.sglang.ledger",
     "dlm_serve.sglang.protocols",
+    "dlm_serve.sglang.seams",
     "dlm_serve.cli",
     "dlm_serve.client",
     "dlm_serve.evaluation.report",

@@ -1,1 +1,1 @@
-"""Advance rows by one decode step, in place. The tensor functions of `dlm_serve.decoding.causal` define it."""
+"""Advance rows by one decode step, in place. The tensor functions of `dlm_serve.decoding.commit.causal` define it."""

@@ -1,7 +1,7 @@
-"""Advance rows in their table as `decoding.causal.advance` does, in one Triton program per row.
+"""Advance rows in their table as `CausalCommit.advance` does, in one Triton program per row.
 
 As tensor functions this takes some 140 launches, a twentieth of an 8B model's step. The reference explains each line;
-phases are numbered as in `decoding.phase.Phase`.
+phases are numbered as in `decoding.modes.Phase`.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def _advance_kernel(
     now, length, done = tl.load(phase + i_r), tl.load(new_len + i_r), tl.load(step + i_r)
     size, most, least = tl.load(block_length + i_r), tl.load(steps + i_r), tl.load(threshold + i_r)
     b_real = o_w < length
-    refining = (now == DENOISE) | (now == DRAFT)
+    denoising = (now == DENOISE) | (now == DRAFT)
 
-    # Refine: which masks are fixed, and whether the block is settled then.
+    # Denoise: which masks are fixed, and whether the block is settled then.
     b_masked = (b_tokens == mask_token_id) & b_real
     num_masked = tl.sum(b_masked.to(tl.int32), 0)
     mean = tl.sum(tl.where(b_masked, b_entropy, 0.0), 0) / tl.maximum(num_masked, 1).to(tl.float32)
@@ -88,9 +88,9 @@ def _advance_kernel(
     )
     b_rank = tl.sum((b_better & b_masked[None, :]).to(tl.int32), 1)
     b_fixed = b_masked & (b_rank < tl.where(b_conf >= least, BW, quota))
-    b_refined = tl.where(b_fixed, b_ids, b_tokens)
+    b_denoised = tl.where(b_fixed, b_ids, b_tokens)
     b_open = b_masked & ~b_fixed
-    stop = _first_stop(b_refined, b_real, p_stops, o_w, NUM_STOPS, W)
+    stop = _first_stop(b_denoised, b_real, p_stops, o_w, NUM_STOPS, W)
     num_open = tl.sum(b_open.to(tl.int32), 0)
     num_open_before = tl.sum((b_open & (o_w < stop)).to(tl.int32), 0)
     settled = (num_open == 0) | ((now == DENOISE) & (stop < W) & (num_open_before == 0))
@@ -106,15 +106,15 @@ def _advance_kernel(
     num_emitted = tl.where(now == COMMIT, kept, accepted)
     pending = tl.sum(tl.where(o_w == num_emitted - 1, b_emitted, 0), 0)
     tl.store(out_tokens + i_b * W + o_w, b_emitted, mask=mask_w)
-    tl.store(out_lens + i_b, tl.where(refining, 0, num_emitted))
+    tl.store(out_lens + i_b, tl.where(denoising, 0, num_emitted))
 
     b_started = tl.where(o_w == 0, pending, mask_token_id)
-    tl.store(p_tokens + o_w, tl.where(refining, b_refined, b_started), mask=mask_w)
-    after_refining = tl.where(settled, emitting, now)
-    tl.store(phase + i_r, tl.where(refining, after_refining, tl.load(first_phase + i_r)))
-    tl.store(new_len + i_r, tl.where(refining, length, size))
-    tl.store(step + i_r, tl.where(refining, done + 1, 0))
-    tl.store(mean_entropy + i_r, tl.where(refining, mean, float("nan")))
+    tl.store(p_tokens + o_w, tl.where(denoising, b_denoised, b_started), mask=mask_w)
+    after_denoising = tl.where(settled, emitting, now)
+    tl.store(phase + i_r, tl.where(denoising, after_denoising, tl.load(first_phase + i_r)))
+    tl.store(new_len + i_r, tl.where(denoising, length, size))
+    tl.store(step + i_r, tl.where(denoising, done + 1, 0))
+    tl.store(mean_entropy + i_r, tl.where(denoising, mean, float("nan")))
 
 
 def advance_(

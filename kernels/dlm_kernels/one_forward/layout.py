@@ -89,12 +89,12 @@ def _layout_kernel(
         b_hi = tl.where(is_second, o_w + 1, tl.where(is_noisy, b_end, 0))
         b_shift, b_kept, b_lora = (is_main | is_second).to(tl.int64), is_main, is_noisy
     else:
-        refining = (now == DENOISE) | (now == DRAFT)
+        denoising = (now == DENOISE) | (now == DRAFT)
         b_offset, b_anchors = o_w, o_w
-        b_prefix = tl.where(refining, length, tl.minimum(o_w + 1, length))
+        b_prefix = tl.where(denoising, length, tl.minimum(o_w + 1, length))
         b_lo, b_hi = tl.zeros([BW], tl.int32), tl.zeros([BW], tl.int32)
-        b_shift = ((o_w >= 0) & (not refining)).to(tl.int64)
-        b_kept = (o_w < length) & (not refining)
+        b_shift = ((o_w >= 0) & (not denoising)).to(tl.int64)
+        b_kept = (o_w < length) & (not denoising)
         b_lora = (o_w >= 0) & (now == DRAFT)
     tl.store(tokens + p_out, b_tokens, mask=mask_w)
     tl.store(positions + p_out, start + b_offset, mask=mask_w)
