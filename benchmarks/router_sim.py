@@ -147,7 +147,7 @@ def compare(card: CostTable, load: Load) -> dict[str, Any]:
 
 
 def load_steps(card: CostTable, quality: str) -> dict[str, float]:
-    """Return auto over the fastest of all others, from 50 steps behind each change of the load on."""
+    """Return auto, on average over its runs, over the fastest of all others, from 50 steps behind each change on."""
     ways: dict[str, ModeSettings] = {name_of(way.choice): way for way in (ONE_BY_ONE, *WAYS)}
     others = {name: Simulation(card, settings=way, **CLIENTS) for name, way in ways.items()}
     others["clairvoyant"] = Simulation.clairvoyant(card, WAYS, **CLIENTS)
@@ -190,7 +190,6 @@ def behind_new_weights(card: CostTable, before: str, after: str, concurrency: in
 
     A crowd comes first, for two seconds, as in `router.py`.
     """
-
     ways = [way for way in WAYS if has_graphs(way, concurrency)]
     best = max(run_for(Simulation(card, settings=way, **CLIENTS), after, concurrency, 15) for way in ways)
     ratios = []

@@ -89,7 +89,7 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
         if self.model.draft_adapter is not None:
             # Rows of one token are never drafted: graphs of such rows alone have no adapter.
             self.model.draft_adapter.may_draft.fill_(not (has_graph and max_query_len == 1))
-        self.table.begin_step(input_batch.idx_mapping[: input_batch.num_reqs])
+        self.table.begin_step()
         self._lay_out(input_batch)
         query_starts = torch.from_numpy(input_batch.query_start_loc_np[: num_reqs + 1])
         upper_bound = input_batch.seq_lens_cpu_upper_bound
@@ -129,7 +129,7 @@ class DlmModelState(DefaultModelState):  # type: ignore[misc]  # the base is unt
             if adapter is not None:
                 adapter.token_on.zero_()
             return
-        spec = self.table.entering().spec
+        spec = self.table.entering(input_batch.idx_mapping[:num_reqs]).spec
         in_prompt = self.table.in_prompt(input_batch.idx_mapping_np)
         is_causal = spec.kept[:, 0] | in_prompt  # a row that sees its whole block keeps no KV
         self._causal.zero_()

@@ -81,9 +81,10 @@ class DlmSampler:
 
     def _advance(self, logits: torch.Tensor, input_batch: Any, step: Indices, advancing: torch.Tensor) -> StepOutput:
         """Advance the rows `step` of the batch, on the device `advancing` [B], and return what they emit."""
-        commit, choice, entering = self._serving.commit, self._serving.token_choice, self._table.entering()
+        commit, choice, num_reqs = self._serving.commit, self._serving.token_choice, input_batch.num_reqs
+        entering = self._table.entering(input_batch.idx_mapping[:num_reqs])
         indices, first = input_batch.idx_mapping[advancing], input_batch.cu_num_logits[advancing].long()
-        rows = entering.rows if len(step) == input_batch.num_reqs else entering.rows.gather(advancing)
+        rows = entering.rows if len(step) == num_reqs else entering.rows.gather(advancing)
         # Rows of one token are given a second column, of padding, so that kernels see no row of a single one.
         width = max(2, int(np.diff(input_batch.cu_num_logits_np)[step].max()))
         columns = torch.arange(width, device=logits.device)

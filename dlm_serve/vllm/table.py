@@ -32,7 +32,6 @@ class RequestTable:
         self.rows = Rows.zeros(num_requests, width, device)
         self._commit = commit
         self._mask_token_id = mask_token_id
-        self._indices: torch.Tensor | None = None
         self._entering: Entering | None = None
         self._block_lengths = np.ones(num_requests, dtype=np.int32)
         self._decodes_tokens = np.ones(num_requests, dtype=bool)
@@ -52,15 +51,17 @@ class RequestTable:
         device = self.rows.tokens.device
         self.rows.scatter_(torch.tensor([index]).to(device, non_blocking=True), row.to(device))
 
-    def begin_step(self, indices: torch.Tensor) -> None:
-        """Let the requests at `indices` [B], on the device, be those of the next forward."""
-        self._indices, self._entering = indices, None
+    def begin_step(self) -> None:
+        """Forget the rows of the step before."""
+        self._entering = None
 
-    def entering(self) -> Entering:
-        """Return the rows of this step. What lays them out for the forward and what advances them share one copy."""
+    def entering(self, indices: torch.Tensor) -> Entering:
+        """Return the rows of this step, of the requests at `indices` [B] on the device.
+
+        What lays them out for the forward and what advances them share one copy.
+        """
         if self._entering is None:
-            assert self._indices is not None, "a step has begun"
-            rows = self.rows.gather(self._indices)
+            rows = self.rows.gather(indices)
             spec = self._commit.attention_spec(rows, rows.num_emitted - 1, self._mask_token_id)
             self._entering = Entering(rows, spec)
         return self._entering

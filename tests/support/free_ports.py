@@ -11,7 +11,7 @@ _numbers = itertools.count(os.getpid())
 
 
 def free_port() -> int:
-    """A port that nothing listens on, and that nothing else will take until the server does.
+    """A port that nothing listens on, and that no other worker takes before the server does.
 
     Each worker of a parallel run has ports of its own, below those that SGLang and the system give out: what the system
     finds free for one server it may give to another, too, before the first listens.
