@@ -69,6 +69,8 @@ class Window:
     mode_switches: int = 0
     requests: dict[str, int] = field(default_factory=dict)
     """How they decoded at the end of each period, together."""
+    expected: dict[str, list[float]] = field(default_factory=dict)
+    """The tokens per second that the router expected of each way then; nothing where it was pinned."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -98,6 +100,9 @@ class Window:
         for replica in after:
             for way, number in replica["requests"].items():
                 self.requests[way] = self.requests.get(way, 0) + number
+        for each in {way for replica in after for way in replica["expected_of_each"]}:
+            of_replicas = sum(replica["expected_of_each"].get(each, 0.0) for replica in after)
+            self.expected.setdefault(each, []).append(of_replicas)
         return tokens / seconds
 
     def summary(self, way: str) -> dict[str, Any]:
@@ -109,4 +114,5 @@ class Window:
             "acceptance_length": round(self.tokens / self.verifications, 2) if is_in_turn else None,
             "mode_switches": self.mode_switches,
             "requests": self.requests,
+            "expected": {way: round(statistics.mean(rates), 1) for way, rates in self.expected.items()},
         }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_serve.decoding import Choice, Evidence, RequestState
+from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Evidence, RequestState, name_of
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Outcome, Policy
@@ -81,14 +81,14 @@ class MeasuredPolicy(Policy):
         is_better = best.tokens_per_ms > kept.tokens_per_ms * (1 + self._hysteresis)
         chosen = best if too_slow or is_better else kept
         kinds, num_trial_steps = self._tried(batch, splits, chosen, expected) or (chosen.kinds, 0)
-        autoregressive = splits.assess(np.full(len(batch.free), AUTOREGRESSIVE), expected)
-        return Outcome(
-            kinds,
-            self._first(chosen, expected),
-            1000 * chosen.tokens_per_ms,
-            1000 * autoregressive.tokens_per_ms,
-            num_trial_steps,
-        )
+        return Outcome(kinds, self._first(chosen, expected), 1000 * chosen.tokens_per_ms, num_trial_steps)
+
+    def expected_of_each(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions) -> dict[str, float]:
+        """See `Policy`."""
+        expected = self.yields.expected(batch.slots, batch.remaining)
+        each = 1000 * Splits(batch, table, interruptions).of_each(expected)
+        names = map(name_of, (AUTOREGRESSIVELY, *self.choices))
+        return {name: round(rate, 1) for name, rate in zip(names, each.tolist(), strict=True) if math.isfinite(rate)}
 
     def _without_trial(self, batch: RunningBatch) -> Integers:
         """Return how the requests of `batch` decode [F], with those on trial back where they were."""

@@ -23,8 +23,6 @@ class Outcome:
     """How the requests that come next begin."""
     tokens_per_s: float | None = None
     """What was expected, prefills of new requests included; None where nothing was measured."""
-    autoregressive_per_s: float | None = None
-    """What was expected of decoding all free requests autoregressively."""
     num_trial_steps: int = 0
     """Steps for which requests decode otherwise to find out what that yields; 0 if none does."""
 
@@ -47,6 +45,13 @@ class Policy(ABC):
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:  # noqa: B027  # not all learn
         """Learn from finished blocks, each of the request in one of `slots`."""
+
+    def expected_of_each(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions) -> dict[str, float]:
+        """Return the tokens per second that are expected of all requests of `batch` in each way, by its name.
+
+        Ways that are not weighed with so many requests are left out; without measurements all are.
+        """
+        return {}
 
     def start_anew(self) -> None:  # noqa: B027  # not all learn
         """Forget what was learned: the model has other weights now."""

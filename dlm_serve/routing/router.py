@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, name_of
-from dlm_serve.routing.batch import AUTOREGRESSIVE, Roster, RunningRequest
+from dlm_serve.routing.batch import AUTOREGRESSIVE, Roster, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
 from dlm_serve.routing.policy import Outcome, Policy
-from dlm_serve.routing.prefills import PrefillInterval, PrefillModel, PrefillShape
+from dlm_serve.routing.prefills import Interruptions, PrefillInterval, PrefillModel, PrefillShape
 
 STEPS_BETWEEN = {0: 8, 32: 16, 96: 32}
 """Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
@@ -54,6 +54,8 @@ class Router:
         """What chooses in place of the policy."""
         self._is_changed = False
         """Whether that has changed since the last decision."""
+        self._decided_by: tuple[RunningBatch, CostTable, Interruptions] | None = None
+        """What that was based on."""
         self._roster = Roster(policy.choices, capacity)
         self._told: CostTable | None = None
         self._first: Choice | None = None
@@ -114,7 +116,8 @@ class Router:
         interruptions = self._prefills.interruptions(self._num_steps, num_decoded - self._num_decoded, len(requests))
         elapsed_ms, self._elapsed_ms, self._num_steps, self._num_decoded = self._elapsed_ms, 0.0, 0, num_decoded
         if batch.free or self._pinned:
-            outcome = self.outcome = chooser.choose(batch, self._told, interruptions, elapsed_ms)
+            self._decided_by = batch, self._told, interruptions
+            outcome = self.outcome = chooser.choose(*self._decided_by, elapsed_ms)
             self._first = outcome.first
             for i in np.flatnonzero(outcome.kinds != batch.kinds).tolist():
                 kind = int(outcome.kinds[i])
@@ -138,10 +141,14 @@ class Router:
             "policy": (self._pinned or self.policy).name,
             "requests": {self._named(kind): int(n) for kind, n in zip(kinds.tolist(), counts, strict=True)},
             "expected_tokens_per_s": outcome.tokens_per_s and round(outcome.tokens_per_s, 1),
-            "expected_autoregressive": outcome.autoregressive_per_s and round(outcome.autoregressive_per_s, 1),
+            "expected_of_each": self._expected_of_each(),
             "switches": self.num_switches,
             "trials": self.num_trials,
         }
+
+    def _expected_of_each(self) -> dict[str, float]:
+        """Return what is expected of the requests of the last decision in each way, where all of them decode so."""
+        return {} if self._decided_by is None else (self._pinned or self.policy).expected_of_each(*self._decided_by)
 
     def _named(self, kind: int) -> str:
         return name_of(AUTOREGRESSIVELY if kind == AUTOREGRESSIVE else self.policy.choices[kind])

@@ -73,6 +73,17 @@ class Splits:
             kinds[np.argsort(-allowed[k], kind="stable")[:count]] = k
         return Split(kinds, float(tokens[k, count]), float(rate[k, count]), float(self._ms[k, count]))
 
+    def of_each(self, yields: Array) -> Array:
+        """Return the tokens per millisecond [K + 1] of all free requests in one way: autoregressively, then in blocks.
+
+        NaN stands where one of them may not decode so, or is not weighed.
+        """
+        is_weighed = (self._batch.permitted & (yields > 0)).all(axis=1)
+        gains = (self._interruptions.tokens_per_forward(yields) - self._per_decode_row).sum(axis=1)
+        tokens = self._batch.num_requests * self._per_decode_row + np.append(0.0, np.where(is_weighed, gains, np.nan))
+        ms = np.append(self._ms[0, 0], self._ms[:, -1])
+        return np.asarray(tokens / (ms + self._interruptions.ms_per_step(tokens)))
+
     def assess(self, kinds: Integers, yields: Array) -> Split:
         """Return what is to be expected of one split; blocks of several kinds cost as much as the longest."""
         in_blocks = np.flatnonzero(kinds != AUTOREGRESSIVE)

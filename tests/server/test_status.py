@@ -54,7 +54,10 @@ def test_the_router_reports(trained: Server) -> None:
     state = requests.get(f"{trained.url}/server_info", timeout=30).json()["internal_states"][0]["dlm"]
     assert state["policy"] == "measured"
     assert sum(state["requests"].values()) == 1
-    assert state["expected_tokens_per_s"] >= 0.9 * state["expected_autoregressive"] > 0
+    assert state["expected_tokens_per_s"] >= 0.9 * max(state["expected_of_each"].values()) > 0
+    assert state["expected_of_each"].keys() == set(
+        requests.get(f"{trained.url}/dlm/status", timeout=30).json()["choices"]
+    )
     tokens = answer["meta_info"]["dlm"]["tokens"]
     assert sum(tokens.values()) == 40
 

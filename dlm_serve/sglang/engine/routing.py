@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 
+from dlm_serve.decoding import AUTOREGRESSIVELY, name_of
 from dlm_serve.options.server_file import RoutingPolicy
 from dlm_serve.routing.batch import RunningRequest
 from dlm_serve.routing.costs import CostModel
@@ -42,7 +43,9 @@ class RoutingLog:
         if ways == self._last_choices:
             return
         self._last_time, self._last_choices = now, ways
-        why = f"{expected} tokens per second are expected, {report['expected_autoregressive']} autoregressively; "
+        each = report["expected_of_each"]
+        autoregressive = each.get(name_of(AUTOREGRESSIVELY)) if isinstance(each, Mapping) else None
+        why = f"{expected} tokens per second are expected, {autoregressive} autoregressively; "
         logger.info(
             "Requests with mode auto decode as %s: %s%s switches so far",
             choices,

@@ -32,8 +32,8 @@ class Replica(_Answer):
     """How many of these were told to decode in each way, such as `self_speculation/8`, by the last decision."""
     expected_tokens_per_s: float | None = None
     """Tokens per second that were expected of it; null where nothing was measured."""
-    expected_autoregressive: float | None = None
-    """The same of decoding all of them autoregressively."""
+    expected_of_each: dict[str, float] = {}
+    """What is expected where all of them decode in one way, by its name; those that are not weighed are left out."""
     switches: int = 0
     """Times that a request was told to go on in another way."""
     trials: int = 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
-from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, card, drafts, requests_of
+from router_scenes import CHOICES, FREE, PINNED, PINNED_BLOCKS, WIDTHS, card, drafts, requests_of
 from router_simulation import DRAFTS, ONE_BY_ONE, Simulation, best_fixed, measured
 from simulated_texts import ChanceText
 
@@ -134,11 +135,16 @@ def test_a_decision_says_what_changes_how_new_requests_begin_and_what_steps_cost
     decision = router.decide(requests, 0)
     assert decision == Decision({str(number): None for number in range(128)}, None, router.costs.table)
     assert router.decide(requests, 8) is None
-    assert router.report() == {
+    autoregressive = pytest.approx(129 / (7 + 0.5 * 121 + 129 * 100 * 1e-5) * 1000, abs=0.1)
+    report = router.report()
+    each = report.pop("expected_of_each")
+    assert isinstance(each, dict)
+    assert each == {"autoregressive": autoregressive, **{f"self_speculation/{width}": ANY for width in WIDTHS}}
+    assert max(each.values()) == each["autoregressive"]
+    assert report == {
         "policy": "measured",
         "requests": {"autoregressive": 128},
-        "expected_tokens_per_s": pytest.approx(129 / (7 + 0.5 * 121 + 129 * 100 * 1e-5) * 1000, abs=0.1),
-        "expected_autoregressive": pytest.approx(129 / (7 + 0.5 * 121 + 129 * 100 * 1e-5) * 1000, abs=0.1),
+        "expected_tokens_per_s": autoregressive,
         "switches": 128,
         "trials": 0,
     }

@@ -63,6 +63,19 @@ def test_no_split_into_one_block_length_is_better(plans: list[DecodePlan], table
     assert Splits(batch, table).assess(best.kinds, yields).tokens_per_ms == pytest.approx(most)
 
 
+@pytest.mark.parametrize("plans", MIXES.values(), ids=MIXES)
+def test_what_is_expected_of_each_way_is_that_of_a_split_that_takes_it_for_all(plans: list[DecodePlan]) -> None:
+    batch, table, ways = batch_of(requests_of(plans)), card(free_tokens=8, ms_per_token=0.5), (-1, *range(len(CHOICES)))
+    yields = np.random.default_rng(0).uniform(0.5, 12, (len(CHOICES), len(batch.free)))
+    yields[1, 0] = 0.0  # it is not weighed
+    each = Splits(batch, table).of_each(yields)
+    for kind, rate in zip(ways, each.tolist(), strict=True):
+        if kind == 1 or (kind >= 0 and not batch.permitted[kind].all()):
+            assert np.isnan(rate)
+        else:
+            assert rate == pytest.approx(rate_of(batch, (kind,) * len(batch.free), yields, table))
+
+
 @pytest.mark.parametrize(
     ("latency_slo_ms", "kind"), [(None, 3), (100.0, 3), (10.0, 0), (7.0, AUTOREGRESSIVE), (1.0, AUTOREGRESSIVE)]
 )

@@ -17,7 +17,12 @@ from dlm_serve.sglang.engine.step_timer import HostTimer, Timed
 
 def router_of(expected: float | None = 9.0, **requests: int) -> Any:
     """A router that has decided so; without requests it has not."""
-    report = {"requests": requests, "expected_tokens_per_s": expected, "expected_autoregressive": 7.0, "switches": 3}
+    report = {
+        "requests": requests,
+        "expected_tokens_per_s": expected,
+        "expected_of_each": {"autoregressive": 7.0},
+        "switches": 3,
+    }
     return SimpleNamespace(outcome=requests or None, report=lambda: report)
 
 
