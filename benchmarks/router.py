@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import report
-from pinned_windows import AUTOREGRESSIVE, IN_ONE_FORWARD, IN_TURN, PINS, Server, Window
+from pinned_windows import AUTOREGRESSIVE, IN_ONE_FORWARD, IN_TURN, PINS, WIDTHS, Server, Window
 from prompts import PROMPTS
 
 from dlm_serve.evaluation.load import Clients
@@ -95,8 +95,9 @@ class Measurement:
                 times = times.within(until - time.perf_counter(), len(contenders))
             windows = {way: Window() for way in contenders}
             turns: dict[str, list[float]] = {way: [] for way in contenders}
-            for _ in range(times.num_turns):
-                for way in contenders:
+            for turn in range(times.num_turns):
+                first = turn % len(contenders)  # no way always comes behind the same one
+                for way in contenders[first:] + contenders[:first]:
                     turns[way].append(round(self._measure(windows[way], way, times.turn), 1))
         return {
             way: {**({**screened, **windows}[way].summary(way)), "contends": way in turns, "turns": turns.get(way, [])}
@@ -113,7 +114,7 @@ class Measurement:
     def _screened(self, concurrency: int) -> dict[str, Window]:
         """Return brief measurements of the fixed ways that may be the fastest."""
         windows = {AUTOREGRESSIVE: self._brief(AUTOREGRESSIVE)}
-        budgets = [way for way, pin in IN_ONE_FORWARD.items() if pin["budget"] * concurrency <= MOST_SPECULATED]
+        budgets = [way for way, pin in IN_ONE_FORWARD.items() if has_graphs(pin["budget"], concurrency)]
         for kind, named in enumerate((IN_TURN, budgets)):
             ways = [way for way in named if way in self._choices]
             if ways:
@@ -134,6 +135,11 @@ class Measurement:
         before = self._server.replicas()
         time.sleep(seconds)
         return window.add(before, self._server.replicas())
+
+
+def has_graphs(budget: int, concurrency: int) -> bool:
+    """Return whether there are CUDA graphs for so many rows: of many tokens, only as wide as blocks are."""
+    return budget in WIDTHS or budget * concurrency <= MOST_SPECULATED
 
 
 def walked(names: Sequence[str], first: str, measure: Callable[[str], Window]) -> dict[str, Window]:

@@ -114,7 +114,7 @@ def run(simulation: Simulation, load: Load) -> Window:
 
 def has_graphs(way: ModeSettings, concurrency: int) -> bool:
     """Return whether there are CUDA graphs for so many requests that decode so."""
-    return (way.budget or 0) * concurrency <= MOST_SPECULATED
+    return way.budget in (None, *WIDTHS) or way.budget * concurrency <= MOST_SPECULATED
 
 
 def auto(card: CostTable, seed: int) -> Simulation:

@@ -23,6 +23,8 @@ _LEAST_HAZARD = 1e-4
 
 SHARED_FADE = 0.998
 """What a block leaves of the weight of those before it, for what all requests share."""
+REQUEST_FADE = 0.97
+"""The same, for what is known of its request."""
 HALF_LIFE_S = 60.0
 """Seconds of decode steps after which half of what was learned is forgotten, so that what is never tried is doubted
 again."""
@@ -40,8 +42,6 @@ SEGMENTS = np.stack([_drafts_per_segment(number) for number in range(64)])
 class DraftModel:
     """Learns hazards and difficulties from blocks that were verified."""
 
-    _REQUEST_FADE = 0.97
-    """What a block leaves of the weight of those before it, for the difficulty of its request."""
     _REQUEST_HALF_LIFE_S = 20.0
     _FIRST_GUESS = 0.3
     """The hazard of the first draft, before any was seen. That of later ones is guessed to be that of those before."""
@@ -130,7 +130,7 @@ class DraftModel:
         fade = SHARED_FADE ** len(slots)
         self._together = fade * self._together + float((is_wrong - expected) @ (self._wrong[slots] - expected_before))
         self._scale = fade * self._scale + float(expected @ expected_before)
-        left = self._REQUEST_FADE ** np.bincount(slots, minlength=len(self._wrong))
+        left = REQUEST_FADE ** np.bincount(slots, minlength=len(self._wrong))
         self._wrong *= left
         self._tried *= left[:, None]
         np.add.at(self._wrong, slots, is_wrong)

@@ -76,9 +76,9 @@ class Splits:
     def of_each(self, yields: Array) -> Array:
         """Return the tokens per millisecond [K + 1] of all free requests in one way: autoregressively, then in blocks.
 
-        NaN stands where one of them may not decode so, or is not weighed.
+        NaN stands where one of them may not decode so, or is not weighed, or where there is no graph for so many.
         """
-        is_weighed = (self._batch.permitted & (yields > 0)).all(axis=1)
+        is_weighed = (self._batch.permitted & (yields > 0)).all(axis=1) & np.isfinite(self._ms[:, -1])
         gains = (self._interruptions.tokens_per_forward(yields) - self._per_decode_row).sum(axis=1)
         tokens = self._batch.num_requests * self._per_decode_row + np.append(0.0, np.where(is_weighed, gains, np.nan))
         ms = np.append(self._ms[0, 0], self._ms[:, -1])

@@ -5,7 +5,8 @@ draft that was made further behind, or for another stop, and is not as long as i
 factor that was measured for each budget.
 
 All of this leaves out how blocks end with the answer, that its first row may have no draft, and what else models do. So
-what each choice yields is taken to be more or less than all this says, by as much as it was so far.
+what each choice yields is taken to be more or less than all this says, by as much as it was so far, and so is what the
+drafts of each request add (`compared`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from dlm_serve.decoding import Choice, Evidence, Mode
 from dlm_serve.routing.batch import Array, Integers
+from dlm_serve.routing.compared import ByChoice, ByRequest
 from dlm_serve.routing.drafts import HALF_LIFE_S, SEGMENTS, SHARED_FADE, DraftModel, tokens_per_block
 
 _BUDGETS = (16, 32, 64, 96, 128)
@@ -57,23 +59,26 @@ class YieldModel:
         diffused = [float(choice.block_length) for choice in choices if choice.mode is Mode.DIFFUSION]
         self._whole = np.array(diffused)[:, None]
         self._drafts = DraftModel(capacity)
-        # By choice: blocks and, of those that verified, the tokens that they emitted and were thought to; and what a
-        # block of a request that nothing is known about is thought to.
-        self._num_blocks, self._emitted, self._thought = np.zeros((3, len(self.choices)))
-        self._usual = np.ones(len(self.choices))
+        # Of all blocks that verified, and of those with a draft that no end cut short: with these requests compare.
+        self._of_choices, self._of_whole_blocks = ByChoice(len(self.choices)), ByChoice(len(self.choices))
+        self._of_requests = ByRequest(capacity)
+        # By choice: blocks, and the tokens that a block of a request that nothing is known about is thought to emit.
+        self._num_blocks, self._usual = np.zeros(len(self.choices)), np.ones(len(self.choices))
         self._forwards, self._blocks = np.where(self._speculates, 1.0, 2.0), np.ones(len(self.choices))
         self._take_up()
 
     def forget(self, slot: int) -> None:
         """Make `slot` ready for another request."""
         self._drafts.forget(slot)
+        self._of_requests.forget(slot)
 
     def fade(self, seconds: float) -> None:
         """Let so many seconds pass, and take up what was observed."""
         self._drafts.fade(seconds)
         left = 0.5 ** (seconds / HALF_LIFE_S)
-        for learned in (self._num_blocks, self._emitted, self._thought):
-            learned *= left
+        self._num_blocks *= left
+        for of_blocks in (self._of_choices, self._of_whole_blocks):
+            of_blocks.fade(left)
         self._take_up()
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
@@ -96,7 +101,8 @@ class YieldModel:
 
     def expected(self, slots: Integers, remaining: Array) -> Array:
         """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens."""
-        return self._per_forward(self._drafts.difficulty(slots)[:, None] * self._drafts.hazard, remaining)
+        hazard = self._drafts.difficulty(slots)[:, None] * self._drafts.hazard
+        return self._per_forward(hazard, remaining, self._of_requests.factor(slots))
 
     def hopeful(self, slots: Integers, remaining: Array) -> Array:
         """Return as many as there would be if drafting were as easy as is still likely: what a trial could show.
@@ -106,7 +112,8 @@ class YieldModel:
         uncertainty = self._drafts.uncertainty(slots)
         hazard = self._drafts.difficulty(slots)[:, None] * self._drafts.hazard
         hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._model_weight)
-        hoped = self._per_forward(hazard * np.maximum(1 - 1.3 * uncertainty, 0.05), remaining)
+        easier = hazard * np.maximum(1 - 1.3 * uncertainty, 0.05)
+        hoped = self._per_forward(easier, remaining, self._of_requests.factor(slots))
         return np.asarray(hope[:, None] * hoped)
 
     def usual(self) -> Array:
@@ -117,9 +124,10 @@ class YieldModel:
         """Return how many forwards a block of choice `k` takes."""
         return float(self._forwards[k] / self._blocks[k])
 
-    def _per_forward(self, hazard: Array, remaining: Array) -> Array:
+    def _per_forward(self, hazard: Array, remaining: Array, more_accepted: Array | float = 1.0) -> Array:
         may_speculate = len(hazard) <= _MOST_SPECULATING
         tokens = self._per_block(hazard, may_speculate) * self._correction[:, None]
+        tokens = 1 + np.maximum(tokens - 1, 0) * more_accepted
         tokens[self._is_diffusion] = self._whole
         if not may_speculate:
             tokens[self._speculates] = 0  # left out
@@ -144,30 +152,33 @@ class YieldModel:
     def _learn_drafts(self, kinds: Integers, slots: Integers, blocks: Sequence[Evidence]) -> None:
         """Learn from N blocks that were verified, of these choices [N] and of the requests in `slots` [N]."""
         num_emitted = np.array([block.num_emitted for block in blocks])
-        self._learn_yields(kinds, slots, num_emitted)
-        with_draft = np.array([block.has_draft for block in blocks])
+        thought = self._thought_of(kinds, slots)
+        self._of_choices.learn(kinds, num_emitted, thought)
+        with_draft, is_cut = np.array([(block.has_draft, block.is_cut) for block in blocks]).T
+        self._learn_requests(*(of[with_draft & ~is_cut] for of in (kinds, slots, num_emitted, thought)))
         if not with_draft.any():
             return
         kinds, slots, num_right = kinds[with_draft], slots[with_draft], np.maximum(num_emitted[with_draft] - 1, 0)
-        is_cut = np.array([block.is_cut for block in blocks])[with_draft]
-        is_wrong = (~is_cut & (num_right + 1 < self._most[kinds])).astype(np.int64)
+        is_wrong = (~is_cut[with_draft] & (num_right + 1 < self._most[kinds])).astype(np.int64)
         in_one = self._speculates[kinds].astype(np.int64)
         self._drafts.learn(slots, num_right, is_wrong, self._factor[kinds], in_one)
 
-    def _learn_yields(self, kinds: Integers, slots: Integers, num_emitted: Integers) -> None:
-        """Learn what N blocks emitted [N], and what was thought that they would."""
+    def _thought_of(self, kinds: Integers, slots: Integers) -> Array:
+        """Return the tokens that N blocks are thought to emit [N], by all but what is compared here."""
         hazard = (self._factor[kinds] * self._drafts.difficulty(slots))[:, None] * self._drafts.hazard
-        thought = tokens_per_block(hazard[:, None], self._lengths[kinds])[:, 0]
-        number = len(self.choices)
-        left = SHARED_FADE ** np.bincount(kinds, minlength=number)
-        self._emitted = left * self._emitted + np.bincount(kinds, num_emitted, number)
-        self._thought = left * self._thought + np.bincount(kinds, thought, number)
+        return np.asarray(tokens_per_block(hazard[:, None], self._lengths[kinds])[:, 0])
+
+    def _learn_requests(self, kinds: Integers, slots: Integers, num_emitted: Integers, thought: Array) -> None:
+        """Learn what N whole blocks emitted [N], and were thought to."""
+        self._of_whole_blocks.learn(kinds, num_emitted, thought)
+        factor = self._of_whole_blocks.factor(self._model_weight * self._usual)
+        self._of_requests.learn(slots, num_emitted - 1, factor[kinds] * thought - 1)
 
     def _take_up(self) -> None:
         """Take up what was observed: set `_correction` [K], by how much more than all the rest says choices yield."""
         self._drafts.take_up()
         usual = self._per_block(self._drafts.hazard[None])[:, 0]
-        self._thought *= usual / self._usual  # as it would be thought of now
+        for of_blocks in (self._of_choices, self._of_whole_blocks):
+            of_blocks.think_anew(usual / self._usual)
         self._usual = usual
-        weight_of_usual = self._model_weight * usual
-        self._correction = (self._emitted + weight_of_usual) / (self._thought + weight_of_usual)
+        self._correction = self._of_choices.factor(self._model_weight * usual)
