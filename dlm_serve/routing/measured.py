@@ -13,6 +13,7 @@ from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions
 from dlm_serve.routing.splits import Split, Splits
+from dlm_serve.routing.trials import Passed, TrialBudget
 from dlm_serve.routing.yields import YieldModel
 
 _NOT_ON_TRIAL = -2
@@ -21,8 +22,6 @@ _STEPS_IN_ONE_FORWARD = 6
 _LEAST_LOSS = 0.5
 """Of the time of a trial: what it is taken to lose at least. What it seems to lose is as doubtful as what it may gain,
 and between ways that look alike trials would never end."""
-_MOST_SAVED_MS = 100.0
-"""Time for trials that may be saved up, and that a server starts with."""
 
 
 class MeasuredPolicy(Policy):
@@ -46,10 +45,9 @@ class MeasuredPolicy(Policy):
         super().__init__(choices)
         self.yields = YieldModel(self.choices, capacity)
         self._hysteresis = hysteresis
-        self._trial_share = trial_share
         self._latency_slo_ms = latency_slo_ms
         self._kinds_before: Integers = np.full(capacity, _NOT_ON_TRIAL)
-        self._budget_ms = self._most_saved_ms = _MOST_SAVED_MS if trial_share else 0.0
+        self._trials = TrialBudget(trial_share)
 
     def enter(self, slot: int, state: RequestState) -> None:
         """See `Policy`."""
@@ -67,12 +65,12 @@ class MeasuredPolicy(Policy):
         and late drafts, which are rare then, like good ones.
         """
         self.yields = YieldModel(self.choices, len(self._kinds_before))
-        self._budget_ms = self._most_saved_ms
+        self._trials.start_anew()
 
-    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, passed: Passed) -> Outcome:
         """See `Policy`."""
-        self.yields.fade(elapsed_ms / 1000)
-        self._budget_ms = min(self._budget_ms + self._trial_share * elapsed_ms, self._most_saved_ms)
+        self.yields.fade(passed.ms / 1000)
+        self._trials.let_pass(passed)
         expected = self.yields.expected(batch.slots, batch.remaining)
         splits = Splits(batch, table, interruptions, self._latency_slo_ms)
         kept = splits.assess(self._without_trial(batch), expected)
@@ -106,7 +104,7 @@ class MeasuredPolicy(Policy):
         """
         has_just_tried = (self._kinds_before != _NOT_ON_TRIAL).any()
         self._kinds_before[:] = _NOT_ON_TRIAL
-        if has_just_tried or self._budget_ms <= 0:
+        if has_just_tried:
             return None
         hopeful = self.yields.hopeful(batch.slots, batch.remaining)
         hoped = splits.best(hopeful)
@@ -127,9 +125,9 @@ class MeasuredPolicy(Policy):
             ),
             key=lambda trial: trial[0],
         )
-        if price > self._budget_ms:
+        if not self._trials.allows(price):
             return None
-        self._budget_ms -= price
+        self._trials.begin(price, chosen.tokens / chosen.ms)
         on_trial = np.flatnonzero(kinds != chosen.kinds)
         self._kinds_before[batch.slots[on_trial]] = chosen.kinds[on_trial]
         return kinds, num_steps

@@ -11,6 +11,7 @@ from dlm_serve.routing.batch import AUTOREGRESSIVE, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions
+from dlm_serve.routing.trials import Passed
 
 
 class PinnedPolicy(Policy):
@@ -24,7 +25,7 @@ class PinnedPolicy(Policy):
         self._pinned = pinned
         self._first = None if pinned.mode is Mode.AUTOREGRESSIVE else pinned
 
-    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, passed: Passed) -> Outcome:
         """See `Policy`. A request without rows of that length takes the nearest of the same kind that it permits."""
         return Outcome(self._kinds(batch), self._first)
 

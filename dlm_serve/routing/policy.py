@@ -11,6 +11,7 @@ from dlm_serve.decoding import Choice, Evidence, RequestState
 from dlm_serve.routing.batch import Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.prefills import Interruptions
+from dlm_serve.routing.trials import Passed
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Policy(ABC):
         self.choices = tuple(sorted(choices, key=lambda choice: choice.row_length))
 
     @abstractmethod
-    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
-        """Return how the free requests of `batch` shall decode, `elapsed_ms` of running steps after the last answer."""
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, passed: Passed) -> Outcome:
+        """Return how the free requests of `batch` shall decode, where so much has `passed` since the last answer."""
 
     def enter(self, slot: int, state: RequestState) -> None:  # noqa: B027  # not all keep tables
         """Note that a request comes into `slot`."""

@@ -13,6 +13,7 @@ from dlm_serve.routing.batch import AUTOREGRESSIVE, Roster, RunningBatch, Runnin
 from dlm_serve.routing.costs import CostModel, CostTable, StepShape
 from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions, PrefillInterval, PrefillModel, PrefillShape
+from dlm_serve.routing.trials import Passed
 
 STEPS_BETWEEN = {0: 8, 32: 16, 96: 32}
 """Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
@@ -113,11 +114,12 @@ class Router:
         self._mean_context = batch.mean_context
         changes: dict[str, Choice | None] = {}
         chooser = self._pinned or policy
-        interruptions = self._prefills.interruptions(self._num_steps, num_decoded - self._num_decoded, len(requests))
-        elapsed_ms, self._elapsed_ms, self._num_steps, self._num_decoded = self._elapsed_ms, 0.0, 0, num_decoded
+        passed = Passed(self._elapsed_ms, num_decoded - self._num_decoded)
+        interruptions = self._prefills.interruptions(self._num_steps, passed.num_tokens, len(requests))
+        self._elapsed_ms, self._num_steps, self._num_decoded = 0.0, 0, num_decoded
         if batch.free or self._pinned:
             self._decided_by = batch, self._told, interruptions
-            outcome = self.outcome = chooser.choose(*self._decided_by, elapsed_ms)
+            outcome = self.outcome = chooser.choose(*self._decided_by, passed)
             self._first = outcome.first
             for i in np.flatnonzero(outcome.kinds != batch.kinds).tolist():
                 kind = int(outcome.kinds[i])

@@ -11,6 +11,7 @@ from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch, RunningRequest
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions
+from dlm_serve.routing.trials import Passed
 
 
 class RulesPolicy(Policy):
@@ -27,7 +28,7 @@ class RulesPolicy(Policy):
         self._short_answer = short_answer
         self._most_in_blocks = most_in_blocks
 
-    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, passed: Passed) -> Outcome:
         """See `Policy`."""
         is_crowded = batch.num_requests > self._most_in_blocks
         kinds = [AUTOREGRESSIVE if is_crowded else self._kind_of(request) for request in batch.free]

@@ -24,6 +24,7 @@ from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions, PrefillInterval, PrefillShape
 from dlm_serve.routing.router import Router
 from dlm_serve.routing.splits import Splits
+from dlm_serve.routing.trials import Passed
 from dlm_serve.scheduling.step_plan import StepPlan
 
 COMMIT = NEMOTRON_LABS_DIFFUSION.commit
@@ -67,7 +68,7 @@ class Clairvoyant(Policy):
         self._drafts = sorted(drafts, key=lambda each: each.choice.row_length)
         self._known: dict[str, list[float]] = {}
 
-    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, elapsed_ms: float) -> Outcome:
+    def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, passed: Passed) -> Outcome:
         yields = np.array([self._yields(request.rid) for request in batch.free]).T
         split = Splits(batch, table, interruptions).best(np.minimum(yields, batch.remaining))
         kind = int(split.kinds.max())
