@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlm_serve.decoding import Choice, Evidence, Mode
-from dlm_serve.routing.batch import Array, Integers
+from dlm_serve.routing.batch import Array, Integers, Mask
 from dlm_serve.routing.compared import ByChoice, ByRequest
 from dlm_serve.routing.drafts import HALF_LIFE_S, SEGMENTS, SHARED_FADE, DraftModel, tokens_per_block
 
@@ -83,21 +83,19 @@ class YieldModel:
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """Learn from finished blocks, each of the request in one of `slots`."""
-        kinds = [self._index.get(block.choice, -1) for block in blocks]
-        known = [i for i, kind in enumerate(kinds) if kind >= 0]
-        if not known:
-            return
-        of_choice = np.array([kinds[i] for i in known])
-        forwards = [blocks[i].num_forwards for i in known]
-        number = np.bincount(of_choice, minlength=len(self.choices))
+        found = np.array(
+            [(self._index.get(block.choice, -1), slot, *block[1:]) for slot, block in zip(slots, blocks, strict=True)],
+            dtype=np.int64,
+        ).reshape(-1, 6)
+        kinds, at, num_emitted, num_forwards, is_cut, has_draft = found[found[:, 0] >= 0].T
+        number = np.bincount(kinds, minlength=len(self.choices))
         left = SHARED_FADE**number
         self._num_blocks = left * self._num_blocks + number
         self._blocks = left * self._blocks + number
-        self._forwards = left * self._forwards + np.bincount(of_choice, forwards, len(self.choices))
-        drafted = [n for n, i in enumerate(known) if blocks[i].choice.mode is Mode.SELF_SPECULATION]
-        if drafted:
-            at = [known[n] for n in drafted]
-            self._learn_drafts(of_choice[drafted], np.array([slots[i] for i in at]), [blocks[i] for i in at])
+        self._forwards = left * self._forwards + np.bincount(kinds, num_forwards, len(self.choices))
+        drafted = ~self._is_diffusion[kinds]
+        if drafted.any():
+            self._learn_drafts(*(of[drafted] for of in (kinds, at, num_emitted, is_cut > 0, has_draft > 0)))
 
     def expected(self, slots: Integers, remaining: Array) -> Array:
         """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens."""
@@ -149,17 +147,18 @@ class YieldModel:
             )
         return found
 
-    def _learn_drafts(self, kinds: Integers, slots: Integers, blocks: Sequence[Evidence]) -> None:
-        """Learn from N blocks that were verified, of these choices [N] and of the requests in `slots` [N]."""
-        num_emitted = np.array([block.num_emitted for block in blocks])
+    def _learn_drafts(
+        self, kinds: Integers, slots: Integers, num_emitted: Integers, is_cut: Mask, has_draft: Mask
+    ) -> None:
+        """Learn from N blocks that were verified: their choices and requests, and what `Evidence` says, each [N]."""
         thought = self._thought_of(kinds, slots)
         self._of_choices.learn(kinds, num_emitted, thought)
-        with_draft, is_cut = np.array([(block.has_draft, block.is_cut) for block in blocks]).T
-        self._learn_requests(*(of[with_draft & ~is_cut] for of in (kinds, slots, num_emitted, thought)))
-        if not with_draft.any():
+        whole = has_draft & ~is_cut
+        self._learn_requests(kinds[whole], slots[whole], num_emitted[whole], thought[whole])
+        if not has_draft.any():
             return
-        kinds, slots, num_right = kinds[with_draft], slots[with_draft], np.maximum(num_emitted[with_draft] - 1, 0)
-        is_wrong = (~is_cut[with_draft] & (num_right + 1 < self._most[kinds])).astype(np.int64)
+        kinds, slots, num_right = kinds[has_draft], slots[has_draft], np.maximum(num_emitted[has_draft] - 1, 0)
+        is_wrong = (~is_cut[has_draft] & (num_right + 1 < self._most[kinds])).astype(np.int64)
         in_one = self._speculates[kinds].astype(np.int64)
         self._drafts.learn(slots, num_right, is_wrong, self._factor[kinds], in_one)
 

@@ -1,0 +1,54 @@
+"""What blocks emit is compared with what was thought of them: as far as choices and requests really differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlm_serve.routing.compared import ByChoice, ByRequest
+
+
+def learned(means: list[float], num_blocks: int = 40) -> ByRequest:
+    """Requests whose blocks accept so many drafts on average, where all were thought to accept 4."""
+    by_request, random = ByRequest(len(means) + 1), np.random.default_rng(1)
+    slots = np.arange(len(means))
+    for _ in range(num_blocks):
+        by_request.learn(slots, random.geometric(1 / (1 + np.array(means))) - 1, np.full(len(means), 4.0))
+    return by_request
+
+
+def test_a_request_that_has_shown_nothing_is_as_is_thought() -> None:
+    by_request = learned([1.0, 16.0])
+    assert by_request.factor(np.array([2])).tolist() == [1.0]
+    by_request.forget(0)
+    assert by_request.factor(np.array([0])).tolist() == [1.0]
+
+
+def test_where_requests_differ_their_own_blocks_are_believed() -> None:
+    hard, easy = learned([0.5, 16.0] * 8).factor(np.arange(16)).reshape(-1, 2).mean(axis=0)
+    assert hard == pytest.approx(0.5 / 4, abs=0.15)
+    assert easy == pytest.approx(16 / 4, rel=0.25)
+
+
+def test_where_only_blocks_differ_they_are_chance() -> None:
+    by_request = learned([4.0] * 16, num_blocks=200)
+    assert by_request.factor(np.arange(16)).tolist() == pytest.approx([1.0] * 16, abs=0.15)
+    assert by_request.weight > 10 * learned([0.5, 16.0] * 8, num_blocks=200).weight
+
+
+def test_a_request_of_which_nothing_was_thought_may_turn_out_well() -> None:
+    by_request = ByRequest(1)
+    for _ in range(10):
+        by_request.learn(np.array([0]), np.array([3]), np.array([-0.5]))
+    assert 1 < by_request.factor(np.array([0]))[0] < np.inf
+
+
+def test_choices_are_corrected_by_what_their_own_blocks_emitted() -> None:
+    by_choice = ByChoice(3)
+    by_choice.learn(np.array([0, 0, 1]), np.array([2, 4, 8]), np.array([4.0, 8.0, 4.0]))
+    weight = np.full(3, 6.0)
+    assert by_choice.factor(weight) == pytest.approx([12 / 18, 14 / 10, 1.0], rel=0.01)
+    by_choice.think_anew(np.array([0.5, 1.0, 1.0]))
+    assert by_choice.factor(weight)[0] == pytest.approx(1.0, rel=0.01)
+    by_choice.fade(0.0)
+    assert by_choice.factor(weight).tolist() == [1.0] * 3
