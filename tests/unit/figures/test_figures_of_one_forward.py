@@ -78,6 +78,9 @@ def test_one_forward_in_the_run_that_is_drawn() -> None:
     assert f"reached; {alone[0]} in the run that is drawn" in page
     assert f"reached; {alone[1]} in the run that is drawn" in page
     assert f"; {several} in the run that is drawn" in page
+    crowd = measured("router_gpu")["cells"]["m3.2"]["64"]
+    slower = crowd["self_speculation/one_forward/16"]["tokens_per_s"] / crowd["self_speculation/4"]["tokens_per_s"]
+    assert f"with 64 and {accepted('m3.2')} accepted, a budget of 16 has {slower:.2f} of the speed" in page
 
 
 def test_one_forward_alone() -> None:
