@@ -72,7 +72,25 @@ def test_what_the_router_misses() -> None:
     cells = run["cells"]["m3.2"]["64"]
     assert set(cells["auto"]["requests"]) == {"self_speculation/4"}
     assert cells["auto"]["tokens_per_forward"] == pytest.approx(cells["self_speculation/4"]["tokens_per_forward"], 0.01)
-    assert cells["auto"]["mode_switches"] // 64 // 2 == 8, "trials, there and back"
+    gaps = measured("router_gpu_prefills")["cells"]["m3.2"]
+    blocks, auto = (gaps["64"][way] for way in ("self_speculation/4", "auto"))
+    is_short = {way: [gap < 28 for gap in gaps["64"][way]] for way in ("self_speculation/4", "auto")}
+    assert (sum(is_short["auto"]), sum(is_short["self_speculation/4"])) == (1, 5)
+    short, long = (sorted(gap for gap in (*blocks, *auto) if (gap < 28) is side) for side in (True, False))
+    assert (
+        f"{short[0]:.0f} to {short[-1]:.0f} ms in some turns with such blocks and {long[0]:.0f} to {long[-1]:.0f}"
+        in page
+    )
+    of_short = {
+        way: statistics.mean(turn for turn, at in zip(cells[way]["turns"], is_short[way], strict=True) if at)
+        for way in is_short
+    }
+    over = of_short["auto"] / of_short["self_speculation/4"]
+    assert f"In its other turn `auto` has {over:.2f} of what blocks of 4 have in theirs" in page
+    *others, shorter, longer = sorted(gaps["128"]["auto"])
+    assert f"have {shorter:.0f} and {longer:.0f} ms between prefills, all others and those of autoregression" in page
+    usual = sorted((*others, *gaps["128"]["autoregressive"]))
+    assert f"autoregression {usual[0]:.0f} to {usual[-1]:.0f}." in page
     of_best, of_plain = (run[name]["m3.2"]["128"] for name in ("auto_over_best", "auto_over_autoregressive"))
     assert (
         f"- 128 requests with {hard} accepted, {of_best['mean']:.2f} ± {of_best['standard_error']:.2f}, and "
