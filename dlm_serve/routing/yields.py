@@ -25,7 +25,8 @@ _STOPS_BY_BUDGET = (1.7, 1.45, 1.3, 1.2, 1.09)
 """How much more often verification stops in one forward of so many tokens, chains that end included: what fits the
 tokens per forward in benchmarks/results/router_budgets.json, over all qualities of drafts."""
 _MOST_SPECULATING = 16
-"""Requests up to which speculation in one forward is weighed; with more, deciding would take too long."""
+"""Requests up to which speculation in one forward is weighed. With more it is seldom faster; in simulation it is then
+chosen where it is not, and deciding takes longer."""
 
 
 def _most_tokens(choice: Choice) -> int:
@@ -59,7 +60,7 @@ class YieldModel:
         diffused = [float(choice.block_length) for choice in choices if choice.mode is Mode.DIFFUSION]
         self._whole = np.array(diffused)[:, None]
         self._drafts = DraftModel(capacity)
-        # Of all blocks that verified, and of those with a draft that no end cut short: with these requests compare.
+        # Of all blocks that verified, and of those with a draft that no end cut short, which requests are compared by.
         self._of_choices, self._of_whole_blocks = ByChoice(len(self.choices)), ByChoice(len(self.choices))
         self._of_requests = ByRequest(capacity)
         # By choice: blocks, and the tokens that a block of a request that nothing is known about is thought to emit.
