@@ -8,13 +8,14 @@ from dlm_serve.routing.batch import Array, Integers
 from dlm_serve.routing.drafts import REQUEST_FADE, SHARED_FADE
 
 _LEAST_ACCEPTED = 0.01
-"""Drafts that are thought to be accepted of a block, at least: some are, of all that can be thought."""
+"""Drafts that a block is thought to accept, at least: what it accepts is divided by this."""
 
 
 class ByChoice:
     """By what factor blocks of each choice emit more than is thought."""
 
     def __init__(self, num_choices: int) -> None:
+        """Prepare for so many choices, of which nothing is known."""
         self._emitted, self._thought = np.zeros((2, num_choices))
 
     def fade(self, left: float) -> None:

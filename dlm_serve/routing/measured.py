@@ -104,7 +104,7 @@ class MeasuredPolicy(Policy):
         """
         has_just_tried = (self._kinds_before != _NOT_ON_TRIAL).any()
         self._kinds_before[:] = _NOT_ON_TRIAL
-        if has_just_tried:
+        if has_just_tried or self._trials.is_spent:
             return None
         hopeful = self.yields.hopeful(batch.slots, batch.remaining)
         hoped = splits.best(hopeful)

@@ -49,6 +49,11 @@ class TrialBudget:
             self._num_watched -= 1
             self._lost_ms += passed.ms - passed.num_tokens / self._tokens_per_ms
 
+    @property
+    def is_spent(self) -> bool:
+        """Return whether no trial may be made, whatever it is thought to lose."""
+        return self._left_ms <= 0
+
     def allows(self, thought_ms: float) -> bool:
         """Return whether a trial that is thought to lose so much may be made.
 

@@ -60,7 +60,10 @@ def test_where_prefills_interrupt_steps_blocks_pay_earlier(prefill_ms: float, mo
 
 
 def test_requests_of_two_kinds_are_split() -> None:
-    """On a card where blocks cost: those whose drafts are right decode blocks, the others do not."""
+    """On a card where blocks cost: those whose drafts are right decode blocks, the others do not.
+
+    In some runs, two of these, chance lets all decode autoregressively, and none shows that blocks would be 8% faster.
+    """
     chances, speeds, shares = [0.97, 0.2] * 16, [], []
     for seed in range(12):
         simulation = simulation_of(chances, card(free_tokens=64, ms_per_token=0.05), seed)
@@ -69,7 +72,8 @@ def test_requests_of_two_kinds_are_split() -> None:
         speeds.append(simulation.run(400) / best_fixed(chances, simulation.table))
         after = [one_by_one(request.state) for request in simulation.requests]
         shares.append((np.array(after) - before) / 400)
-    assert np.median(speeds) > 1.05
+    assert np.mean(speeds) > 1.05
+    assert sum(speed > 1.05 for speed in speeds) >= 10
     easy, hard = np.median(shares, axis=0).reshape(-1, 2).T
     assert easy.mean() < 0.2
     assert hard.mean() > 0.7

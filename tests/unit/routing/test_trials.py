@@ -49,7 +49,9 @@ def test_without_a_share_there_are_none() -> None:
 
 def test_behind_new_weights_there_is_as_much_as_at_the_beginning() -> None:
     budget = TrialBudget(SHARE)
+    assert not budget.is_spent
     budget.begin(100.0, RATE)
+    assert budget.is_spent
     assert not budget.allows(1.0)
     budget.start_anew()
     assert budget.allows(100.0)
