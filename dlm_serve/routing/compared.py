@@ -76,10 +76,12 @@ class ByRequest:
         self._square = left * self._square + float(thought @ thought)
         self._together = left * self._together + float(deviation @ (self._accepted[slots] - thought_before))
         self._product = left * self._product + float(thought @ thought_before)
-        self._of_requests *= REQUEST_FADE ** np.bincount(slots, minlength=len(self._num_blocks))
-        np.add.at(self._num_blocks, slots, 1)
-        np.add.at(self._accepted, slots, accepted)
-        np.add.at(self._thought, slots, thought)
+        capacity = len(self._num_blocks)
+        number = np.bincount(slots, minlength=capacity)
+        self._of_requests *= REQUEST_FADE**number
+        self._num_blocks += number
+        self._accepted += np.bincount(slots, accepted, capacity)
+        self._thought += np.bincount(slots, thought, capacity)
 
     def factor(self, slots: Integers) -> Array:
         """Return the factors of the requests in `slots` [B]; 1 of one that has shown nothing."""

@@ -19,7 +19,7 @@ from dlm_serve.routing.yields import YieldModel
 _NOT_ON_TRIAL = -2
 _STEPS_IN_ONE_FORWARD = 6
 """Steps of a trial of speculation in one forward, of which the first has no draft."""
-_LEAST_LOSS = 0.5
+_LEAST_LOSS = 0.3
 """Of the time of a trial: what it is taken to lose at least. What it seems to lose is as doubtful as what it may gain,
 and between ways that look alike trials would never end."""
 
@@ -98,9 +98,9 @@ class MeasuredPolicy(Policy):
     ) -> tuple[Integers, int] | None:
         """Return a split to try for so many steps, if it may turn out better and there is time to find out.
 
-        It is the one that would be best if requests were as easy as is still likely; or, where that costs less,
-        `chosen` with only the most doubtful request moved. No trial follows on another directly: what the first has
-        shown is read one decision later.
+        It is the one that would be best if requests were as easy as is still likely; or, where that costs less by
+        request that is tried, `chosen` with only the most doubtful moved. No trial follows on another directly: what
+        the first has shown is read one decision later.
         """
         has_just_tried = (self._kinds_before != _NOT_ON_TRIAL).any()
         self._kinds_before[:] = _NOT_ON_TRIAL
@@ -123,7 +123,7 @@ class MeasuredPolicy(Policy):
                 (self._price(splits.assess(kinds, expected), chosen, num_steps), kinds)
                 for kinds in (hoped.kinds, single)
             ),
-            key=lambda trial: trial[0],
+            key=lambda trial: trial[0] / np.count_nonzero(trial[1] != chosen.kinds),
         )
         if not self._trials.allows(price):
             return None

@@ -60,10 +60,7 @@ def test_where_prefills_interrupt_steps_blocks_pay_earlier(prefill_ms: float, mo
 
 
 def test_requests_of_two_kinds_are_split() -> None:
-    """On a card where blocks cost: those whose drafts are right decode blocks, the others do not.
-
-    In some runs, two of these, chance lets all decode autoregressively, and none shows that blocks would be 8% faster.
-    """
+    """On a card where blocks cost: those whose drafts are right decode blocks, the others do not."""
     chances, speeds, shares = [0.97, 0.2] * 16, [], []
     for seed in range(12):
         simulation = simulation_of(chances, card(free_tokens=64, ms_per_token=0.05), seed)
@@ -72,8 +69,7 @@ def test_requests_of_two_kinds_are_split() -> None:
         speeds.append(simulation.run(400) / best_fixed(chances, simulation.table))
         after = [one_by_one(request.state) for request in simulation.requests]
         shares.append((np.array(after) - before) / 400)
-    assert np.mean(speeds) > 1.05
-    assert sum(speed > 1.05 for speed in speeds) >= 10
+    assert min(speeds) > 1.05
     easy, hard = np.median(shares, axis=0).reshape(-1, 2).T
     assert easy.mean() < 0.2
     assert hard.mean() > 0.7
@@ -103,16 +99,27 @@ def test_a_change_of_the_text_is_noticed() -> None:
 
 
 def test_it_does_not_flap_between_equals() -> None:
-    """Not once in a hundred steps: not with the seed of the other tests, nor on average over others."""
-    moves = {}
+    """Requests are moved less than once in a thousand steps, trials left out, which may move all there and back."""
+    moves = []
     for seed in range(12):
         simulation = simulation_of([0.55] * 8, seed=seed)
         simulation.run(500)
-        before = sum(request.state.num_switches for request in simulation.requests)
-        simulation.run(1000)
-        moves[seed] = sum(request.state.num_switches for request in simulation.requests) - before
-    assert moves[SEED] < 0.01 * 8 * 1000
-    assert np.mean(list(moves.values())) < 0.01 * 8 * 1000
+        moves.append(lasting_moves(simulation, 1000))
+    assert np.mean(moves) < 8
+
+
+def lasting_moves(simulation: Simulation, num_steps: int) -> int:
+    """How often requests go on in another way than before, in so many steps."""
+    assert simulation.router is not None
+    moves, kinds = 0, None
+    for _ in range(num_steps):
+        simulation.step()
+        outcome = simulation.router.outcome
+        assert outcome is not None
+        if not outcome.num_trial_steps:
+            moves += 0 if kinds is None else int((outcome.kinds != kinds).sum())
+            kinds = outcome.kinds
+    return moves
 
 
 def test_after_a_change_of_load_it_is_as_good_as_can_be_within_50_steps() -> None:
