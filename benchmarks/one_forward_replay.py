@@ -260,9 +260,9 @@ def odd_prompts(count: int) -> list[list[int]]:
     return [heads[:at] + rng.choices(range(512, 2048), k=8) + heads[at + 1 :] for _ in range(count)]
 
 
-def answers(model: DiffusionModel, prompts: Sequence[list[int]]) -> list[Text]:
+def answers(model: DiffusionModel, prompts: Sequence[list[int]], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Text]:
     options = RowOptions(Phase.DRAFT, LONGEST_CHAIN, threshold=0.0, stop_ids=[EOS_ID])
-    found = decode(model, prompts, options, MAX_NEW_TOKENS)
+    found = decode(model, prompts, options, max_new_tokens)
     return [Text(model, prompt + answer.ids, len(prompt)) for prompt, answer in zip(prompts, found, strict=True)]
 
 

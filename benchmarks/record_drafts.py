@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from one_forward_replay import answers, with_noise
 from prompts import long_prompts, mixed_prompts
-from recorded_drafts import NUM_MASKS, RecordedText, save
+from recorded_drafts import MOST_NEW_TOKENS, NUM_MASKS, RecordedText, save
 
 
 class Recording(NamedTuple):
@@ -32,14 +32,15 @@ RECORDINGS = {
     "easy": Recording(long_prompts, 16, 0.0),
     "medium": Recording(long_prompts, 16, 2.6),
     "hard": Recording(long_prompts, 16, 3.2),
-    "mixed": Recording(mixed_prompts, 24, 0.0),
+    "mixed": Recording(mixed_prompts, 32, 0.0),
 }
 """By the quality of their drafts; in `mixed` prompts of tasks and of random tokens take turns."""
 
 
 def record(recording: Recording) -> list[RecordedText]:
     """Return the answers, and what was drafted behind each of their tokens but the last."""
-    texts = answers(with_noise(recording.noise), recording.prompts()[: recording.num_prompts])
+    prompts = recording.prompts()[: recording.num_prompts]
+    texts = answers(with_noise(recording.noise), prompts, MOST_NEW_TOKENS)
     return [
         RecordedText(
             text.ids,

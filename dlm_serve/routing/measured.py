@@ -12,7 +12,7 @@ from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatc
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions
-from dlm_serve.routing.splits import Split, Splits
+from dlm_serve.routing.splits import Split, Splits, tokens_of
 from dlm_serve.routing.trials import Passed, TrialBudget
 from dlm_serve.routing.yields import YieldModel
 
@@ -72,8 +72,9 @@ class MeasuredPolicy(Policy):
         self.yields.fade(passed.ms / 1000)
         self._trials.let_pass(passed)
         expected = self.yields.expected(batch.slots, batch.remaining)
-        splits = Splits(batch, table, interruptions, self._latency_slo_ms)
-        kept = splits.assess(self._without_trial(batch), expected)
+        before = self._without_trial(batch)
+        splits = Splits(batch, table, tokens_of(before, expected), interruptions, self._latency_slo_ms)
+        kept = splits.assess(before, expected)
         best = splits.best(expected)
         too_slow = self._latency_slo_ms is not None and kept.ms > self._latency_slo_ms
         is_better = best.tokens_per_ms > kept.tokens_per_ms * (1 + self._hysteresis)
@@ -84,7 +85,8 @@ class MeasuredPolicy(Policy):
     def expected_of_each(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions) -> dict[str, float]:
         """See `Policy`."""
         expected = self.yields.expected(batch.slots, batch.remaining)
-        each = 1000 * Splits(batch, table, interruptions).of_each(expected)
+        now = tokens_of(self._without_trial(batch), expected)
+        each = 1000 * Splits(batch, table, now, interruptions).of_each(expected)
         names = map(name_of, (AUTOREGRESSIVELY, *self.choices))
         return {name: round(rate, 1) for name, rate in zip(names, each.tolist(), strict=True) if math.isfinite(rate)}
 

@@ -1,4 +1,10 @@
-"""Weigh what a step yields against what it costs, for every way to split a batch."""
+"""Weigh what a step yields against what it costs, for every way to split a batch.
+
+Who runs depends on how they decode: in blocks, requests whose drafts are right are soon over, and the others stay. So
+ways are not compared by the next step, which could count tokens that can be had only once, but by what steps emit in
+the long run, if requests come as before. Of those that come equally often, as many are there as they take long: one
+that emits `now` tokens per step, and would emit `rate`, would be there `now / rate` times.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatch
+from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, Mask, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.prefills import Interruptions
+
+_LONG = 20_000.0
+"""Tokens of answers that are so long that who runs is taken to change by the square root only."""
+_NO_GRAPH_MS = 1e9
+"""In place of infinity, which has no share."""
+_LEAST_RATE = 0.05
+"""Tokens per step that a request is taken to emit at least."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +30,11 @@ class Split:
 
     kinds: Integers  # [F], a choice or AUTOREGRESSIVE
     tokens: float
-    """Tokens of a step, of all requests of the batch, pinned ones included."""
-    tokens_per_ms: float
-    """The same over the time of a step and of the prefills behind it."""
+    """Tokens of the next step, of all requests of the batch, pinned ones included."""
     ms: float
-    """The time of a step."""
+    """The time of that step."""
+    tokens_per_ms: float
+    """In the long run, over the time of steps and of the prefills behind them."""
 
 
 class Splits:
@@ -31,67 +44,114 @@ class Splits:
         self,
         batch: RunningBatch,
         table: CostTable,
+        now: Array,
         interruptions: Interruptions = Interruptions(),  # noqa: B008  # frozen
         latency_slo_ms: float | None = None,
     ) -> None:
-        """Compare by `table` and `interruptions`.
+        """Compare by `table` and `interruptions`, for requests that yield `now` [F] tokens per forward as they decode.
 
         Splits whose step takes longer than `latency_slo_ms` are left out, unless that is all of them. The choices of
         `batch` are sorted by the length of their rows.
         """
         self._batch = batch
+        self._num_pinned = batch.num_requests - len(batch.free)
         self._ms = _step_ms(batch, table)
+        self._has_graph = np.isfinite(self._ms)
+        self._finite_ms = np.where(self._has_graph, self._ms, _NO_GRAPH_MS)
         self._interruptions = interruptions
         self._per_decode_row = float(interruptions.tokens_per_forward(np.array(1.0)))
         self._latency_slo_ms = latency_slo_ms
+        self._now = np.maximum(interruptions.tokens_per_forward(now), _LEAST_RATE)
+        turnover = _LONG * interruptions.requests_per_token
+        self._turnover = turnover / (1 + turnover)
 
     def best(self, yields: Array) -> Split:
         """Return the split with the most tokens per millisecond, where a forward yields `yields` [K, F] tokens.
 
         For each way to decode blocks, requests are sorted by what they yield: so only F + 1 splits are left of it.
         """
-        allowed = np.where(self._batch.permitted, self._interruptions.tokens_per_forward(yields), -np.inf)
-        gains = np.sort(allowed - self._per_decode_row, axis=1)[:, ::-1]
-        tokens = np.empty(self._ms.shape)
-        tokens[:, 0] = self._batch.num_requests * self._per_decode_row
-        np.cumsum(gains, axis=1, out=tokens[:, 1:])
-        tokens[:, 1:] += tokens[:, :1]
-        with np.errstate(invalid="ignore"):
-            rate = tokens / (self._ms + self._interruptions.ms_per_step(tokens))
-        rate[np.isnan(rate)] = -np.inf  # not permitted, and of rows too wide for any graph
+        rates = self._rates(yields)
+        order = np.argsort(-rates, axis=1, kind="stable")
+        speed = self._of_sorted(rates, order)
         if self._latency_slo_ms is not None:
-            is_possible = np.isfinite(rate)
+            is_possible = np.isfinite(speed)
             is_within = is_possible & (self._ms <= self._latency_slo_ms)
-            allowed_rate = (
-                np.where(is_within, rate, -np.inf) if is_within.any() else np.where(is_possible, 1 / self._ms, 0.0)
-            )
-        else:
-            allowed_rate = rate
-        k, count = divmod(int(allowed_rate.argmax()), rate.shape[1])
+            speed = np.where(is_within, speed, -np.inf) if is_within.any() else np.where(is_possible, 1 / self._ms, 0.0)
+        k, count = divmod(int(speed.argmax()), speed.shape[1])
         kinds = np.full(len(self._batch.free), AUTOREGRESSIVE)
-        if count:
-            kinds[np.argsort(-allowed[k], kind="stable")[:count]] = k
-        return Split(kinds, float(tokens[k, count]), float(rate[k, count]), float(self._ms[k, count]))
+        kinds[order[k, :count]] = k
+        return self.assess(kinds, yields)
 
     def of_each(self, yields: Array) -> Array:
         """Return the tokens per millisecond [K + 1] of all free requests in one way: autoregressively, then in blocks.
 
-        NaN stands where one of them may not decode so, or is not weighed, or where there is no graph for so many.
+        -inf stands where one of them may not decode so, or is not weighed, or where there is no graph for so many.
         """
-        is_weighed = (self._batch.permitted & (yields > 0)).all(axis=1) & np.isfinite(self._ms[:, -1])
-        gains = (self._interruptions.tokens_per_forward(yields) - self._per_decode_row).sum(axis=1)
-        tokens = self._batch.num_requests * self._per_decode_row + np.append(0.0, np.where(is_weighed, gains, np.nan))
-        ms = np.append(self._ms[0, 0], self._ms[:, -1])
-        return np.asarray(tokens / (ms + self._interruptions.ms_per_step(tokens)))
+        rates = self._rates(yields)
+        speed = self._of_sorted(rates, np.tile(np.arange(rates.shape[1]), (len(rates), 1)))
+        return np.append(speed[0, 0], speed[:, -1])
 
     def assess(self, kinds: Integers, yields: Array) -> Split:
         """Return what is to be expected of one split; blocks of several kinds cost as much as the longest."""
-        in_blocks = np.flatnonzero(kinds != AUTOREGRESSIVE)
-        longest = int(kinds[in_blocks].max()) if len(in_blocks) else 0
-        ms = float(self._ms[longest, len(in_blocks)])
-        of_blocks = self._interruptions.tokens_per_forward(yields[kinds[in_blocks], in_blocks])
-        tokens = (self._batch.num_requests - len(in_blocks)) * self._per_decode_row + float(of_blocks.sum())
-        return Split(kinds, tokens, tokens / (ms + float(self._interruptions.ms_per_step(np.array(tokens)))), ms)
+        in_blocks = kinds != AUTOREGRESSIVE
+        longest, count = max(int(kinds.max(initial=0)), 0), int(np.count_nonzero(in_blocks))
+        of_blocks = yields[np.maximum(kinds, 0), np.arange(len(kinds))]
+        rates = self._interruptions.tokens_per_forward(np.where(in_blocks, of_blocks, 1.0))
+        there = self._how_many(rates, self._now)
+        scale = len(kinds) / there.sum() if len(kinds) else 0.0
+        of_pinned = self._num_pinned * self._per_decode_row
+        tokens = np.array(scale * float(there @ rates) + of_pinned)
+        now = float(self._ms[longest, count])
+        ms = self._ms_of(np.array([longest]), np.array([scale * there[in_blocks].sum()]))[0] if now < np.inf else now
+        per_ms = float(tokens / (ms + self._interruptions.ms_per_step(tokens)))
+        return Split(kinds, float(rates.sum()) + of_pinned, now, per_ms)
+
+    def _rates(self, yields: Array) -> Array:
+        """Return the tokens per step [K, F] of requests in blocks; 0 where they may not be, or that is not weighed."""
+        return np.where(self._batch.permitted, self._interruptions.tokens_per_forward(yields), 0.0)
+
+    def _of_sorted(self, rates: Array, order: Integers) -> Array:
+        """Return the tokens per millisecond [K, F + 1] where the first n of `order` [K, F] are in blocks.
+
+        -inf stands where one of them may not be, or where there is no graph for so many.
+        """
+        rates, now = np.take_along_axis(rates, order, axis=1), self._now[order]
+        in_blocks = self._how_many(rates, now)
+        num_blocks = _first(in_blocks)
+        num_decode = _first(self._how_many(np.array(self._per_decode_row), now)[:, ::-1])[:, ::-1]
+        scale = rates.shape[1] / np.maximum(num_blocks + num_decode, _LEAST_RATE)
+        tokens = scale * (_first(in_blocks * rates) + self._per_decode_row * num_decode)
+        tokens += self._num_pinned * self._per_decode_row
+        ms = self._ms_of(np.arange(len(rates))[:, None], scale * num_blocks)
+        is_possible = (_first(rates <= 0) == 0) & self._has_graph
+        return np.where(is_possible, tokens / (ms + self._interruptions.ms_per_step(tokens)), -np.inf)
+
+    def _how_many(self, rates: Array, now: Array) -> Array:
+        """Return how many there would be of each request with these `rates`, over how many there are."""
+        return np.asarray((now / np.maximum(rates, _LEAST_RATE)) ** self._turnover)
+
+    def _ms_of(self, kinds: Integers, num_blocks: Array) -> Array:
+        """Return the time of a step with so many requests in blocks: between whole numbers, of both in turn."""
+        last = self._ms.shape[1] - 1
+        below = np.minimum(num_blocks.astype(np.int64), last)
+        above, part = np.minimum(below + 1, last), num_blocks - below
+        return np.asarray((1 - part) * self._finite_ms[kinds, below] + part * self._finite_ms[kinds, above])
+
+
+def tokens_of(kinds: Integers, yields: Array) -> Array:
+    """Return the tokens per forward [F] of requests that decode as `kinds` [F], where these yield `yields` [K, F].
+
+    Of a kind that is not weighed, it is taken to be 1.
+    """
+    of_blocks = yields[np.maximum(kinds, 0), np.arange(len(kinds))]
+    return np.where((kinds == AUTOREGRESSIVE) | (of_blocks <= 0), 1.0, of_blocks)
+
+
+def _first(values: Array | Mask) -> Array:
+    """Return the sums [K, F + 1] of the first n of `values` [K, F]."""
+    sums = np.zeros((values.shape[0], values.shape[1] + 1))
+    np.cumsum(values, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _step_ms(batch: RunningBatch, table: CostTable) -> Array:

@@ -23,7 +23,7 @@ from dlm_serve.routing.measured import MeasuredPolicy
 from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions, PrefillInterval, PrefillShape
 from dlm_serve.routing.router import Router
-from dlm_serve.routing.splits import Splits
+from dlm_serve.routing.splits import Splits, tokens_of
 from dlm_serve.routing.trials import Passed
 from dlm_serve.scheduling.step_plan import StepPlan
 
@@ -70,7 +70,8 @@ class Clairvoyant(Policy):
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, passed: Passed) -> Outcome:
         yields = np.array([self._yields(request.rid) for request in batch.free]).T
-        split = Splits(batch, table, interruptions).best(np.minimum(yields, batch.remaining))
+        splits = Splits(batch, table, tokens_of(batch.kinds, yields), interruptions)
+        split = splits.best(np.minimum(yields, batch.remaining))
         kind = int(split.kinds.max())
         return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else self.choices[kind])
 

@@ -60,11 +60,14 @@ def test_where_prefills_interrupt_steps_blocks_pay_earlier(prefill_ms: float, mo
 
 
 def test_requests_of_two_kinds_are_split() -> None:
-    """On a card where blocks cost: those whose drafts are right decode blocks, the others do not."""
+    """On a card where blocks cost: those whose drafts are right decode blocks, the others do not.
+
+    None ends, which the router has to see.
+    """
     chances, speeds, shares = [0.97, 0.2] * 16, [], []
     for seed in range(12):
         simulation = simulation_of(chances, card(free_tokens=64, ms_per_token=0.05), seed)
-        simulation.run(600)
+        simulation.run(1600)
         before = [one_by_one(request.state) for request in simulation.requests]
         speeds.append(simulation.run(400) / best_fixed(chances, simulation.table))
         after = [one_by_one(request.state) for request in simulation.requests]

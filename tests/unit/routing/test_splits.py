@@ -1,8 +1,9 @@
-"""The best split is the best of all there are."""
+"""The best split is the best of all there are: of the next step, and in the long run where answers end."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,13 +44,18 @@ def rate_of(batch: RunningBatch, kinds: tuple[int, ...], yields: np.ndarray, tab
     return (batch.num_requests + gained) / ms_of(batch, kinds, table)
 
 
+def splits_of(batch: RunningBatch, table: CostTable, **options: Any) -> Splits:
+    """Those of requests that do not end, unless `interruptions` say that others come."""
+    return Splits(batch, table, np.ones(len(batch.free)), **options)
+
+
 @pytest.mark.parametrize("plans", MIXES.values(), ids=MIXES)
 @pytest.mark.parametrize("table", CARDS.values(), ids=CARDS)
 @pytest.mark.parametrize("seed", range(5))
 def test_no_split_into_one_block_length_is_better(plans: list[DecodePlan], table: CostTable, seed: int) -> None:
     batch = batch_of(requests_of(plans))
     yields = np.random.default_rng(seed).uniform(0.5, 12, (len(CHOICES), len(batch.free)))
-    best = Splits(batch, table).best(yields)
+    best = splits_of(batch, table).best(yields)
     every = (
         kinds
         for k in range(len(CHOICES))
@@ -60,7 +66,7 @@ def test_no_split_into_one_block_length_is_better(plans: list[DecodePlan], table
     assert best.tokens_per_ms == pytest.approx(most)
     assert rate_of(batch, found, yields, table) == pytest.approx(most)
     assert best.ms == pytest.approx(ms_of(batch, found, table))
-    assert Splits(batch, table).assess(best.kinds, yields).tokens_per_ms == pytest.approx(most)
+    assert splits_of(batch, table).assess(best.kinds, yields).tokens_per_ms == pytest.approx(most)
 
 
 @pytest.mark.parametrize("plans", MIXES.values(), ids=MIXES)
@@ -68,10 +74,10 @@ def test_what_is_expected_of_each_way_is_that_of_a_split_that_takes_it_for_all(p
     batch, table, ways = batch_of(requests_of(plans)), card(free_tokens=8, ms_per_token=0.5), (-1, *range(len(CHOICES)))
     yields = np.random.default_rng(0).uniform(0.5, 12, (len(CHOICES), len(batch.free)))
     yields[1, 0] = 0.0  # it is not weighed
-    each = Splits(batch, table).of_each(yields)
+    each = splits_of(batch, table).of_each(yields)
     for kind, rate in zip(ways, each.tolist(), strict=True):
         if kind == 1 or (kind >= 0 and not batch.permitted[kind].all()):
-            assert np.isnan(rate)
+            assert rate == -np.inf
         else:
             assert rate == pytest.approx(rate_of(batch, (kind,) * len(batch.free), yields, table))
 
@@ -83,7 +89,7 @@ def test_a_step_keeps_within_the_latency(latency_slo_ms: float | None, kind: int
     """Longer blocks yield more here, and take longer; where nothing is fast enough the fastest is taken."""
     batch, table = batch_of(requests_of([FREE] * 64)), card(free_tokens=128)
     yields = np.repeat([[1.5], [2.5], [5.0], [15.0]], 64, axis=1)
-    assert set(Splits(batch, table, latency_slo_ms=latency_slo_ms).best(yields).kinds.tolist()) == {kind}
+    assert set(splits_of(batch, table, latency_slo_ms=latency_slo_ms).best(yields).kinds.tolist()) == {kind}
 
 
 def test_where_a_prefill_comes_behind_every_step_those_with_more_tokens_win() -> None:
@@ -91,7 +97,7 @@ def test_where_a_prefill_comes_behind_every_step_those_with_more_tokens_win() ->
     yields = np.repeat([[1.0], [1.6], [2.5], [5.0]], 64, axis=1)
     often, seldom = Interruptions(ms=20.0, requests_per_token=0.1), Interruptions(ms=20.0, requests_per_token=1e-6)
     for interruptions, kind in ((seldom, AUTOREGRESSIVE), (often, 3)):
-        splits = Splits(batch, table, interruptions)
+        splits = splits_of(batch, table, interruptions=interruptions)
         best = splits.best(yields)
         assert set(best.kinds.tolist()) == {kind}
         assert splits.assess(best.kinds, yields).tokens_per_ms == pytest.approx(best.tokens_per_ms)
@@ -99,18 +105,66 @@ def test_where_a_prefill_comes_behind_every_step_those_with_more_tokens_win() ->
         assert best.tokens_per_ms == pytest.approx(best.tokens / took)
 
 
+@pytest.mark.parametrize("table", CARDS.values(), ids=CARDS)
+@pytest.mark.parametrize("seed", range(5))
+def test_no_split_into_one_block_length_is_better_in_the_long_run(table: CostTable, seed: int) -> None:
+    batch = batch_of(requests_of([FREE] * 5))
+    yields = np.random.default_rng(seed).uniform(0.5, 12, (len(CHOICES), 5))
+    splits = splits_of(batch, table, interruptions=Interruptions(ms=5.0, requests_per_token=1e-2))
+    every = (np.array(kinds) for k in range(len(CHOICES)) for kinds in itertools.product([AUTOREGRESSIVE, k], repeat=5))
+    assert splits.best(yields).tokens_per_ms == pytest.approx(
+        max(splits.assess(kinds, yields).tokens_per_ms for kinds in every)
+    )
+
+
+NOW = np.array([1.0, 1.0, 1.0, 1.0, 9.0, 4.0])
+"""Tokens per step of six requests: two of them are soon over, so that more such must come than there are."""
+
+
+def closed_loop(rates: np.ndarray, ms: np.ndarray, is_in_blocks: np.ndarray, num_steps: int = 200_000) -> float:
+    """Tokens per millisecond where six clients ask: each answer is that of one of six, drawn at random.
+
+    Answers are as long as it takes 100 steps to decode them `NOW`. `ms` [F + 1] is the time of a step, by how many are
+    in blocks.
+    """
+    random = np.random.default_rng(0)
+    sorts, num_left, spent, emitted = np.arange(6), 100 * NOW * random.uniform(size=6), 0.0, 0.0
+    for _ in range(num_steps):
+        spent += ms[is_in_blocks[sorts].sum()]
+        emitted += rates[sorts].sum()
+        num_left -= rates[sorts]
+        for slot in np.flatnonzero(num_left <= 0):
+            sorts[slot] = random.integers(6)
+            num_left[slot] += 100 * NOW[sorts[slot]]
+    return emitted / spent
+
+
+@pytest.mark.parametrize("kinds", [[-1] * 6, [-1, -1, -1, -1, 3, 3], [1] * 6], ids=["decode", "some", "all"])
+def test_what_is_expected_in_the_long_run_is_what_clients_get(kinds: list[int]) -> None:
+    batch, table = batch_of(requests_of([FREE] * 6)), card(free_tokens=8, ms_per_token=0.5)
+    yields = np.stack([np.minimum(NOW * 1.5, most) for most in (2.0, 4.0, 8.0, 16.0)])
+    found = Splits(batch, table, NOW, Interruptions(ms=0.0, requests_per_token=1e-2)).assess(np.array(kinds), yields)
+    endless = Splits(batch, table, NOW).assess(np.array(kinds), yields)
+    in_blocks, longest = np.array(kinds) != AUTOREGRESSIVE, max(*kinds, 0)
+    ms = np.array([ms_of(batch, (longest,) * count + (AUTOREGRESSIVE,) * (6 - count), table) for count in range(7)])
+    rates = np.where(in_blocks, yields[longest], 1.0)
+    rates /= 1 + 1e-2 * rates  # with the forward behind the end of an answer
+    assert found.tokens_per_ms == pytest.approx(closed_loop(rates, ms, in_blocks), rel=0.05)
+    assert found.ms == endless.ms == ms[in_blocks.sum()]
+
+
 def test_a_row_too_wide_for_so_many_is_not_chosen_whatever_the_requests_permit() -> None:
     table = card()
     table.block_ms[3, 2:] = np.inf
     batch = batch_of(requests_of([FREE, FREE, DecodePlan((FREE.permitted[2], FREE.permitted[-1]))]))
-    best = Splits(batch, table).best(np.repeat([[1.2], [1.4], [1.6], [9.0]], 3, axis=1))
+    best = splits_of(batch, table).best(np.repeat([[1.2], [1.4], [1.6], [9.0]], 3, axis=1))
     assert (best.kinds.tolist().count(3), np.isfinite(best.ms)) == (1, True)
 
 
 def test_one_request() -> None:
     batch = batch_of([request_of()])
-    assert Splits(batch, card()).best(np.array([[1.2], [1.4], [1.6], [1.8]])).kinds.tolist() == [3]
-    assert Splits(batch, card()).best(np.full((4, 1), 0.9)).kinds.tolist() == [AUTOREGRESSIVE]
+    assert splits_of(batch, card()).best(np.array([[1.2], [1.4], [1.6], [1.8]])).kinds.tolist() == [3]
+    assert splits_of(batch, card()).best(np.full((4, 1), 0.9)).kinds.tolist() == [AUTOREGRESSIVE]
 
 
 def test_a_pinned_row_that_can_be_narrower_widens_no_other() -> None:
@@ -124,6 +178,6 @@ def test_where_nothing_keeps_the_limit_what_is_permitted_is_chosen() -> None:
     table = card()
     table.decode_ms[1:] = 9
     batch = batch_of(requests_of([DecodePlan((FREE.permitted[1], FREE.permitted[-1]))] * 2))
-    best = Splits(batch, table, latency_slo_ms=1.0).best(np.full((4, 2), 1.5))
+    best = splits_of(batch, table, latency_slo_ms=1.0).best(np.full((4, 2), 1.5))
     assert set(best.kinds.tolist()) <= {AUTOREGRESSIVE, 2}
     assert best.tokens_per_ms > 0
