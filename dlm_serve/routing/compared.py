@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dlm_serve.routing.batch import Array, Integers
-from dlm_serve.routing.drafts import REQUEST_FADE, SHARED_FADE
+from dlm_serve.routing.drafts import REQUEST_FADES, SHARED_FADE
 
 _LEAST_ACCEPTED = 0.01
 """Drafts that a block is thought to accept, at least: what it accepts is divided by this."""
@@ -57,36 +57,40 @@ class ByRequest:
 
     def __init__(self, capacity: int) -> None:
         """Prepare for requests in slots up to `capacity`."""
-        # By slot: blocks, and drafts that were accepted in them, and thought to be.
-        self._num_blocks, self._accepted, self._thought = self._of_requests = np.zeros((3, capacity))
+        # By memory and slot: blocks, and drafts that were accepted in them, and thought to be.
+        self._of_requests = np.zeros((3, len(REQUEST_FADES), capacity))
+        self._num_blocks, self._accepted, self._thought = self._of_requests
         # How blocks deviate from what is thought, squared, and multiplied with how those before them of their request
         # did; and the same of what is thought.
         self._deviation, self._square, self._together, self._product = np.zeros(4)
 
     def forget(self, slot: int) -> None:
         """Make `slot` ready for another request."""
-        self._of_requests[:, slot] = 0
+        self._of_requests[..., slot] = 0
 
     def learn(self, slots: Integers, accepted: Integers, thought: Array) -> None:
         """Learn how many drafts N blocks accepted [N], each of the request in one of `slots`, and were thought to."""
         thought = np.maximum(thought, _LEAST_ACCEPTED)
-        deviation, thought_before = accepted - thought, self._thought[slots]
+        deviation, thought_before = accepted - thought, self._thought[0, slots]
         left = SHARED_FADE ** len(slots)
         self._deviation = left * self._deviation + float(deviation @ deviation)
         self._square = left * self._square + float(thought @ thought)
-        self._together = left * self._together + float(deviation @ (self._accepted[slots] - thought_before))
+        self._together = left * self._together + float(deviation @ (self._accepted[0, slots] - thought_before))
         self._product = left * self._product + float(thought @ thought_before)
-        capacity = len(self._num_blocks)
+        capacity = self._num_blocks.shape[1]
         number = np.bincount(slots, minlength=capacity)
-        self._of_requests *= REQUEST_FADE**number
+        self._of_requests *= REQUEST_FADES[:, None] ** number
         self._num_blocks += number
         self._accepted += np.bincount(slots, accepted, capacity)
         self._thought += np.bincount(slots, thought, capacity)
 
-    def factor(self, slots: Integers) -> Array:
-        """Return the factors of the requests in `slots` [B]; 1 of one that has shown nothing."""
-        num, weight = self._num_blocks[slots], self.weight
-        ratio = self._accepted[slots] / np.maximum(self._thought[slots], _LEAST_ACCEPTED)
+    def factor(self, slots: Integers, memory: int) -> Array:
+        """Return the factors of the requests in `slots` [B]; 1 of one that has shown nothing.
+
+        What they have shown fades as one of `REQUEST_FADES` says.
+        """
+        num, weight = self._num_blocks[memory, slots], self.weight
+        ratio = self._accepted[memory, slots] / np.maximum(self._thought[memory, slots], _LEAST_ACCEPTED)
         return np.asarray((num * ratio + weight) / (num + weight))
 
     @property

@@ -4,7 +4,9 @@ A verification of a block emits one token and, behind it, each draft up to the f
 is wrong, if those before it are right, depends on its position and on the request: code is easier than prose. So each
 request has a difficulty, by which the hazard of every position is multiplied. This is the frailty model of survival
 analysis, with gamma-distributed difficulties of mean 1: their estimates have a closed form, a block that was cut short
-says nothing about later positions, and what blocks of one length show serves for those of others.
+says nothing about later positions, and what blocks of one length show serves for those of others. Answers may go on
+otherwise than they began, repeating themselves, say: so there is a long and a short memory of each request, and that
+counts which predicts blocks better.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ _LEAST_HAZARD = 1e-4
 
 SHARED_FADE = 0.998
 """What a block leaves of the weight of those before it, for what all requests share."""
-REQUEST_FADE = 0.97
-"""The same, for what is known of its request."""
+REQUEST_FADES = np.array([0.97, 0.8])
+"""The same, for what is known of its request: where answers go on as they began, and where they do not."""
 HALF_LIFE_S = 60.0
 """Seconds of decode steps after which half of what was learned is forgotten, so that what is never tried is doubted
 again."""
@@ -63,8 +65,11 @@ class DraftModel:
 
     def __init__(self, capacity: int) -> None:
         """Prepare for requests in slots up to `capacity`."""
-        # Of each request: wrong drafts, and drafts that were tried, by segment.
-        self._wrong, self._tried = np.zeros(capacity), np.zeros((capacity, len(_ENDS)))
+        size = (len(REQUEST_FADES), capacity)
+        # By memory and request: wrong drafts, and drafts that were tried, by segment.
+        self._wrong, self._tried = np.zeros(size), np.zeros((*size, len(_ENDS)))
+        # How likely each memory took it that drafts are as they turned out to be.
+        self._log_likelihood = np.zeros(len(REQUEST_FADES))
         # Of all, drafted in turn and in one forward: the same by segment, each tried draft weighted by how difficult
         # its request is, and by how much more often its choice stops.
         self._all_wrong, self._all_tried = np.zeros((2, 2, len(_ENDS)))
@@ -81,7 +86,7 @@ class DraftModel:
         """
         difficulty = float(self.difficulty(slot))
         self._level += self._LEVEL_RATE * (1 - min(difficulty, self._MOST_DIFFICULT))
-        self._wrong[slot] = self._tried[slot] = 0
+        self._wrong[:, slot] = self._tried[:, slot] = 0
 
     def fade(self, seconds: float) -> None:
         """Let so many seconds pass."""
@@ -90,18 +95,25 @@ class DraftModel:
         self._all_tried *= left
         self._together *= left
         self._scale *= left
+        self._log_likelihood *= left
         left = 0.5 ** (seconds / self._REQUEST_HALF_LIFE_S)
         self._wrong *= left
         self._tried *= left
 
     def difficulty(self, slots: Integers | int) -> Array:
         """Return by what the hazards of each request are multiplied [B], or of one: the mean of its gamma posterior."""
-        expected_wrong = self._tried[slots] @ self.hazard
-        return np.asarray((1 / self._variance + self._wrong[slots]) / (1 / self._variance + expected_wrong))
+        return np.asarray(self._difficulties(slots)[self.memory])
+
+    @property
+    def memory(self) -> int:
+        """Return which of `REQUEST_FADES` has predicted blocks best."""
+        return int(self._log_likelihood.argmax())
 
     def uncertainty(self, slots: Integers) -> Array:
         """Return by what part the hazard of each request in each segment may be wrong [B, S]."""
-        return np.asarray(np.sqrt(1 / (1 / self._variance + self._wrong[slots])[:, None] + self._uncertainty**2))
+        return np.asarray(
+            np.sqrt(1 / (1 / self._variance + self._wrong[self.memory, slots])[:, None] + self._uncertainty**2)
+        )
 
     def learn(self, slots: Integers, num_right: Integers, is_wrong: Integers, factor: Array, in_one: Integers) -> None:
         """Learn from N verified blocks, each of the request in one of `slots`.
@@ -122,17 +134,25 @@ class DraftModel:
         self._all_tried += _sums_by(in_one, (factor * difficulty)[:, None] * tried, 2)
         self._all_wrong += _sums_by(in_one, up_to_wrong - right, 2)
 
+    def _difficulties(self, slots: Integers | int) -> Array:
+        """Return the difficulty of each request by each memory [M, B], or of one [M]."""
+        expected_wrong = self._tried[:, slots] @ self.hazard
+        return np.asarray((1 / self._variance + self._wrong[:, slots]) / (1 / self._variance + expected_wrong))
+
     def _learn_difficulties(self, slots: Integers, is_wrong: Integers, tried: Array) -> None:
         """Learn how often blocks were wrong [N], of so many drafts by segment [N, S]."""
-        expected, expected_before = tried @ self.hazard, self._tried[slots] @ self.hazard
+        expected, expected_before = tried @ self.hazard, self._tried[0, slots] @ self.hazard
         # Blocks of one request are wrong more or less often together, by as much as difficulties vary.
-        fade = SHARED_FADE ** len(slots)
-        self._together = fade * self._together + float((is_wrong - expected) @ (self._wrong[slots] - expected_before))
+        fade, capacity = SHARED_FADE ** len(slots), self._wrong.shape[1]
+        deviation_before = self._wrong[0, slots] - expected_before
+        self._together = fade * self._together + float((is_wrong - expected) @ deviation_before)
         self._scale = fade * self._scale + float(expected @ expected_before)
-        capacity = len(self._wrong)
-        left = REQUEST_FADE ** np.bincount(slots, minlength=capacity)
+        difficulties = self._difficulties(slots)
+        likelihood = (is_wrong * np.log(difficulties) - difficulties * expected).sum(axis=1)
+        self._log_likelihood = fade * self._log_likelihood + likelihood
+        left = REQUEST_FADES[:, None] ** np.bincount(slots, minlength=capacity)
         self._wrong = left * self._wrong + np.bincount(slots, is_wrong, capacity)
-        self._tried = left[:, None] * self._tried + _sums_by(slots, tried, capacity)
+        self._tried = left[..., None] * self._tried + _sums_by(slots, tried, capacity)
 
     def take_up(self) -> None:
         """Take up what was learned: set `hazard` [S], how uncertain it is, and the variance of difficulties."""

@@ -101,7 +101,7 @@ class YieldModel:
     def expected(self, slots: Integers, remaining: Array) -> Array:
         """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens."""
         hazard = self._drafts.difficulty(slots)[:, None] * self._drafts.hazard
-        return self._per_forward(hazard, remaining, self._of_requests.factor(slots))
+        return self._per_forward(hazard, remaining, self._of_requests.factor(slots, self._drafts.memory))
 
     def hopeful(self, slots: Integers, remaining: Array) -> Array:
         """Return as many as there would be if drafting were as easy as is still likely: what a trial could show.
@@ -112,7 +112,7 @@ class YieldModel:
         hazard = self._drafts.difficulty(slots)[:, None] * self._drafts.hazard
         hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._model_weight)
         easier = hazard * np.maximum(1 - 1.3 * uncertainty, 0.05)
-        hoped = self._per_forward(easier, remaining, self._of_requests.factor(slots))
+        hoped = self._per_forward(easier, remaining, self._of_requests.factor(slots, self._drafts.memory))
         return np.asarray(hope[:, None] * hoped)
 
     def usual(self) -> Array:

@@ -59,6 +59,16 @@ def test_requests_differ_and_a_new_one_is_as_the_others() -> None:
     assert new == pytest.approx(model.usual()[2])
 
 
+@pytest.mark.parametrize(("chances", "memory"), [((0.95, 0.95), 0), ((0.95, 0.2), 1)], ids=["goes on", "changes"])
+def test_how_long_to_remember_a_request_is_learned(chances: tuple[float, float], memory: int) -> None:
+    """Beside hard ones there are answers that go on as they began, or turn easy or hard every twenty blocks."""
+    model, random = YieldModel(CHOICES, capacity=2), np.random.default_rng(6)
+    for number in range(300):
+        model.observe([0, 1], [block_of(chances[number // 20 % 2], 16, random), block_of(0.2, 16, random)])
+        model.fade(0.01)
+    assert model._drafts.memory == memory
+
+
 def test_a_slot_forgets_its_request() -> None:
     model = learned(0.2, 8, 40)
     model.forget(0)
