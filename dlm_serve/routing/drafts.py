@@ -102,7 +102,7 @@ class DraftModel:
 
     def difficulty(self, slots: Integers | int) -> Array:
         """Return by what the hazards of each request are multiplied [B], or of one: the mean of its gamma posterior."""
-        return np.asarray(self._difficulties(slots)[self.memory])
+        return self._difficulty(self.memory, slots)
 
     @property
     def memory(self) -> int:
@@ -134,10 +134,10 @@ class DraftModel:
         self._all_tried += _sums_by(in_one, (factor * difficulty)[:, None] * tried, 2)
         self._all_wrong += _sums_by(in_one, up_to_wrong - right, 2)
 
-    def _difficulties(self, slots: Integers | int) -> Array:
-        """Return the difficulty of each request by each memory [M, B], or of one [M]."""
-        expected_wrong = self._tried[:, slots] @ self.hazard
-        return np.asarray((1 / self._variance + self._wrong[:, slots]) / (1 / self._variance + expected_wrong))
+    def _difficulty(self, memory: int | slice, slots: Integers | int) -> Array:
+        """Return the difficulty of each request [B], or of one, by a memory, or by some [M, B]."""
+        expected_wrong = self._tried[memory, slots] @ self.hazard
+        return np.asarray((1 / self._variance + self._wrong[memory, slots]) / (1 / self._variance + expected_wrong))
 
     def _learn_difficulties(self, slots: Integers, is_wrong: Integers, tried: Array) -> None:
         """Learn how often blocks were wrong [N], of so many drafts by segment [N, S]."""
@@ -147,7 +147,7 @@ class DraftModel:
         deviation_before = self._wrong[0, slots] - expected_before
         self._together = fade * self._together + float((is_wrong - expected) @ deviation_before)
         self._scale = fade * self._scale + float(expected @ expected_before)
-        difficulties = self._difficulties(slots)
+        difficulties = self._difficulty(slice(None), slots)
         likelihood = (is_wrong * np.log(difficulties) - difficulties * expected).sum(axis=1)
         self._log_likelihood = fade * self._log_likelihood + likelihood
         left = REQUEST_FADES[:, None] ** np.bincount(slots, minlength=capacity)

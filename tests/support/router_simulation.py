@@ -57,7 +57,7 @@ def measured(num_slots: int = 256, drafts: Sequence[ModeSettings] = DRAFTS) -> M
 class Clairvoyant(Policy):
     """Knows what each text yields on average in each way, and what steps cost; asked before every step.
 
-    It weighs the present step alone: where easy requests leave first and hard ones stay, a fixed way may be faster.
+    Of an answer that changes on its way it does not know where.
     """
 
     name = "clairvoyant"
