@@ -5,8 +5,8 @@ is wrong, if those before it are right, depends on its position and on the reque
 request has a difficulty, by which the hazard of every position is multiplied. This is the frailty model of survival
 analysis, with gamma-distributed difficulties of mean 1: their estimates have a closed form, a block that was cut short
 says nothing about later positions, and what blocks of one length show serves for those of others. Answers may go on
-otherwise than they began, repeating themselves, say: so there is a long and a short memory of each request, and that
-counts which predicts blocks better.
+otherwise than they began, repeating themselves, say: so there is a long and a short memory of requests, and that counts
+which predicts the blocks of all better.
 """
 
 from __future__ import annotations

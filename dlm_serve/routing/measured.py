@@ -140,7 +140,10 @@ class MeasuredPolicy(Policy):
         return math.ceil(self.yields.forwards_per_block(kind))
 
     def _price(self, trial: Split, chosen: Split, num_steps: int) -> float:
-        """Return the milliseconds that so many steps of `trial` lose against `chosen`; infinity if it may not be."""
+        """Return the milliseconds that so many steps of `trial` lose against `chosen`, as both are in the long run.
+
+        Infinity if it may not be.
+        """
         if self._latency_slo_ms is not None and trial.ms > max(self._latency_slo_ms, chosen.ms):
             return math.inf
         return num_steps * trial.ms * max(1 - trial.tokens_per_ms / chosen.tokens_per_ms, _LEAST_LOSS)

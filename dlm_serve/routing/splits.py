@@ -3,7 +3,7 @@
 Who runs depends on how they decode: in blocks, requests whose drafts are right are soon over, and the others stay. So
 ways are not compared by the next step, which could count tokens that can be had only once, but by what steps emit in
 the long run, if requests come as before. Of those that come equally often, as many are there as they take long: one
-that emits `now` tokens per step, and would emit `rate`, would be there `now / rate` times.
+that emits `now` tokens per step, and would emit `rate`, would be there `now / rate` times, where answers end soon.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from dlm_serve.routing.prefills import Interruptions
 
 _LONG = 20_000.0
 """Tokens of answers that are so long that who runs is taken to change by the square root only."""
-_NO_GRAPH_MS = 1e9
-"""In place of infinity, which has no share."""
 _LEAST_RATE = 0.05
 """Tokens per step that a request is taken to emit at least."""
 
@@ -57,7 +55,9 @@ class Splits:
         self._num_pinned = batch.num_requests - len(batch.free)
         self._ms = _step_ms(batch, table)
         self._has_graph = np.isfinite(self._ms)
-        self._finite_ms = np.where(self._has_graph, self._ms, _NO_GRAPH_MS)
+        # In the long run there may be more rows than graphs are for; such a step costs about as much as the largest.
+        largest = np.maximum.accumulate(np.where(self._has_graph, self._ms, 0.0), axis=1)
+        self._long_run_ms = np.where(self._has_graph, self._ms, largest)
         self._interruptions = interruptions
         self._per_decode_row = float(interruptions.tokens_per_forward(np.array(1.0)))
         self._latency_slo_ms = latency_slo_ms
@@ -101,10 +101,10 @@ class Splits:
         scale = len(kinds) / there.sum() if len(kinds) else 0.0
         of_pinned = self._num_pinned * self._per_decode_row
         tokens = np.array(scale * float(there @ rates) + of_pinned)
-        now = float(self._ms[longest, count])
-        ms = self._ms_of(np.array([longest]), np.array([scale * there[in_blocks].sum()]))[0] if now < np.inf else now
-        per_ms = float(tokens / (ms + self._interruptions.ms_per_step(tokens)))
-        return Split(kinds, float(rates.sum()) + of_pinned, now, per_ms)
+        next_ms = float(self._ms[longest, count])
+        ms = self._ms_of(np.array([longest]), np.array([scale * there[in_blocks].sum()]))[0]
+        per_ms = float(tokens / (ms + self._interruptions.ms_per_step(tokens))) if next_ms < np.inf else 0.0
+        return Split(kinds, float(rates.sum()) + of_pinned, next_ms, per_ms)
 
     def _rates(self, yields: Array) -> Array:
         """Return the tokens per step [K, F] of requests in blocks; 0 where they may not be, or that is not weighed."""
@@ -116,15 +116,16 @@ class Splits:
         -inf stands where one of them may not be, or where there is no graph for so many.
         """
         rates, now = np.take_along_axis(rates, order, axis=1), self._now[order]
-        in_blocks = self._how_many(rates, now)
-        num_blocks = _first(in_blocks)
+        there = self._how_many(rates, now)
+        num_blocks = _first(there)
         num_decode = _first(self._how_many(np.array(self._per_decode_row), now)[:, ::-1])[:, ::-1]
-        scale = rates.shape[1] / np.maximum(num_blocks + num_decode, _LEAST_RATE)
-        tokens = scale * (_first(in_blocks * rates) + self._per_decode_row * num_decode)
+        scale = rates.shape[1] / np.maximum(num_blocks + num_decode, 1e-9)  # there may be no free requests
+        tokens = scale * (_first(there * rates) + self._per_decode_row * num_decode)
         tokens += self._num_pinned * self._per_decode_row
         ms = self._ms_of(np.arange(len(rates))[:, None], scale * num_blocks)
         is_possible = (_first(rates <= 0) == 0) & self._has_graph
-        return np.where(is_possible, tokens / (ms + self._interruptions.ms_per_step(tokens)), -np.inf)
+        with np.errstate(invalid="ignore"):  # where there are no requests at all
+            return np.where(is_possible, tokens / (ms + self._interruptions.ms_per_step(tokens)), -np.inf)
 
     def _how_many(self, rates: Array, now: Array) -> Array:
         """Return how many there would be of each request with these `rates`, over how many there are."""
@@ -135,16 +136,17 @@ class Splits:
         last = self._ms.shape[1] - 1
         below = np.minimum(num_blocks.astype(np.int64), last)
         above, part = np.minimum(below + 1, last), num_blocks - below
-        return np.asarray((1 - part) * self._finite_ms[kinds, below] + part * self._finite_ms[kinds, above])
+        return np.asarray((1 - part) * self._long_run_ms[kinds, below] + part * self._long_run_ms[kinds, above])
 
 
 def tokens_of(kinds: Integers, yields: Array) -> Array:
     """Return the tokens per forward [F] of requests that decode as `kinds` [F], where these yield `yields` [K, F].
 
-    Of a kind that is not weighed, it is taken to be 1.
+    Of a kind that is not weighed, it is taken to be the most that others yield, and at least 1.
     """
     of_blocks = yields[np.maximum(kinds, 0), np.arange(len(kinds))]
-    return np.where((kinds == AUTOREGRESSIVE) | (of_blocks <= 0), 1.0, of_blocks)
+    of_blocks = np.where(of_blocks > 0, of_blocks, yields.max(axis=0, initial=1.0))
+    return np.where(kinds == AUTOREGRESSIVE, 1.0, of_blocks)
 
 
 def _first(values: Array | Mask) -> Array:

@@ -69,9 +69,8 @@ class Clairvoyant(Policy):
         self._known: dict[str, list[float]] = {}
 
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, passed: Passed) -> Outcome:
-        yields = np.array([self._yields(request.rid) for request in batch.free]).T
-        splits = Splits(batch, table, tokens_of(batch.kinds, yields), interruptions)
-        split = splits.best(np.minimum(yields, batch.remaining))
+        yields = np.minimum(np.array([self._yields(request.rid) for request in batch.free]).T, batch.remaining)
+        split = Splits(batch, table, tokens_of(batch.kinds, yields), interruptions).best(yields)
         kind = int(split.kinds.max())
         return Outcome(split.kinds, None if kind == AUTOREGRESSIVE else self.choices[kind])
 

@@ -13,7 +13,7 @@ from dlm_serve.decoding import DecodePlan, Mode, ModeSettings
 from dlm_serve.routing.batch import AUTOREGRESSIVE, RunningBatch
 from dlm_serve.routing.costs import CostTable, StepShape
 from dlm_serve.routing.prefills import Interruptions
-from dlm_serve.routing.splits import Splits
+from dlm_serve.routing.splits import Splits, tokens_of
 
 CARDS = {"wide": card(), "narrow": card(free_tokens=8, ms_per_token=0.5), "flat": card(free_tokens=1e9)}
 MIXES = {
@@ -106,12 +106,15 @@ def test_where_a_prefill_comes_behind_every_step_those_with_more_tokens_win() ->
 
 
 @pytest.mark.parametrize("table", CARDS.values(), ids=CARDS)
+@pytest.mark.parametrize("number", [1, 5])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_split_into_one_block_length_is_better_in_the_long_run(table: CostTable, seed: int) -> None:
-    batch = batch_of(requests_of([FREE] * 5))
-    yields = np.random.default_rng(seed).uniform(0.5, 12, (len(CHOICES), 5))
-    splits = splits_of(batch, table, interruptions=Interruptions(ms=5.0, requests_per_token=1e-2))
-    every = (np.array(kinds) for k in range(len(CHOICES)) for kinds in itertools.product([AUTOREGRESSIVE, k], repeat=5))
+def test_no_split_into_one_block_length_is_better_in_the_long_run(table: CostTable, number: int, seed: int) -> None:
+    batch, random = batch_of(requests_of([FREE] * number)), np.random.default_rng(seed)
+    yields, now = random.uniform(0.5, 33, (len(CHOICES), number)), random.uniform(0.5, 12, number)
+    splits = Splits(batch, table, now, Interruptions(ms=5.0, requests_per_token=1e-2))
+    every = (
+        np.array(kinds) for k in range(len(CHOICES)) for kinds in itertools.product([AUTOREGRESSIVE, k], repeat=number)
+    )
     assert splits.best(yields).tokens_per_ms == pytest.approx(
         max(splits.assess(kinds, yields).tokens_per_ms for kinds in every)
     )
@@ -151,6 +154,21 @@ def test_what_is_expected_in_the_long_run_is_what_clients_get(kinds: list[int]) 
     rates /= 1 + 1e-2 * rates  # with the forward behind the end of an answer
     assert found.tokens_per_ms == pytest.approx(closed_loop(rates, ms, in_blocks), rel=0.05)
     assert found.ms == endless.ms == ms[in_blocks.sum()]
+
+
+def test_a_request_that_decodes_as_is_not_weighed_is_no_slow_one() -> None:
+    yields = np.array([[2.0, 1.3], [4.0, 1.3], [0.0, 0.0]])
+    assert tokens_of(np.array([2, AUTOREGRESSIVE]), yields).tolist() == [4.0, 1.0]
+    assert tokens_of(np.array([0, 2]), yields).tolist() == [2.0, 1.3]
+
+
+def test_a_split_with_graphs_is_kept_where_more_rows_would_have_none() -> None:
+    table, batch = card(), batch_of(requests_of([FREE] * 4))
+    table.block_ms[3, 3:] = np.inf
+    yields = np.repeat([[1.2], [1.4], [1.6], [9.0]], 4, axis=1)
+    splits = Splits(batch, table, np.array([9.9, 9.9, 1.0, 1.0]), Interruptions(5.0, 1e-2))
+    kept = splits.assess(np.array([3, 3, AUTOREGRESSIVE, AUTOREGRESSIVE]), yields)
+    assert kept.tokens_per_ms > splits.assess(np.full(4, AUTOREGRESSIVE), yields).tokens_per_ms
 
 
 def test_a_row_too_wide_for_so_many_is_not_chosen_whatever_the_requests_permit() -> None:
