@@ -23,7 +23,7 @@ class Outcome:
     first: Choice | None
     """How the requests that come next begin."""
     tokens_per_s: float | None = None
-    """What was expected, prefills of new requests included; None where nothing was measured."""
+    """What was expected in the long run, prefills of new requests included; None where nothing was measured."""
     num_trial_steps: int = 0
     """Steps for which requests decode otherwise to find out what that yields; 0 if none does."""
 

@@ -98,13 +98,11 @@ class Splits:
         of_blocks = yields[np.maximum(kinds, 0), np.arange(len(kinds))]
         rates = self._interruptions.tokens_per_forward(np.where(in_blocks, of_blocks, 1.0))
         there = self._how_many(rates, self._now)
-        scale = len(kinds) / there.sum() if len(kinds) else 0.0
-        of_pinned = self._num_pinned * self._per_decode_row
-        tokens = np.array(scale * float(there @ rates) + of_pinned)
-        next_ms = float(self._ms[longest, count])
-        ms = self._ms_of(np.array([longest]), np.array([scale * there[in_blocks].sum()]))[0]
-        per_ms = float(tokens / (ms + self._interruptions.ms_per_step(tokens))) if next_ms < np.inf else 0.0
-        return Split(kinds, float(rates.sum()) + of_pinned, next_ms, per_ms)
+        num_blocks, num_decode, emitted = there @ in_blocks, there @ ~in_blocks, there @ (rates * in_blocks)
+        speed = self._in_the_long_run(np.array(longest), num_blocks, num_decode, emitted)
+        tokens = float(rates.sum()) + self._num_pinned * self._per_decode_row
+        has_graph = self._has_graph[longest, count]
+        return Split(kinds, tokens, float(self._ms[longest, count]), float(speed) if has_graph else 0.0)
 
     def _rates(self, yields: Array) -> Array:
         """Return the tokens per step [K, F] of requests in blocks; 0 where they may not be, or that is not weighed."""
@@ -119,13 +117,20 @@ class Splits:
         there = self._how_many(rates, now)
         num_blocks = _first(there)
         num_decode = _first(self._how_many(np.array(self._per_decode_row), now)[:, ::-1])[:, ::-1]
-        scale = rates.shape[1] / np.maximum(num_blocks + num_decode, 1e-9)  # there may be no free requests
-        tokens = scale * (_first(there * rates) + self._per_decode_row * num_decode)
-        tokens += self._num_pinned * self._per_decode_row
-        ms = self._ms_of(np.arange(len(rates))[:, None], scale * num_blocks)
-        is_possible = (_first(rates <= 0) == 0) & self._has_graph
-        with np.errstate(invalid="ignore"):  # where there are no requests at all
-            return np.where(is_possible, tokens / (ms + self._interruptions.ms_per_step(tokens)), -np.inf)
+        kinds = np.arange(len(rates))[:, None]
+        speed = self._in_the_long_run(kinds, num_blocks, num_decode, _first(there * rates))
+        return np.where((_first(rates <= 0) == 0) & self._has_graph, speed, -np.inf)
+
+    def _in_the_long_run(self, kinds: Integers, num_blocks: Array, num_decode: Array, tokens: Array) -> Array:
+        """Return the tokens per millisecond of steps with blocks of `kinds`.
+
+        Of requests in blocks, which emit so many `tokens`, and of others there would be as many as is said, but for
+        their sum, which is that of the requests at hand.
+        """
+        scale = len(self._batch.free) / np.maximum(num_blocks + num_decode, 1e-9)  # there may be no free requests
+        emitted = scale * (tokens + self._per_decode_row * num_decode) + self._num_pinned * self._per_decode_row
+        ms = self._ms_of(kinds, scale * num_blocks) + self._interruptions.ms_per_step(emitted)
+        return np.asarray(emitted / np.maximum(ms, 1e-9))  # there may be no requests at all
 
     def _how_many(self, rates: Array, now: Array) -> Array:
         """Return how many there would be of each request with these `rates`, over how many there are."""

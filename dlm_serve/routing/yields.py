@@ -100,30 +100,33 @@ class YieldModel:
 
     def expected(self, slots: Integers, remaining: Array) -> Array:
         """Return the tokens per forward [K, B] of the requests in `slots` [B] that want `remaining` [B] more tokens."""
-        hazard = self._drafts.difficulty(slots)[:, None] * self._drafts.hazard
-        return self._per_forward(hazard, remaining, self._of_requests.factor(slots, self._drafts.memory))
+        return self._per_forward(*self._known_of(slots), remaining)
 
     def hopeful(self, slots: Integers, remaining: Array) -> Array:
         """Return as many as there would be if drafting were as easy as is still likely: what a trial could show.
 
         What is in doubt is how difficult each request is, each position for all of them, and each choice.
         """
-        uncertainty = self._drafts.uncertainty(slots)
-        hazard = self._drafts.difficulty(slots)[:, None] * self._drafts.hazard
+        hazard, more_accepted = self._known_of(slots)
         hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._model_weight)
-        easier = hazard * np.maximum(1 - 1.3 * uncertainty, 0.05)
-        hoped = self._per_forward(easier, remaining, self._of_requests.factor(slots, self._drafts.memory))
+        easier = hazard * np.maximum(1 - 1.3 * self._drafts.uncertainty(slots), 0.05)
+        hoped = self._per_forward(easier, more_accepted, remaining)
         return np.asarray(hope[:, None] * hoped)
 
     def usual(self) -> Array:
         """Return the tokens per forward [K] of a request that nothing is known about."""
-        return np.asarray(self._per_forward(self._drafts.hazard[None], np.full(1, np.inf))[:, 0])
+        return np.asarray(self._per_forward(self._drafts.hazard[None], np.ones(1), np.full(1, np.inf))[:, 0])
 
     def forwards_per_block(self, k: int) -> float:
         """Return how many forwards a block of choice `k` takes."""
         return float(self._forwards[k] / self._blocks[k])
 
-    def _per_forward(self, hazard: Array, remaining: Array, more_accepted: Array | float = 1.0) -> Array:
+    def _known_of(self, slots: Integers) -> tuple[Array, Array]:
+        """Return what hazards requests have [B, S], and by what factor more of their drafts are accepted [B]."""
+        hazard = self._drafts.difficulty(slots)[:, None] * self._drafts.hazard
+        return hazard, self._of_requests.factor(slots, self._drafts.memory)
+
+    def _per_forward(self, hazard: Array, more_accepted: Array, remaining: Array) -> Array:
         may_speculate = len(hazard) <= _MOST_SPECULATING
         tokens = self._per_block(hazard, may_speculate) * self._correction[:, None]
         tokens = 1 + np.maximum(tokens - 1, 0) * more_accepted

@@ -81,6 +81,8 @@ def test_what_makes_turns_differ() -> None:
     is_long = [gap > gaps[2] for gap in plain["ms"]]
     assert is_long == [power < watts[3] for power in plain["watts"]]
     assert f"{gaps[0]:.0f} to {gaps[2]:.0f} ms in three turns and {gaps[3]:.0f} to {gaps[5]:.0f} in the others" in page
+    [clock], running = set(plain["mhz"]), plain["running"]
+    assert f"{min(running):.0f} to {max(running):.0f} requests decode in both, at a clock of {clock:,} MHz" in page
     assert f"{watts[3]} to {watts[5]} W in the former and {watts[0]} to {watts[2]} in the latter" in page
 
 
