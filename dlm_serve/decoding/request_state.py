@@ -27,8 +27,9 @@ class Evidence(NamedTuple):
     """Whether a draft was verified; the first forward of an answer has none where it drafts and verifies at once."""
 
 
-MOST_EVIDENCE = 64
-"""Blocks of a request that are kept until the router reads them, which on all ranks but the first it never does."""
+MOST_EVIDENCE = 8
+"""Blocks of a request that are kept until the router reads them, which on all ranks but the first it never does. Where
+it reads them seldom, because there are many requests, some of each are enough."""
 
 BlockRecord = tuple[int, int, bool]
 """A block: the tokens that it emitted, 0 if it was lost; its forwards, the commit of the block before included; and

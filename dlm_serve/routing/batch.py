@@ -73,13 +73,15 @@ class Roster:
         self._slots: dict[RequestState, int] = {}
         self._unused = list(range(capacity))
 
-    def take_evidence(self) -> list[tuple[int, Evidence]]:
-        """Take the finished blocks of all requests, each with its slot; those of requests that ended, too."""
-        found = []
+    def take_evidence(self) -> tuple[list[int], list[Evidence]]:
+        """Take the finished blocks of all requests, and the slot of each; those of requests that ended, too."""
+        slots: list[int] = []
+        blocks: list[Evidence] = []
         for state, slot in self._slots.items():
-            found += [(slot, block) for block in state.evidence]
+            slots += [slot] * len(state.evidence)
+            blocks += state.evidence
             state.evidence.clear()
-        return found
+        return slots, blocks
 
     def update(self, requests: Sequence[RunningRequest], enter: Callable[[int, RequestState], None]) -> RunningBatch:
         """Return the batch of `requests`, once `enter` was called with those that are new."""

@@ -107,9 +107,9 @@ class Router:
         self._last_step, self._num_rows, self._is_changed = step, len(requests), False
         told, self._told = self._told, self.costs.table
         first, policy = self._first, self.policy
-        blocks = self._roster.take_evidence()
+        slots, blocks = self._roster.take_evidence()
         if self._pinned is None:  # a pin shall not change what is done behind it
-            policy.observe([slot for slot, _ in blocks], [block for _, block in blocks])
+            policy.observe(slots, blocks)
         batch = self._roster.update(requests, policy.enter)
         self._mean_context = batch.mean_context
         changes: dict[str, Choice | None] = {}

@@ -84,11 +84,18 @@ class YieldModel:
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """Learn from finished blocks, each of the request in one of `slots`."""
-        found = np.array(
-            [(self._index.get(block.choice, -1), slot, *block[1:]) for slot, block in zip(slots, blocks, strict=True)],
-            dtype=np.int64,
-        ).reshape(-1, 6)
-        kinds, at, num_emitted, num_forwards, is_cut, has_draft = found[found[:, 0] >= 0].T
+        if not blocks:
+            return
+        columns = [  # and not rows, a tuple for each block, which would keep the garbage collector busy
+            [self._index.get(block.choice, -1) for block in blocks],
+            slots,
+            [block.num_emitted for block in blocks],
+            [block.num_forwards for block in blocks],
+            [block.is_cut for block in blocks],
+            [block.has_draft for block in blocks],
+        ]
+        found = np.array(columns, dtype=np.int64)
+        kinds, at, num_emitted, num_forwards, is_cut, has_draft = found[:, found[0] >= 0]
         number = np.bincount(kinds, minlength=len(self.choices))
         left = SHARED_FADE**number
         self._num_blocks = left * self._num_blocks + number
