@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from typing import Any
 
@@ -50,25 +51,24 @@ def test_router_over_all_cells() -> None:
         return f"{statistics.geometric_mean(ratios):.2f}"
 
     assert f"over the 24 cells is {mean_of(run)}, and {mean_of(before)} in the run before" in page
-    assert (len(below(run, 0.97)), len(below(before, 0.97))) == (5, 6)
-    assert not below(run, 0.97, errors=2)
-    assert below(run, 0.97) & below(before, 0.97) == {("m0", "16"), ("m3.2", "16"), ("m3.2", "128")}
-    assert (
-        "Five of the 24 are below 0.97, none by more than twice its error, and three of them are in both runs" in page
-    )
+    assert (len(below(run, 0.97)), len(below(before, 0.97))) == (8, 5)
+    assert len(below(run, 0.97, errors=2)) == 1
+    assert below(run, 0.97) & below(before, 0.97) == {("m0", "16"), ("m3.2", "16")}
+    assert "Eight of the 24 are below 0.97, one of them by more than twice its error, and two are in both runs" in page
     over = [
         row["auto"]["tokens_per_s"] / row["autoregressive"]["tokens_per_s"]
         for cells in run["cells"].values()
         for row in cells.values()
     ]
     assert f"`auto` has {min(over):.2f} of autoregression or more in every cell" in page
-    crowds = [run["cells"][quality]["128"]["autoregressive"]["tokens_per_s"] for quality in QUALITIES]
-    assert f"has {min(crowds):,.0f} to {max(crowds):,.0f} tokens per second at 128 requests" in page
+    for found, where in ((run, "at 128 requests"), (before, "in the run before")):
+        crowds = [found["cells"][quality]["128"]["autoregressive"]["tokens_per_s"] for quality in QUALITIES]
+        assert re.search(f"{min(crowds):,.0f} to {max(crowds):,.0f}[a-z ]* {where}", page)
 
 
 def test_what_makes_turns_differ() -> None:
     """How far apart prefills are, which is up to the host."""
-    page, run = PERFORMANCE.read_text(), measured("router_gpu")
+    page, run = PERFORMANCE.read_text(), measured("router_gpu_before")
     cells = measured("router_gpu_prefills")["cells"]["m3.2"]
     correlations = [
         statistics.correlation(figures["ms"], run["cells"]["m3.2"][concurrency][way]["turns"])
