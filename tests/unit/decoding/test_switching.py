@@ -16,6 +16,7 @@ from dlm_serve.decoding import (
     RequestState,
     Rows,
 )
+from dlm_serve.decoding.request_state import MOST_EVIDENCE
 
 MASK = 99
 AUTOREGRESSIVE = ModeSettings(Mode.AUTOREGRESSIVE, 1)
@@ -108,6 +109,15 @@ def test_the_last_block_is_evidence_of_what_the_answer_took_of_it() -> None:
         state.end_step(num_emitted)
     state.end_answer(2)
     assert list(state.evidence) == [Evidence(Choice(Mode.SELF_SPECULATION, 4), 2, 2, True)]
+
+
+def test_a_request_keeps_its_last_blocks_as_evidence() -> None:
+    state = state_in(DRAFTS, AUTOREGRESSIVE)
+    for block in range(MOST_EVIDENCE + 3):
+        state.end_step(0)
+        state.end_step(1 + block % 4)
+    kept = [1 + block % 4 for block in range(3, MOST_EVIDENCE + 3)]
+    assert [block.num_emitted for block in state.evidence] == kept
 
 
 def test_evidence_says_whether_a_forward_verified_a_draft() -> None:

@@ -86,6 +86,21 @@ def test_what_makes_turns_differ() -> None:
     assert f"{watts[3]} to {watts[5]} W in the former and {watts[0]} to {watts[2]} in the latter" in page
 
 
+def test_what_makes_seconds_differ() -> None:
+    """The same while nothing is pinned: the GPU is idle where prefills are far apart."""
+    seconds = measured("router_gpu_seconds")["seconds"]
+    is_fast = [ms < 35 for ms in seconds["ms"]]
+    assert statistics.correlation(seconds["ms"], seconds["watts"]) < -0.9
+
+    def medians(figure: str) -> tuple[float, float]:
+        fast, slow = ([v for v, f in zip(seconds[figure], is_fast, strict=True) if f is kind] for kind in (True, False))
+        return statistics.median(fast), statistics.median(slow)
+
+    apart, busy = medians("ms"), medians("utilisation")
+    said = f"{apart[0]:.0f} ms apart in {sum(is_fast)} of {len(is_fast)} seconds and {apart[1]:.0f} in the others"
+    assert f"{said}, where the GPU was busy {busy[0]:.0f}% and {busy[1]:.0f}% of the time" in PERFORMANCE.read_text()
+
+
 def test_two_kinds_of_prompts() -> None:
     ratios = [measured("router_gpu_mixed")["auto_over_best"]["m0"][number] for number in ("8", "32")]
     means, errors = (
