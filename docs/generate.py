@@ -111,6 +111,11 @@ REGISTERED = (
         "`ModelRunner.spec_algorithm`",
         "none: SGLang's runner prefills and decodes, and captures its own graphs of that; block steps run beside it",
     ),
+    (
+        "`cuda_graph_config.prefill`, as `get_exec` has it",
+        "prefills of one token are captured too, and with FlashAttention-3 each prefill in one graph, unless the user "
+        "has said how",
+    ),
     ("`LogitsProcessor`", "a subclass that leaves the logits of block rows in the model's precision"),
     (
         "`Ministral3Attention`",

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from sglang.srt.runtime_context import get_exec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
@@ -30,6 +29,7 @@ from dlm_serve.sglang.engine.draft_windows import DraftWindows
 from dlm_serve.sglang.engine.extend_step import ExtendStep
 from dlm_serve.sglang.engine.logit_step import Barrier, LogitStep
 from dlm_serve.sglang.engine.planned_step import RowGroup, StepPlanner
+from dlm_serve.sglang.engine.prefill_graphs import set_prefill_graphs
 from dlm_serve.sglang.engine.requests import state_of
 from dlm_serve.sglang.engine.routing import RoutingLog, make_router, running
 from dlm_serve.sglang.engine.sampler import DlmSampler
@@ -63,7 +63,7 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
 
         # What is left to SGLang's runner is prefill and plain decode, whose graphs it captures then.
         self.model_runner.spec_algorithm = SpeculativeAlgorithm.NONE
-        _capture_prefills_of_one_token()
+        set_prefill_graphs(server_args)
         self.model_runner.sampler = DlmSampler(serving.token_choice)
         model = self.model_runner.model
         # A request's last block reaches past the context, and so do the step that SGLang overlaps with it and the masks
@@ -215,13 +215,3 @@ class DlmWorker(BaseSpecWorker):  # type: ignore[misc]  # the base is untyped
         for row, state in enumerate(group.states):
             assert state.history is not None
             state.history.launch(snapshot, row)
-
-
-def _capture_prefills_of_one_token() -> None:
-    """Let SGLang capture a prefill of one token: all that is left of a prompt whose KV is cached.
-
-    It captures prefills of 4 tokens and more, pads fewer at most to twice as many, and would run one token eagerly.
-    """
-    prefill = get_exec().graph.cuda_graph_config.prefill
-    if prefill.bs and 1 not in prefill.bs:
-        prefill.bs = [1, *prefill.bs]
