@@ -1,0 +1,39 @@
+"""Compare what prefills in one CUDA graph gain, and what they take the host in pieces, with what was measured."""
+
+from __future__ import annotations
+
+import statistics
+
+from figures import PERFORMANCE, measured
+
+
+def test_prefills_in_one_graph() -> None:
+    page, found = PERFORMANCE.read_text(), measured("prefill_graphs")
+    for load, of_load in found["tokens_per_s"].items():
+        concurrency, way = load.split(", ")
+        pieces, one_graph = (statistics.mean(of_load[kind]) for kind in ("pieces", "one_graph"))
+        assert f"| {concurrency} | `{way}` | {pieces:,.0f} | {one_graph:,.0f} | {one_graph / pieces:.2f} |" in page
+    for prompt, ms in found["first_token_ms"].items():
+        num_cached, _, num_new, _ = prompt.split()
+        assert f"| {num_cached} | {num_new} | {ms['pieces']:.1f} | {ms['one_graph']:.1f} |" in page
+    alike = [answers.split(" of ") for answers in found["same_answers"].values()]
+    assert all(same == of for same, of in alike)
+    assert f"All {sum(int(of) for _, of in alike)} answers that were compared are the same" in page
+    whole, cut = (
+        f"{found['captured'][kind]['seconds']:.0f} s and {found['captured'][kind]['gb']:.1f} GB"
+        for kind in ("one_graph", "pieces")
+    )
+    assert f"takes {whole} in place of {cut}" in page
+
+
+def test_how_long_the_host_takes() -> None:
+    page, seconds = PERFORMANCE.read_text(), measured("scheduler_seconds")["seconds"]
+    launch = seconds["prefill_launch_ms"]
+    assert f"took the scheduler's process {min(launch):.0f} to {max(launch):.0f} ms" in page
+    others = (seconds[name] for name in ("step_launch_ms", "prefill_preparation_ms"))
+    correlations = (f"{statistics.correlation(launch, ms):.2f}" for ms in others)
+    assert "their correlations with it are {} and {}".format(*correlations) in page
+    assert 1.9 < statistics.median(seconds["steps"]) / statistics.median(seconds["prefills"]) < 2.2
+    of_load = measured("prefill_graphs")["tokens_per_s"]["16, self_speculation/32"]
+    pieces, one_graph = (f"{min(of_load[k]):,} to {max(of_load[k]):,}" for k in ("pieces", "one_graph"))
+    assert f"{pieces} tokens in pieces, and {one_graph} in one graph" in page
