@@ -44,9 +44,9 @@ from dlm_serve.scheduling.graph_shapes import MOST_SPECULATED  # noqa: E402
 WAYS = (*DRAFTS, *IN_ONE_FORWARD)
 SEEDS = (5, 6, 7)
 """What `auto` finds out, and when, differs from run to run."""
-CLIENTS: dict[str, Any] = {"prefill_ms": 18.0, "prefill_interval": PrefillInterval(2, 4), "promptness": 0.5}
-"""Prefills as an H200 takes for a few short prompts, as often as servers make them by default, of clients that take a
-step or two to ask again.
+CLIENTS: dict[str, Any] = {"prefill_ms": 6.0, "prefill_interval": PrefillInterval(2, 4), "promptness": 0.5}
+"""Prefills as an H200 takes for a few short prompts in one CUDA graph, as often as servers make them by default, of
+clients that take a step or two to ask again.
 """
 
 

@@ -83,8 +83,8 @@ class Roster:
             state.evidence.clear()
         return slots, blocks
 
-    def update(self, requests: Sequence[RunningRequest], enter: Callable[[int, RequestState], None]) -> RunningBatch:
-        """Return the batch of `requests`, once `enter` was called with those that are new."""
+    def update(self, requests: Sequence[RunningRequest], enter: Callable[[Sequence[int]], None]) -> RunningBatch:
+        """Return the batch of `requests`, once `enter` was called with the slots of those that are new."""
         free = [each for each in requests if each.state in self._slots or self._may_move(each.state)]
         states = dict.fromkeys(request.state for request in free)  # in their order
         if self._slots.keys() != states.keys():
@@ -109,12 +109,13 @@ class Roster:
         """Return whether the router may move it: between autoregression and at least one of its choices."""
         return state.is_free and any(state.settings_of(choice) for choice in self._choices)
 
-    def _replace(self, running: Collection[RequestState], enter: Callable[[int, RequestState], None]) -> None:
+    def _replace(self, running: Collection[RequestState], enter: Callable[[Sequence[int]], None]) -> None:
         """Give up the slots of requests that ended, and give some to those of `running` that are new."""
         for state in [state for state in self._slots if state not in running]:
             self._unused.append(self._slots.pop(state))
-        for state in (state for state in running if state not in self._slots):
-            slot = self._slots[state] = self._unused.pop()
+        new = {state: self._unused.pop() for state in running if state not in self._slots}
+        for state, slot in new.items():
             self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
             self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
-            enter(slot, state)
+        self._slots |= new
+        enter([*new.values()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dlm_serve.routing.batch import Array, Integers
@@ -64,9 +66,9 @@ class ByRequest:
         # did; and the same of what is thought.
         self._deviation, self._square, self._together, self._product = np.zeros(4)
 
-    def forget(self, slot: int) -> None:
-        """Make `slot` ready for another request."""
-        self._of_requests[..., slot] = 0
+    def forget(self, slots: Sequence[int]) -> None:
+        """Make `slots` ready for other requests."""
+        self._of_requests[..., slots] = 0
 
     def learn(self, slots: Integers, accepted: Integers, thought: Array) -> None:
         """Learn how many drafts N blocks accepted [N], each of the request in one of `slots`, and were thought to."""

@@ -12,6 +12,7 @@ which predicts the blocks of all better.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -79,14 +80,15 @@ class DraftModel:
         self._together, self._scale = 0.0, 0.0
         self.take_up()
 
-    def forget(self, slot: int) -> None:
-        """Make `slot` ready for another request.
+    def forget(self, slots: Sequence[int]) -> None:
+        """Make `slots` ready for other requests.
 
-        The one before moves all hazards a little: difficulties must be 1 on average, or they could rise as these sink.
+        Those before move all hazards a little: difficulties must be 1 on average, or they could rise as these sink.
         """
-        difficulty = float(self.difficulty(slot))
-        self._level += self._LEVEL_RATE * (1 - min(difficulty, self._MOST_DIFFICULT))
-        self._wrong[:, slot] = self._tried[:, slot] = 0
+        at = np.array(slots, dtype=np.int64)
+        difficulty = np.minimum(self.difficulty(at), self._MOST_DIFFICULT)
+        self._level += self._LEVEL_RATE * float((1 - difficulty).sum())
+        self._wrong[:, at] = self._tried[:, at] = 0
 
     def fade(self, seconds: float) -> None:
         """Let so many seconds pass."""
@@ -100,8 +102,8 @@ class DraftModel:
         self._wrong *= left
         self._tried *= left
 
-    def difficulty(self, slots: Integers | int) -> Array:
-        """Return by what the hazards of each request are multiplied [B], or of one: the mean of its gamma posterior."""
+    def difficulty(self, slots: Integers) -> Array:
+        """Return by what the hazards of each request are multiplied [B]: the mean of its gamma posterior."""
         return self._difficulty(self.memory, slots)
 
     @property
@@ -134,8 +136,8 @@ class DraftModel:
         self._all_tried += _sums_by(in_one, (factor * difficulty)[:, None] * tried, 2)
         self._all_wrong += _sums_by(in_one, up_to_wrong - right, 2)
 
-    def _difficulty(self, memory: int | slice, slots: Integers | int) -> Array:
-        """Return the difficulty of each request [B], or of one, by a memory, or by some [M, B]."""
+    def _difficulty(self, memory: int | slice, slots: Integers) -> Array:
+        """Return the difficulty of each request [B] by a memory, or by some [M, B]."""
         expected_wrong = self._tried[memory, slots] @ self.hazard
         return np.asarray((1 / self._variance + self._wrong[memory, slots]) / (1 / self._variance + expected_wrong))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Evidence, RequestState, name_of
+from dlm_serve.decoding import AUTOREGRESSIVELY, Choice, Evidence, name_of
 from dlm_serve.routing.batch import AUTOREGRESSIVE, Array, Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.policy import Outcome, Policy
@@ -49,10 +49,10 @@ class MeasuredPolicy(Policy):
         self._kinds_before: Integers = np.full(capacity, _NOT_ON_TRIAL)
         self._trials = TrialBudget(trial_share)
 
-    def enter(self, slot: int, state: RequestState) -> None:
+    def enter(self, slots: Sequence[int]) -> None:
         """See `Policy`."""
-        self.yields.forget(slot)
-        self._kinds_before[slot] = _NOT_ON_TRIAL
+        self.yields.forget(slots)
+        self._kinds_before[slots] = _NOT_ON_TRIAL
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:
         """See `Policy`."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dlm_serve.decoding import Choice, Evidence, RequestState
+from dlm_serve.decoding import Choice, Evidence
 from dlm_serve.routing.batch import Integers, RunningBatch
 from dlm_serve.routing.costs import CostTable
 from dlm_serve.routing.prefills import Interruptions
@@ -41,8 +41,8 @@ class Policy(ABC):
     def choose(self, batch: RunningBatch, table: CostTable, interruptions: Interruptions, passed: Passed) -> Outcome:
         """Return how the free requests of `batch` shall decode, where so much has `passed` since the last answer."""
 
-    def enter(self, slot: int, state: RequestState) -> None:  # noqa: B027  # not all keep tables
-        """Note that a request comes into `slot`."""
+    def enter(self, slots: Sequence[int]) -> None:  # noqa: B027  # not all keep tables
+        """Note that a new request comes into each of `slots`."""
 
     def observe(self, slots: Sequence[int], blocks: Sequence[Evidence]) -> None:  # noqa: B027  # not all learn
         """Learn from finished blocks, each of the request in one of `slots`."""

@@ -68,10 +68,10 @@ class YieldModel:
         self._forwards, self._blocks = np.where(self._speculates, 1.0, 2.0), np.ones(len(self.choices))
         self._take_up()
 
-    def forget(self, slot: int) -> None:
-        """Make `slot` ready for another request."""
-        self._drafts.forget(slot)
-        self._of_requests.forget(slot)
+    def forget(self, slots: Sequence[int]) -> None:
+        """Make `slots` ready for other requests."""
+        self._drafts.forget(slots)
+        self._of_requests.forget(slots)
 
     def fade(self, seconds: float) -> None:
         """Let so many seconds pass, and take up what was observed."""

@@ -34,6 +34,10 @@ def test_how_long_the_host_takes() -> None:
     correlations = (f"{statistics.correlation(launch, ms):.2f}" for ms in others)
     assert "their correlations with it are {} and {}".format(*correlations) in page
     assert 1.9 < statistics.median(seconds["steps"]) / statistics.median(seconds["prefills"]) < 2.2
+    between, busy = (
+        statistics.median(measured("scheduler_seconds")["prefills"][f"{n}_ms"]) for n in ("between_steps", "busy")
+    )
+    assert f"there were {between:.0f} ms, of which the device was busy for {busy:.1f}" in page
     of_load = measured("prefill_graphs")["tokens_per_s"]["16, self_speculation/32"]
     pieces, one_graph = (f"{min(of_load[k]):,} to {max(of_load[k]):,}" for k in ("pieces", "one_graph"))
     assert f"{pieces} tokens in pieces, and {one_graph} in one graph" in page

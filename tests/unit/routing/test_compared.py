@@ -23,7 +23,7 @@ def learned(means: list[float], num_blocks: int = 40) -> ByRequest:
 def test_a_request_that_has_shown_nothing_is_as_is_thought() -> None:
     by_request = learned([1.0, 16.0])
     assert by_request.factor(np.array([2]), LONG).tolist() == [1.0]
-    by_request.forget(0)
+    by_request.forget([0])
     assert by_request.factor(np.array([0]), LONG).tolist() == [1.0]
 
 

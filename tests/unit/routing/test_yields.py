@@ -71,7 +71,7 @@ def test_how_long_to_remember_a_request_is_learned(chances: tuple[float, float],
 
 def test_a_slot_forgets_its_request() -> None:
     model = learned(0.2, 8, 40)
-    model.forget(0)
+    model.forget([0])
     assert model.expected(np.array([0]), MANY)[:, 0].tolist() == pytest.approx(model.usual().tolist())
 
 
@@ -114,7 +114,7 @@ def test_new_weights_are_soon_known() -> None:
     for model in (kept.yields, renewed.yields):
         random = np.random.default_rng(3)
         for _ in range(15):
-            model.forget(1)
+            model.forget([1])
             model.observe([1] * 4, [block_of(0.5, 32, random) for _ in range(4)])
             model.fade(0.01)
     assert renewed.yields.usual()[3] < 2.0, "of 1 in truth"
