@@ -1,13 +1,13 @@
-"""Compare two servers of a model, one that captures a prefill in one CUDA graph and one that does so in pieces.
+"""Compare two servers of a model: prefills in one CUDA graph each, and in pieces.
 
     python -m sglang.launch_server --model-path DIR --mem-fraction-static 0.6 --max-total-tokens 120000
     python -m sglang.launch_server --model-path DIR --mem-fraction-static 0.6 --max-total-tokens 120000 --port 31000 \
         --cuda-graph-backend-prefill breakable
-    python benchmarks/prefill_graphs.py http://127.0.0.1:30000 http://127.0.0.1:31000
+    python benchmarks/prefill_graphs.py http://127.0.0.1:30000 http://127.0.0.1:31000 [--context 32768]
 
 Both may share a GPU: one is idle while the other is measured. Asks both the same prompts, alone and 16 at once, and
-counts the answers that are the same; keeps each busy in turn while requests decode in one way, and takes down the
-output tokens of each second; and times first tokens, behind a prefix that is cached and without one.
+counts the answers that are the same; keeps each busy in turn while requests decode in one way, and counts output
+tokens; and times first tokens, behind a prefix that is cached and without one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import report
 from pinned_windows import AUTOREGRESSIVE, SELF_SPECULATION, Server, Window
@@ -37,9 +36,13 @@ LOADS = (
     (128, AUTOREGRESSIVE),
 )
 """Requests at once, and how they decode."""
-PROMPT_TOKENS = ((0, 30), (0, 200), (0, 900), (2000, 30), (6000, 30), (14000, 30), (28000, 30))
+PROMPT_TOKENS = (
+    *((0, new) for new in (30, 200, 900, 2000, 4000)),
+    *((cached, 30) for cached in (2000, 6000, 14000, 28000)),
+)
 """Tokens that are cached, and tokens behind them."""
-NUM_PROMPTS, NUM_FIRST_TOKENS, NUM_TOKENS = 48, 12, 96
+NUM_ALONE, NUM_IN_CROWD, NUM_TOKENS = 16, 48, 96
+NUM_FIRST_TOKENS = 12
 ORDINARY = range(300, 400)
 """Tokens that prompts of random ones consist of."""
 
@@ -58,38 +61,37 @@ def ask(url: str, prompt: list[int], num_tokens: int, mode: str = AUTOREGRESSIVE
     return answer["output_ids"], 1000 * (time.perf_counter() - start)
 
 
-def same_answers(servers: Servers) -> dict[str, Any]:
+def same_answers(servers: Servers) -> dict[str, str]:
     """Return how many answers are the same, by mode and by how many are asked for at once."""
     prompts = [prompt for pair in zip(PROMPTS["long"](), PROMPTS["tasks"](), strict=False) for prompt in pair]
-    found: dict[str, Any] = {"of": NUM_PROMPTS}
+    found: dict[str, str] = {}
     for mode in (AUTOREGRESSIVE, SELF_SPECULATION):
-        for at_once in (1, 16):
+        for at_once, number in ((1, NUM_ALONE), (16, NUM_IN_CROWD)):
             with ThreadPoolExecutor(at_once) as pool:
                 asked = [
-                    [pool.submit(ask, url, prompt, NUM_TOKENS, mode) for prompt in prompts[:NUM_PROMPTS]]
+                    [pool.submit(ask, url, prompt, NUM_TOKENS, mode) for prompt in prompts[:number]]
                     for url in servers.values()
                 ]
             one, other = ([answer.result()[0] for answer in answers] for answers in asked)
-            found[f"{mode}, {at_once} at once"] = sum(a == b for a, b in zip(one, other, strict=True))
+            found[f"{mode}, {at_once} at once"] = f"{sum(map(list.__eq__, one, other))} of {number}"
     return found
 
 
-def tokens_per_s(servers: Servers, seconds: int, settling: float) -> dict[str, dict[str, list[int]]]:
-    """Return the output tokens of each second, by load and by server, which are measured in turn, twice."""
+def tokens_per_s(servers: Servers, turns: int, seconds: float, settling: float) -> dict[str, dict[str, list[int]]]:
+    """Return the output tokens per second of each turn, by load and by server."""
     found: dict[str, dict[str, list[int]]] = {}
-    for _ in range(2):
+    for _ in range(turns):
         for concurrency, way in LOADS:
             for name, url in servers.items():
-                server, clients = Server(url), Clients(url, PROMPTS["long"]())
-                of_load = found.setdefault(f"{concurrency}, {way}", {}).setdefault(name, [])
+                server, clients, window = Server(url), Clients(url, PROMPTS["long"]()), Window()
                 with clients.busy({}, concurrency):
                     server.pin(way)
                     time.sleep(settling)
-                    for _ in range(seconds):
-                        window, before = Window(), server.replicas()
-                        time.sleep(1.0)
-                        of_load.append(round(window.add(before, server.replicas())))
+                    before = server.replicas()
+                    time.sleep(seconds)
+                    speed = window.add(before, server.replicas())
                 server.pin(AUTO)
+                found.setdefault(f"{concurrency}, {way}", {}).setdefault(name, []).append(round(speed))
     return found
 
 
@@ -118,14 +120,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("one_graph", metavar="URL", help="a server with one CUDA graph for each prefill")
     parser.add_argument("pieces", metavar="URL", help="one with --cuda-graph-backend-prefill breakable")
-    parser.add_argument("--seconds", type=int, default=6, help="for each load, twice")
-    parser.add_argument("--settling", type=float, default=2.0, help="seconds before that")
+    parser.add_argument("--turns", type=int, default=4, help="of each load")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
+    parser.add_argument("--settling", type=float, default=1.5, help="seconds before that")
     parser.add_argument("--context", type=int, default=4096, help="tokens that a prompt may have")
     options = parser.parse_args()
     servers = {"one_graph": options.one_graph, "pieces": options.pieces}
     figures = {
         "same_answers": same_answers(servers),
-        "tokens_per_s": tokens_per_s(servers, options.seconds, options.settling),
+        "tokens_per_s": tokens_per_s(servers, options.turns, options.seconds, options.settling),
         "first_token_ms": first_token_ms(servers, options.context),
     }
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")

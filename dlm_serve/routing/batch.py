@@ -117,5 +117,6 @@ class Roster:
         for state, slot in new.items():
             self._permitted[:, slot] = [state.settings_of(choice) is not None for choice in self._choices]
             self.kinds[slot] = self._kind_of.get(state.next_settings.choice, AUTOREGRESSIVE)
-        self._slots |= new
-        enter([*new.values()])
+        if new:
+            self._slots |= new
+            enter([*new.values()])

@@ -17,7 +17,7 @@ from dlm_serve.routing.trials import Passed
 
 STEPS_BETWEEN = {0: 8, 32: 16, 96: 64}
 """Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
-decision takes the host longer, and has more evidence behind it."""
+decision takes the host longer."""
 
 _LEAST_ROWS, _STEPS = tuple(STEPS_BETWEEN), tuple(STEPS_BETWEEN.values())
 

@@ -58,6 +58,7 @@ _UNSUPPORTED = (
     ("smg_grpc_mode", False, "gRPC is not supported: requests are checked in the HTTP server"),
     ("enable_strict_thinking", False, "strict thinking budgets are not supported"),
     ("allow_auto_truncate", False, "prompts would lose their end; without max_tokens an answer is as long as fits"),
+    ("enable_prefill_cp", False, "context-parallel prefill is not supported"),
     ("enable_two_batch_overlap", False, "two-batch overlap is not supported"),
 )
 

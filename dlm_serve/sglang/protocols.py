@@ -261,7 +261,7 @@ class ServerArgsLike(Protocol):
     mem_fraction_static: float | None
     max_total_tokens: int | None
     max_running_requests: int | None
-    cuda_graph_config: object | None
+    cuda_graph_config: Any
     cuda_graph_backend_prefill: str | None
     cuda_graph_max_bs_decode: int | None
     sleep_on_idle: bool

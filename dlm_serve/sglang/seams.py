@@ -145,7 +145,7 @@ SEAMS = (
         f"{_SRT}.model_executor.runner_backend.full_cuda_graph_backend.FullCudaGraphBackend.replay",
         ("shape_key", "static_forward_batch"),
     ),
-    Seam(f"{_SRT}.model_executor.cuda_graph_config.PhaseConfig", ("backend", "bs")),
+    Seam(f"{_SRT}.model_executor.cuda_graph_config.PhaseConfig", ("backend", "bs", "full_prefill_max_req")),
     Seam(f"{_SRT}.model_executor.runner_utils.capture_mode.model_capture_mode"),
     Seam(f"{_SRT}.model_executor.runner_utils.pool.get_or_create_global_graph_capture_stream"),
     Seam(f"{_SRT}.model_executor.runner_utils.shared_read_event.make_external_event", ("device_module",)),

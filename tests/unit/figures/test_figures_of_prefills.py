@@ -11,8 +11,10 @@ def test_prefills_in_one_graph() -> None:
     page, found = PERFORMANCE.read_text(), measured("prefill_graphs")
     for load, of_load in found["tokens_per_s"].items():
         concurrency, way = load.split(", ")
-        pieces, one_graph = (statistics.mean(of_load[kind]) for kind in ("pieces", "one_graph"))
-        assert f"| {concurrency} | `{way}` | {pieces:,.0f} | {one_graph:,.0f} | {one_graph / pieces:.2f} |" in page
+        pieces, one_graph = of_load["pieces"], of_load["one_graph"]
+        ratios = (f"{whole / cut:.2f}" for whole, cut in zip(one_graph, pieces, strict=True))
+        turns = (", ".join(f"{speed:,}" for speed in speeds) for speeds in (pieces, one_graph))
+        assert f"| {concurrency} | `{way}` | {' | '.join(turns)} | {', '.join(ratios)} |" in page
     for prompt, ms in found["first_token_ms"].items():
         num_cached, _, num_new, _ = prompt.split()
         assert f"| {num_cached} | {num_new} | {ms['pieces']:.1f} | {ms['one_graph']:.1f} |" in page
@@ -33,11 +35,9 @@ def test_how_long_the_host_takes() -> None:
     others = (seconds[name] for name in ("step_launch_ms", "prefill_preparation_ms"))
     correlations = (f"{statistics.correlation(launch, ms):.2f}" for ms in others)
     assert "their correlations with it are {} and {}".format(*correlations) in page
-    assert 1.9 < statistics.median(seconds["steps"]) / statistics.median(seconds["prefills"]) < 2.2
+    assert "there is a prefill after every second step" in page
+    assert round(statistics.median(seconds["steps"]) / statistics.median(seconds["prefills"])) == 2
     between, busy = (
         statistics.median(measured("scheduler_seconds")["prefills"][f"{n}_ms"]) for n in ("between_steps", "busy")
     )
     assert f"there were {between:.0f} ms, of which the device was busy for {busy:.1f}" in page
-    of_load = measured("prefill_graphs")["tokens_per_s"]["16, self_speculation/32"]
-    pieces, one_graph = (f"{min(of_load[k]):,} to {max(of_load[k]):,}" for k in ("pieces", "one_graph"))
-    assert f"{pieces} tokens in pieces, and {one_graph} in one graph" in page

@@ -69,7 +69,8 @@ def test_router_over_all_cells() -> None:
 
 
 def test_router_with_prefills_in_one_graph() -> None:
-    page, gains, ratios = PERFORMANCE.read_text(), [], []
+    page, ratios = PERFORMANCE.read_text(), []
+    gains: dict[str, list[float]] = {"auto": [], "autoregressive": []}
     for load, label in (("router_gpu", ""), ("router_gpu_mixed", "two kinds")):
         before, run = measured(load), measured(load.replace("router_gpu", "router_gpu_one_graph"))
         for quality, cells in run["cells"].items():
@@ -81,12 +82,15 @@ def test_router_with_prefills_in_one_graph() -> None:
                 said = f"`{best.removeprefix('self_speculation/')}`) | {speeds['auto']:,.0f} | {over_best(ratio)} |"
                 start = f"| {label or accepted(quality)} | {concurrency} | {speeds['autoregressive']:,.0f}"
                 assert f"{start} | {speeds[best]:,.0f} ({said}" in page
-                gains.append(speeds["auto"] / before["cells"][quality][concurrency]["auto"]["tokens_per_s"] - 1)
+                for way, gained in gains.items():
+                    gained.append(speeds[way] / before["cells"][quality][concurrency][way]["tokens_per_s"])
                 ratios.append(ratio)
     least = min(ratios, key=lambda ratio: ratio["mean"])
-    assert f"`auto` has {100 * min(gains):.0f} to {100 * max(gains):.0f}% more tokens per second than above" in page
-    assert f"and {over_best(least)} of the best fixed way or more" in page
-    assert f"it has {over_best(ratios[-2])} and {over_best(ratios[-1])}, where the target is 1.05" in page
+    [auto, plain] = gains.values()
+    assert f"`auto` has {100 * min(auto) - 100:.0f} to {100 * max(auto) - 100:.0f}% more tokens per second" in page
+    assert f"autoregression has {min(plain):.2f} to {max(plain):.2f} times what it had" in page
+    assert f"It has {over_best(least)} of the best fixed way or more" in page
+    assert f"{over_best(ratios[-2])} and {over_best(ratios[-1])} with two kinds of prompts, where the target" in page
 
 
 def test_two_kinds_of_prompts() -> None:
@@ -129,7 +133,7 @@ def test_host_time() -> None:
     page, (deciding, reading) = PERFORMANCE.read_text(), said("host_time")
     assert f"Deciding took {deciding:.0f} us per step with 128 requests on the host of an H200" in page
     assert f"decode autoregressively, and {reading:.0f} where they speculate" in page
-    assert "Since then it took {:.0f} and {:.0f} on another host".format(*said("host_time_cpu")) in page
+    assert "Now it takes {:.0f} and {:.0f} on another host".format(*said("host_time_cpu")) in page
 
 
 def test_router_on_a_cpu() -> None:
@@ -154,16 +158,15 @@ def test_simulated_loads() -> None:
     assert "`auto` has {}, {} and {} of the best fixed way at 1, 2, 8, 32 and 128 requests".format(*ranges) in page
     others = [ratio[name] for name in ratio if name.endswith(("bursts", "a day", "long beside short"))]
     assert f"{min(others):.2f} to {max(others):.2f} in bursts, over a day, and with one long request" in page
-    assert loads["hard, long beside short"]["best fixed"] == "self_speculation/one_forward/16"
-    assert f"It has {ratio['hard, long beside short']:.2f} there with hard drafts" in page
     short = [f"{ratio[f'medium, {number}, short']:.2f}" for number in (16, 64, 128)]
     assert "{}, {} and {} at 16, 64 and 128 requests".format(*short) in page
     steps = found["load steps, auto / fastest of all others"]
     assert f"it has at least {min(min(each.values()) for each in steps.values()):.2f} of the fastest of all" in page
     missed = [(quality, ratio) for quality, each in steps.items() for ratio in each.values() if ratio < 0.95]
-    assert {quality for quality, _ in missed} == {"medium"}
-    (_, before), (_, behind) = missed
-    assert f"{before:.2f} before the change and {behind:.2f} behind it" in page
+    (crowd, of_crowd), (alone, of_one) = missed
+    assert (crowd, alone) == ("easy", "medium")
+    assert f"64 requests with {lengths[crowd]:g} accepted, {of_crowd:.3f}, and then one with {lengths[alone]:g}" in page
+    assert f"accepted, {of_one:.2f}, where the clairvoyant policy is" in page
     medium = loads["medium, 1"]
     assert f"the clairvoyant policy is {medium['clairvoyant'] / medium[medium['best fixed']] - 1:.0%} faster" in page
     renewed = found["new weights, auto / best fixed"].values()

@@ -34,6 +34,8 @@ def captured(
         ("fa3", Backend.DISABLED, {}, Backend.DISABLED),
         ("fa3", Backend.BREAKABLE, {"cuda_graph_backend_prefill": "breakable"}, Backend.BREAKABLE),
         ("fa3", Backend.BREAKABLE, {"cuda_graph_config": {"prefill": {"backend": "breakable"}}}, Backend.BREAKABLE),
+        ("fa3", Backend.BREAKABLE, {"cuda_graph_config": {"prefill": {"bs": [4]}, "decode": {}}}, Backend.FULL),
+        ("fa3", Backend.BREAKABLE, {"cuda_graph_config": CudaGraphConfig()}, Backend.BREAKABLE),
         ("flashinfer", Backend.FULL, {"cuda_graph_backend_prefill": "full"}, Backend.FULL),
     ],
 )
@@ -42,6 +44,12 @@ def test_a_prefill_is_one_graph_where_that_was_measured_and_the_user_has_not_cho
 ) -> None:
     prefill = PhaseConfig(backend=resolved, bs=[4, 8])
     assert captured(monkeypatch, prefill, attention, **flags).backend == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 64), (8, 8)])
+def test_a_crowd_of_prompts_has_room_in_it(monkeypatch: pytest.MonkeyPatch, asked: int | None, expected: int) -> None:
+    prefill = PhaseConfig(backend=Backend.BREAKABLE, bs=[4], full_prefill_max_req=asked)
+    assert captured(monkeypatch, prefill).full_prefill_max_req == expected
 
 
 @pytest.mark.parametrize(("sizes", "expected"), [([4, 8], [1, 4, 8]), ([1, 16], [1, 16]), ([], []), (None, None)])
