@@ -11,6 +11,7 @@ from typing import Any
 
 from dlm_serve.evaluation.load_plot import AUTO
 from dlm_serve.metrics.registry import FORWARD_PASSES, MODE_SWITCHES, TOKENS
+from dlm_serve.scheduling.graph_shapes import MOST_SPECULATED
 
 WIDTHS = (4, 8, 16, 32)
 BUDGETS = (16, 32, 64, 96, 128)
@@ -29,6 +30,11 @@ PINS: dict[str, dict[str, Any]] = {
     AUTO: {"mode": AUTO},
 }
 """Bodies of `POST /dlm/routing`."""
+
+
+def has_graphs(budget: int | None, concurrency: int) -> bool:
+    """Return whether there are CUDA graphs for so many rows: of many tokens, only as wide as blocks are."""
+    return budget in (None, *WIDTHS) or budget * concurrency <= MOST_SPECULATED
 
 
 class Server:

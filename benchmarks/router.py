@@ -32,12 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import report
-from pinned_windows import AUTOREGRESSIVE, IN_ONE_FORWARD, IN_TURN, PINS, WIDTHS, Server, Window
+from pinned_windows import AUTOREGRESSIVE, IN_ONE_FORWARD, IN_TURN, PINS, Server, Window, has_graphs
 from prompts import PROMPTS
 
 from dlm_serve.evaluation.load import Clients
 from dlm_serve.evaluation.load_plot import AUTO, draw
-from dlm_serve.scheduling.graph_shapes import MOST_SPECULATED
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 NEAR = 0.7
@@ -135,11 +134,6 @@ class Measurement:
         before = self._server.replicas()
         time.sleep(seconds)
         return window.add(before, self._server.replicas())
-
-
-def has_graphs(budget: int, concurrency: int) -> bool:
-    """Return whether there are CUDA graphs for so many rows: of many tokens, only as wide as blocks are."""
-    return budget in WIDTHS or budget * concurrency <= MOST_SPECULATED
 
 
 def walked(names: Sequence[str], first: str, measure: Callable[[str], Window]) -> dict[str, Window]:

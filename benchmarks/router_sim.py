@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import report  # noqa: E402
+from pinned_windows import has_graphs  # noqa: E402
 from router_simulation import (  # noqa: E402
     BUDGETS,
     DRAFTS,
@@ -112,11 +113,6 @@ def run(simulation: Simulation, load: Load) -> Window:
     return window
 
 
-def has_graphs(way: ModeSettings, concurrency: int) -> bool:
-    """Return whether there are CUDA graphs for so many requests that decode so."""
-    return way.budget in (None, *WIDTHS) or way.budget * concurrency <= MOST_SPECULATED
-
-
 def auto(card: CostTable, seed: int) -> Simulation:
     """Return a server with the router that it has by default."""
     return Simulation(card, measured(drafts=WAYS), drafts=WAYS, seed=seed, **CLIENTS)
@@ -127,7 +123,7 @@ def compare(card: CostTable, load: Load) -> dict[str, Any]:
     found = {
         name_of(way.choice): run(Simulation(card, settings=way, **CLIENTS), load).tokens_per_s
         for way in (ONE_BY_ONE, *WAYS)
-        if has_graphs(way, load.most)
+        if has_graphs(way.budget, load.most)
     }
     best = max(found, key=found.__getitem__)
     runs = [run(auto(card, seed), load) for seed in SEEDS]
@@ -158,7 +154,7 @@ def load_steps(card: CostTable, quality: str) -> dict[str, float]:
         fastest = max(
             behind_a_change(simulation, quality, concurrency, num_steps)
             for name, simulation in others.items()
-            if name not in ways or has_graphs(ways[name], concurrency)
+            if name not in ways or has_graphs(ways[name].budget, concurrency)
         )
         speeds = [behind_a_change(simulation, quality, concurrency, num_steps) for simulation in runs]
         ratios[f"{number}: {concurrency} requests"] = round(float(np.mean(speeds)) / fastest, 3)
@@ -190,7 +186,7 @@ def behind_new_weights(card: CostTable, before: str, after: str, concurrency: in
 
     A crowd comes first, for two seconds, as in `router.py`.
     """
-    ways = [way for way in WAYS if has_graphs(way, concurrency)]
+    ways = [way for way in WAYS if has_graphs(way.budget, concurrency)]
     best = max(run_for(Simulation(card, settings=way, **CLIENTS), after, concurrency, 15) for way in ways)
     ratios = []
     for seed in SEEDS:
