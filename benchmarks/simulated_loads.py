@@ -91,7 +91,7 @@ def loads() -> dict[str, Load]:
         for quality in QUALITIES
         for number in (1, 2, 8, 32, 128)
     }
-    named |= {f"mixed, {number}": steady(texts_of("mixed"), number) for number in (8, 32)}
+    named |= {f"mixed, {number}": steady(texts_of("mixed"), number) for number in (8, 32, 128)}
     for quality in ("medium", "hard"):
         named[f"{quality}, bursts"] = bursty(texts_of(quality))
         named[f"{quality}, a day"] = diurnal(texts_of(quality))

@@ -15,7 +15,7 @@ from dlm_serve.routing.policy import Outcome, Policy
 from dlm_serve.routing.prefills import Interruptions, PrefillInterval, PrefillModel, PrefillShape
 from dlm_serve.routing.trials import Passed
 
-STEPS_BETWEEN = {0: 8, 32: 16, 96: 64}
+STEPS_BETWEEN = {0: 8, 32: 16, 96: 32}
 """Steps from one decision to the next, from so many requests on: 8 are four blocks of self-speculation. With many a
 decision takes the host longer."""
 

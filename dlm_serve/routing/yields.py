@@ -40,9 +40,9 @@ class YieldModel:
     _IN_TURN_WEIGHT, _IN_ONE_FORWARD_WEIGHT = 400.0, 40.0
     """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, since widths
     share them, and less for speculation in one forward."""
-    _HOPE = 0.8
-    """By what part a choice might yield more than is known, over the square root of its blocks and of what the guess of
-    it is worth."""
+    _HOPE, _HOPE_WEIGHT = 0.8, 40.0
+    """A choice might yield more than is known by this part, over the square root of its blocks, of which it counts as
+    having so many more than were seen: one that was never tried might yield an eighth more."""
 
     def __init__(self, choices: Sequence[Choice], capacity: int) -> None:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""
@@ -115,7 +115,7 @@ class YieldModel:
         What is in doubt is how difficult each request is, each position for all of them, and each choice.
         """
         hazard, more_accepted = self._known_of(slots)
-        hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._model_weight)
+        hope = 1 + self._HOPE / np.sqrt(self._num_blocks + self._HOPE_WEIGHT)
         easier = hazard * np.maximum(1 - 1.3 * self._drafts.uncertainty(slots), 0.05)
         hoped = self._per_forward(easier, more_accepted, remaining)
         return np.asarray(hope[:, None] * hoped)
