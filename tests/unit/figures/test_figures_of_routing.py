@@ -173,11 +173,11 @@ def test_simulated_loads() -> None:
     assert (
         f"{min(renewed):.2f} to {max(renewed):.2f} of the best fixed way in the 15 seconds behind new weights" in page
     )
-    mixed = [loads[f"mixed, {number}"] for number in (8, 32)]
+    mixed = [loads[f"mixed, {number}"] for number in (8, 32, 128)]
     best = [row[row["best fixed"]] for row in mixed]
     cells = [f"{row[way] / of:.2f}" for way in ("auto", "clairvoyant") for row, of in zip(mixed, best, strict=True)]
-    assert "{} and {} of the best fixed way at 8 and 32 requests".format(*cells[:2]) in page
-    assert "clairvoyant policy has {} and {}".format(*cells[2:]) in page
+    assert "{}, {} and {} of the best fixed way at 8, 32 and 128 requests".format(*cells[:3]) in page
+    assert "clairvoyant policy has {}, {} and {}".format(*cells[3:]) in page
 
 
 def test_best_of_all_ways() -> None:
