@@ -18,12 +18,17 @@ import random
 import statistics
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import requests
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import report
 from pinned_windows import AUTOREGRESSIVE, SELF_SPECULATION, Server, Window
 from prompts import PROMPTS
+from serving import generate_body
 
 from dlm_serve.evaluation.load import Clients
 from dlm_serve.evaluation.load_plot import AUTO
@@ -51,14 +56,12 @@ Servers = dict[str, str]
 
 
 def ask(url: str, prompt: list[int], num_tokens: int, mode: str = AUTOREGRESSIVE) -> tuple[list[int], float]:
-    """Return the tokens of an answer, and the milliseconds that it took."""
-    sampling = {"temperature": 0, "max_new_tokens": num_tokens, "custom_params": {"dlm": {"mode": mode}}}
-    body = json.dumps({"input_ids": prompt, "sampling_params": sampling}).encode()
-    request = urllib.request.Request(url + "/generate", body, {"Content-Type": "application/json"})
+    """Return the tokens of an answer, and the milliseconds that it took. Raises HTTPError if there is none."""
     start = time.perf_counter()
-    with urllib.request.urlopen(request, timeout=120) as response:
-        answer = json.load(response)
-    return answer["output_ids"], 1000 * (time.perf_counter() - start)
+    response = requests.post(f"{url}/generate", json=generate_body(prompt, num_tokens, mode=mode), timeout=120)
+    took = 1000 * (time.perf_counter() - start)
+    response.raise_for_status()
+    return response.json()["output_ids"], took
 
 
 def same_answers(servers: Servers) -> dict[str, str]:

@@ -41,8 +41,8 @@ class YieldModel:
     """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, since widths
     share them, and less for speculation in one forward."""
     _HOPE, _HOPE_WEIGHT = 0.8, 40.0
-    """A choice might yield more than is known by this part, over the square root of its blocks, of which it counts as
-    having so many more than were seen: one that was never tried might yield an eighth more."""
+    """By what part a choice might yield more than is known, over the square root of its blocks and so many others: one
+    that was never tried might yield an eighth more."""
 
     def __init__(self, choices: Sequence[Choice], capacity: int) -> None:
         """Prepare for `choices`, all of blocks, and requests in slots up to `capacity`."""

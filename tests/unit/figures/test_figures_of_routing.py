@@ -161,12 +161,12 @@ def test_simulated_loads() -> None:
     short = [f"{ratio[f'medium, {number}, short']:.2f}" for number in (16, 64, 128)]
     assert "{}, {} and {} at 16, 64 and 128 requests".format(*short) in page
     steps = found["load steps, auto / fastest of all others"]
-    assert f"it has at least {min(min(each.values()) for each in steps.values()):.2f} of the fastest of all" in page
+    assert f"it has at least {min(min(each.values()) for each in steps.values()):.3f} of the fastest of all" in page
     missed = [(quality, ratio) for quality, each in steps.items() for ratio in each.values() if ratio < 0.95]
     (crowd, of_crowd), (alone, of_one) = missed
     assert (crowd, alone) == ("easy", "medium")
     assert f"64 requests with {lengths[crowd]:g} accepted, {of_crowd:.3f}, and then one with {lengths[alone]:g}" in page
-    assert f"accepted, {of_one:.2f}, where the clairvoyant policy is" in page
+    assert f"accepted, {of_one:.3f}, where the clairvoyant policy is" in page
     medium = loads["medium, 1"]
     assert f"the clairvoyant policy is {medium['clairvoyant'] / medium[medium['best fixed']] - 1:.0%} faster" in page
     renewed = found["new weights, auto / best fixed"].values()
