@@ -113,8 +113,8 @@ REGISTERED = (
     ),
     (
         "`cuda_graph_config.prefill`, as `get_exec` has it",
-        "prefills of one token are captured too, and with FlashAttention-3 each prefill in one graph, unless the user "
-        "has said how",
+        "prefills of one token are captured too, and with FlashAttention-3 and one rank each prefill in one graph, "
+        "unless the user has said how",
     ),
     ("`LogitsProcessor`", "a subclass that leaves the logits of block rows in the model's precision"),
     (

@@ -24,11 +24,14 @@ def set_prefill_graphs(server_args: ServerArgsLike) -> None:
 
     One token is all that is left of a prompt whose KV is cached. SGLang captures prefills of 4 tokens and more, pads
     fewer at most to twice as many, and would run one token eagerly.
+
+    With tensor parallelism prefills stay in pieces: graphs of them are captured there as well, but whether answers stay
+    the same has not been measured.
     """
     prefill = get_exec().graph.cuda_graph_config.prefill
     if prefill.bs and 1 not in prefill.bs:
         prefill.bs = [1, *prefill.bs]
-    may_set = prefill.backend == Backend.BREAKABLE and not _is_chosen(server_args)
+    may_set = prefill.backend == Backend.BREAKABLE and server_args.tp_size == 1 and not _is_chosen(server_args)
     if may_set and attention_backends()[0] in _IN_ONE_GRAPH:
         prefill.backend = Backend.FULL
         prefill.full_prefill_max_req = prefill.full_prefill_max_req or _MOST_REQUESTS

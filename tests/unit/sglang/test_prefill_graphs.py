@@ -11,7 +11,7 @@ from sglang.srt.model_executor.cuda_graph_config import Backend, CudaGraphConfig
 from dlm_serve.sglang.engine import prefill_graphs
 from dlm_serve.sglang.engine.prefill_graphs import set_prefill_graphs
 
-NO_FLAG: dict[str, Any] = {"cuda_graph_backend_prefill": None, "cuda_graph_config": None}
+NO_FLAG: dict[str, Any] = {"cuda_graph_backend_prefill": None, "cuda_graph_config": None, "tp_size": 1}
 
 
 def captured(
@@ -32,6 +32,8 @@ def captured(
         ("fa3", Backend.BREAKABLE, {}, Backend.FULL),
         ("flashinfer", Backend.BREAKABLE, {}, Backend.BREAKABLE),
         ("fa3", Backend.DISABLED, {}, Backend.DISABLED),
+        ("fa3", Backend.BREAKABLE, {"tp_size": 2}, Backend.BREAKABLE),
+        ("fa3", Backend.FULL, {"tp_size": 2, "cuda_graph_backend_prefill": "full"}, Backend.FULL),
         ("fa3", Backend.BREAKABLE, {"cuda_graph_backend_prefill": "breakable"}, Backend.BREAKABLE),
         ("fa3", Backend.BREAKABLE, {"cuda_graph_config": {"prefill": {"backend": "breakable"}}}, Backend.BREAKABLE),
         ("fa3", Backend.BREAKABLE, {"cuda_graph_config": {"prefill": {"bs": [4]}, "decode": {}}}, Backend.FULL),
