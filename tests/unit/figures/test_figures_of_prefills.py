@@ -25,7 +25,7 @@ def test_prefills_in_one_graph() -> None:
         f"{found['captured'][kind]['seconds']:.0f} s and {found['captured'][kind]['gb']:.1f} GB"
         for kind in ("one_graph", "pieces")
     )
-    assert f"takes {whole} in place of {cut}" in page
+    assert f"took {whole} in place of {cut}" in page
 
 
 def test_how_long_the_host_takes() -> None:
