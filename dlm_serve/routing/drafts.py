@@ -5,8 +5,9 @@ is wrong, if those before it are right, depends on its position and on the reque
 request has a difficulty, by which the hazard of every position is multiplied. This is the frailty model of survival
 analysis, with gamma-distributed difficulties of mean 1: their estimates have a closed form, a block that was cut short
 says nothing about later positions, and what blocks of one length show serves for those of others. Answers may go on
-otherwise than they began, repeating themselves, say: so there is a long and a short memory of requests, and that counts
-which predicts the blocks of all better.
+otherwise than they began, repeating themselves, say; and easy and hard places in one answer look like an easy and a
+hard request. So there is a long and a short memory of requests, and what they have shown is believed more or less: what
+predicts the blocks of all best counts.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class DraftModel:
     _VARIANCE_WEIGHT = 2.0
     """What this guess weighs: wrong drafts that two blocks are expected to have, multiplied."""
     _VARIANCES = (0.02, 2.0)
+    _BELIEFS = np.array([1.0, 0.25])
+    """By how much difficulties may be taken to vary, over how they seem to: of recorded answers, some are predicted best
+    with a quarter of that."""
     _LEVEL_RATE = 1 / 32
     """By what part hazards change with each request that ended, for each unit that its difficulty is off 1."""
     _MOST_DIFFICULT = 3.0
@@ -69,8 +73,8 @@ class DraftModel:
         size = (len(REQUEST_FADES), capacity)
         # By memory and request: wrong drafts, and drafts that were tried, by segment.
         self._wrong, self._tried = np.zeros(size), np.zeros((*size, len(_ENDS)))
-        # How likely each memory took it that drafts are as they turned out to be.
-        self._log_likelihood = np.zeros(len(REQUEST_FADES))
+        # How likely drafts were taken to be as they turned out to be, by belief and memory.
+        self._log_likelihood = np.zeros((len(self._BELIEFS), len(REQUEST_FADES)))
         # Of all, drafted in turn and in one forward: the same by segment, each tried draft weighted by how difficult
         # its request is, and by how much more often its choice stops.
         self._all_wrong, self._all_tried = np.zeros((2, 2, len(_ENDS)))
@@ -104,12 +108,18 @@ class DraftModel:
 
     def difficulty(self, slots: Integers) -> Array:
         """Return by what the hazards of each request are multiplied [B]: the mean of its gamma posterior."""
-        return self._difficulty(self.memory, slots)
+        belief, memory = self._best
+        return self._difficulty(belief, memory, slots)
 
     @property
     def memory(self) -> int:
         """Return which of `REQUEST_FADES` has predicted blocks best."""
-        return int(self._log_likelihood.argmax())
+        return self._best[1]
+
+    @property
+    def variance(self) -> float:
+        """Return by how much difficulties are taken to vary."""
+        return self._best[0] * self._variance
 
     def uncertainty(self, slots: Integers) -> Array:
         """Return by what part the hazard of each request in each segment may be wrong [B, S]."""
@@ -136,10 +146,17 @@ class DraftModel:
         self._all_tried += _sums_by(in_one, (factor * difficulty)[:, None] * tried, 2)
         self._all_wrong += _sums_by(in_one, up_to_wrong - right, 2)
 
-    def _difficulty(self, memory: int | slice, slots: Integers) -> Array:
-        """Return the difficulty of each request [B] by a memory, or by some [M, B]."""
+    @property
+    def _best(self) -> tuple[float, int]:
+        """Return the belief and the memory that have predicted blocks best."""
+        belief, memory = divmod(int(self._log_likelihood.argmax()), len(REQUEST_FADES))
+        return float(self._BELIEFS[belief]), memory
+
+    def _difficulty(self, belief: float | Array, memory: int | slice, slots: Integers) -> Array:
+        """Return the difficulty of each request [B] by a belief and a memory, or by some [(L,) M, B]."""
+        weight = 1 / (belief * self._variance)
         expected_wrong = self._tried[memory, slots] @ self.hazard
-        return np.asarray((1 / self._variance + self._wrong[memory, slots]) / (1 / self._variance + expected_wrong))
+        return np.asarray((weight + self._wrong[memory, slots]) / (weight + expected_wrong))
 
     def _learn_difficulties(self, slots: Integers, is_wrong: Integers, tried: Array) -> None:
         """Learn how often blocks were wrong [N], of so many drafts by segment [N, S]."""
@@ -149,8 +166,8 @@ class DraftModel:
         deviation_before = self._wrong[0, slots] - expected_before
         self._together = fade * self._together + float((is_wrong - expected) @ deviation_before)
         self._scale = fade * self._scale + float(expected @ expected_before)
-        difficulties = self._difficulty(slice(None), slots)
-        likelihood = (is_wrong * np.log(difficulties) - difficulties * expected).sum(axis=1)
+        difficulties = self._difficulty(self._BELIEFS[:, None, None], slice(None), slots)
+        likelihood = (is_wrong * np.log(difficulties) - difficulties * expected).sum(axis=2)
         self._log_likelihood = fade * self._log_likelihood + likelihood
         left = REQUEST_FADES[:, None] ** np.bincount(slots, minlength=capacity)
         self._wrong = left * self._wrong + np.bincount(slots, is_wrong, capacity)

@@ -40,6 +40,9 @@ class YieldModel:
     _IN_TURN_WEIGHT, _IN_ONE_FORWARD_WEIGHT = 400.0, 40.0
     """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, since widths
     share them, and less for speculation in one forward."""
+    _BY_VARIANCE = 80.0
+    """The latter where requests differ, by the variance of their difficulties: a trial has blocks of one request, which
+    then show little of others. With the usual variance that is 40."""
     _HOPE, _HOPE_WEIGHT = 0.8, 40.0
     """By what part a choice might yield more than is known, over the square root of its blocks and so many others: one
     that was never tried might yield an eighth more."""
@@ -55,7 +58,6 @@ class YieldModel:
         self._factor = np.array(
             [1.0 if budget is None else np.interp(budget, _BUDGETS, _STOPS_BY_BUDGET) for budget in budgets]
         )
-        self._model_weight = np.where(self._speculates, self._IN_ONE_FORWARD_WEIGHT, self._IN_TURN_WEIGHT)
         self._is_diffusion = np.array([choice.mode is Mode.DIFFUSION for choice in choices], dtype=np.bool_)
         diffused = [float(choice.block_length) for choice in choices if choice.mode is Mode.DIFFUSION]
         self._whole = np.array(diffused)[:, None]
@@ -185,8 +187,13 @@ class YieldModel:
         self._of_requests.learn(slots, num_emitted - 1, factor[kinds] * thought - 1)
 
     def _take_up(self) -> None:
-        """Take up what was observed: set `_correction` [K], by how much more than all the rest says choices yield."""
+        """Take up what was observed: set `_correction` [K], by how much more than all the rest says choices yield.
+
+        And `_model_weight` [K], the blocks that what all the rest says is worth.
+        """
         self._drafts.take_up()
+        in_one_forward = max(self._IN_ONE_FORWARD_WEIGHT, self._BY_VARIANCE * self._drafts.variance)
+        self._model_weight = np.where(self._speculates, in_one_forward, self._IN_TURN_WEIGHT)
         usual = self._per_block(self._drafts.hazard[None])[:, 0]
         for of_blocks in (self._of_choices, self._of_whole_blocks):
             of_blocks.think_anew(usual / self._usual)

@@ -88,3 +88,24 @@ def test_hard_drafts_of_few_requests_are_decoded_about_as_fast_as_can_be(
         for way in (DRAFTS[3], OF_64, OF_128)
     ]
     assert router_sim.run(router_sim.auto(card, 5), load).tokens_per_s > 0.9 * max(fixed)
+
+
+def test_behind_a_crowd_one_request_is_decoded_about_as_fast_as_can_be(router_sim: Any) -> None:
+    """Easy and hard places of its answers are no reason to go to and fro between ways."""
+    auto, fixed = (
+        router_sim.auto(router_sim.measured_card(), 5),
+        router_sim.Simulation(router_sim.measured_card(), settings=OF_128, **router_sim.CLIENTS),
+    )
+    router_sim.behind_a_change(auto, "medium", 64, 300)
+    speed, best = (router_sim.behind_a_change(each, "medium", 1, 4000) for each in (auto, fixed))
+    assert speed > 0.96 * best
+
+
+@pytest.mark.parametrize("seed", [7, 15])
+def test_what_a_few_requests_showed_of_a_way_is_not_taken_for_all(router_sim: Any, seed: int) -> None:
+    """Easy and hard requests come one by one, and ways are tried with one of them."""
+    card = router_sim.measured_card()
+    auto = router_sim.auto(card, seed)
+    fixed = router_sim.Simulation(card, settings=OF_128, **router_sim.CLIENTS)
+    speed, best = (router_sim.run_for(each, "mixed", 1, 40.0) for each in (auto, fixed))
+    assert speed > 0.94 * best
