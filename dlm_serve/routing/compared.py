@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlm_serve.routing.batch import Array, Integers
+from dlm_serve.routing.batch import Array, Integers, Mask
 from dlm_serve.routing.drafts import REQUEST_FADES, SHARED_FADE
 
 _LEAST_ACCEPTED = 0.01
@@ -16,9 +16,10 @@ _LEAST_ACCEPTED = 0.01
 class ByChoice:
     """By what factor blocks of each choice emit more than is thought."""
 
-    def __init__(self, num_choices: int) -> None:
-        """Prepare for so many choices, of which nothing is known."""
-        self._emitted, self._thought = np.zeros((2, num_choices))
+    def __init__(self, are_alike: Mask) -> None:
+        """Prepare for choices of which nothing is known; what is thought of those that `are_alike` [K] errs alike."""
+        self._are_alike = are_alike
+        self._emitted, self._thought = np.zeros((2, len(are_alike)))
 
     def fade(self, left: float) -> None:
         """Leave so much of what was learned."""
@@ -37,8 +38,15 @@ class ByChoice:
         self._thought *= factor
 
     def factor(self, weight: Array) -> Array:
-        """Return the factors [K], where what is thought counts as so many tokens [K]."""
-        return np.asarray((self._emitted + weight) / (self._thought + weight))
+        """Return the factors [K], where what is thought counts as so many tokens [K].
+
+        Choices that are alike start from the factor of all of these.
+        """
+        alike, guess = self._are_alike, np.ones(len(weight))
+        if alike.any():
+            mean_weight = weight[alike].mean()
+            guess[alike] = (self._emitted[alike].sum() + mean_weight) / (self._thought[alike].sum() + mean_weight)
+        return np.asarray((self._emitted + weight * guess) / (self._thought + weight))
 
 
 class ByRequest:

@@ -6,8 +6,8 @@ request has a difficulty, by which the hazard of every position is multiplied. T
 analysis, with gamma-distributed difficulties of mean 1: their estimates have a closed form, a block that was cut short
 says nothing about later positions, and what blocks of one length show serves for those of others. Answers may go on
 otherwise than they began, repeating themselves, say; and easy and hard places in one answer look like an easy and a
-hard request. So there is a long and a short memory of requests, and what they have shown is believed more or less: what
-predicts the blocks of all best counts.
+hard request. So requests are remembered for long or briefly, and what they have shown is believed in full or less; what
+has predicted the blocks of all best is used.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class DraftModel:
     _VARIANCE_WEIGHT = 2.0
     """What this guess weighs: wrong drafts that two blocks are expected to have, multiplied."""
     _VARIANCES = (0.02, 2.0)
+    """Bounds of what blocks say it is."""
     _BELIEFS = np.array([1.0, 0.25])
-    """By how much difficulties may be taken to vary, over how they seem to: of recorded answers, some are predicted best
-    with a quarter of that."""
+    """Factors on that, of which the best at predicting is used: some recorded answers are predicted best with a quarter
+    of it."""
     _LEVEL_RATE = 1 / 32
     """By what part hazards change with each request that ended, for each unit that its difficulty is off 1."""
     _MOST_DIFFICULT = 3.0
@@ -73,7 +74,7 @@ class DraftModel:
         size = (len(REQUEST_FADES), capacity)
         # By memory and request: wrong drafts, and drafts that were tried, by segment.
         self._wrong, self._tried = np.zeros(size), np.zeros((*size, len(_ENDS)))
-        # How likely drafts were taken to be as they turned out to be, by belief and memory.
+        # How likely each belief and memory took it that drafts are as they turned out to be.
         self._log_likelihood = np.zeros((len(self._BELIEFS), len(REQUEST_FADES)))
         # Of all, drafted in turn and in one forward: the same by segment, each tried draft weighted by how difficult
         # its request is, and by how much more often its choice stops.
@@ -118,11 +119,14 @@ class DraftModel:
 
     @property
     def variance(self) -> float:
-        """Return by how much difficulties are taken to vary."""
+        """Return the variance of difficulties that is used."""
         return self._best[0] * self._variance
 
     def uncertainty(self, slots: Integers) -> Array:
-        """Return by what part the hazard of each request in each segment may be wrong [B, S]."""
+        """Return by what part the hazard of each request in each segment may be wrong [B, S].
+
+        Less belief does not make it surer: requests may still differ as much as blocks say.
+        """
         return np.asarray(
             np.sqrt(1 / (1 / self._variance + self._wrong[self.memory, slots])[:, None] + self._uncertainty**2)
         )
@@ -153,7 +157,7 @@ class DraftModel:
         return float(self._BELIEFS[belief]), memory
 
     def _difficulty(self, belief: float | Array, memory: int | slice, slots: Integers) -> Array:
-        """Return the difficulty of each request [B] by a belief and a memory, or by some [(L,) M, B]."""
+        """Return the difficulty of each request [B]; [L, M, B] for L beliefs [L, 1, 1] and a slice of M memories."""
         weight = 1 / (belief * self._variance)
         expected_wrong = self._tried[memory, slots] @ self.hazard
         return np.asarray((weight + self._wrong[memory, slots]) / (weight + expected_wrong))

@@ -25,7 +25,7 @@ _STOPS_BY_BUDGET = (1.7, 1.45, 1.3, 1.2, 1.09)
 """How much more often verification stops in one forward of so many tokens, chains that end included: what fits the
 tokens per forward in benchmarks/results/router_budgets.json, over all qualities of drafts."""
 _MOST_SPECULATING = 16
-"""Requests up to which speculation in one forward is weighed. With more it is seldom faster; in simulation it is then
+"""Requests up to which speculation in one forward is weighed. With more it is hardly faster; in simulation it is then
 chosen where it is not, and deciding takes longer."""
 
 
@@ -37,12 +37,12 @@ def _most_tokens(choice: Choice) -> int:
 class YieldModel:
     """Learns from finished blocks."""
 
-    _IN_TURN_WEIGHT, _IN_ONE_FORWARD_WEIGHT = 400.0, 40.0
+    _IN_TURN_WEIGHT, _IN_ONE_FORWARD_WEIGHT = 250.0, 40.0
     """Blocks of a choice that what all choices say of it is worth: much where drafts are made in turn, since widths
     share them, and less for speculation in one forward."""
     _BY_VARIANCE = 80.0
-    """The latter where requests differ, by the variance of their difficulties: a trial has blocks of one request, which
-    then show little of others. With the usual variance that is 40."""
+    """The weight of one forward over the variance of difficulties, where that is more. Few requests show what a choice
+    yields, and little of others if they differ. With the variance that is guessed at first both are 40."""
     _HOPE, _HOPE_WEIGHT = 0.8, 40.0
     """By what part a choice might yield more than is known, over the square root of its blocks and so many others: one
     that was never tried might yield an eighth more."""
@@ -63,7 +63,7 @@ class YieldModel:
         self._whole = np.array(diffused)[:, None]
         self._drafts = DraftModel(capacity)
         # Of all blocks that verified, and of those with a draft that no end cut short, which requests are compared by.
-        self._of_choices, self._of_whole_blocks = ByChoice(len(self.choices)), ByChoice(len(self.choices))
+        self._of_choices, self._of_whole_blocks = ByChoice(self._speculates), ByChoice(self._speculates)
         self._of_requests = ByRequest(capacity)
         # By choice: blocks, and the tokens that a block of a request that nothing is known about is thought to emit.
         self._num_blocks, self._usual = np.zeros(len(self.choices)), np.ones(len(self.choices))
@@ -187,9 +187,10 @@ class YieldModel:
         self._of_requests.learn(slots, num_emitted - 1, factor[kinds] * thought - 1)
 
     def _take_up(self) -> None:
-        """Take up what was observed: set `_correction` [K], by how much more than all the rest says choices yield.
+        """Take up what was observed.
 
-        And `_model_weight` [K], the blocks that what all the rest says is worth.
+        Set `_model_weight` [K], the blocks that what all choices say of one is worth, and `_correction` [K], by how
+        much more than that they yield.
         """
         self._drafts.take_up()
         in_one_forward = max(self._IN_ONE_FORWARD_WEIGHT, self._BY_VARIANCE * self._drafts.variance)

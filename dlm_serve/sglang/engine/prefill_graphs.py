@@ -25,7 +25,7 @@ def set_prefill_graphs(server_args: ServerArgsLike) -> None:
     One token is all that is left of a prompt whose KV is cached. SGLang captures prefills of 4 tokens and more, pads
     fewer at most to twice as many, and would run one token eagerly.
 
-    With tensor parallelism prefills stay in pieces: graphs of them are captured there as well, but whether answers stay
+    With tensor parallelism prefills stay in pieces: capturing them in one graph works there, but whether answers stay
     the same has not been measured.
     """
     prefill = get_exec().graph.cuda_graph_config.prefill

@@ -56,7 +56,7 @@ def test_a_request_of_which_nothing_was_thought_may_turn_out_well() -> None:
 
 
 def test_choices_are_corrected_by_what_their_own_blocks_emitted() -> None:
-    by_choice = ByChoice(3)
+    by_choice = ByChoice(np.zeros(3, dtype=np.bool_))
     by_choice.learn(np.array([0, 0, 1]), np.array([2, 4, 8]), np.array([4.0, 8.0, 4.0]))
     weight = np.full(3, 6.0)
     assert by_choice.factor(weight) == pytest.approx([12 / 18, 14 / 10, 1.0], rel=0.01)
@@ -64,3 +64,12 @@ def test_choices_are_corrected_by_what_their_own_blocks_emitted() -> None:
     assert by_choice.factor(weight)[0] == pytest.approx(1.0, rel=0.01)
     by_choice.fade(0.0)
     assert by_choice.factor(weight).tolist() == [1.0] * 3
+
+
+def test_a_choice_that_was_not_tried_is_off_by_as_much_as_those_that_are_alike() -> None:
+    by_choice = ByChoice(np.array([False, True, True]))
+    by_choice.learn(np.full(400, 1), np.full(400, 2), np.full(400, 4.0))
+    apart, tried, untried = by_choice.factor(np.full(3, 40.0))
+    assert apart == 1.0
+    assert tried == pytest.approx(0.5, abs=0.03)
+    assert untried == pytest.approx(tried, abs=0.03)
