@@ -38,12 +38,6 @@ def exactly(ratio: dict[str, float]) -> str:
     return f"{ratio['mean']:.3f} ± {ratio['standard_error']:.3f}"
 
 
-def below(run: dict[str, Any], target: float) -> list[float]:
-    """What `auto` has of the best fixed way in the cells in which it is below a target."""
-    means = (ratio["mean"] for row in run["auto_over_best"].values() for ratio in row.values())
-    return [mean for mean in means if mean < target]
-
-
 def test_router_and_its_targets() -> None:
     page, run, before = PERFORMANCE.read_text(), measured("router_gpu"), measured("router_gpu_before")
     ratios = {(q, c): ratio for q, row in run["auto_over_best"].items() for c, ratio in row.items()}
@@ -53,9 +47,32 @@ def test_router_and_its_targets() -> None:
     where = f"with {concurrency} requests and {accepted(quality)} accepted"
     mean = statistics.geometric_mean(ratio["mean"] for ratio in ratios.values())
     assert f"lowest has {exactly(least)}, {where}, and the geometric mean over the 24 cells is {mean:.2f}" in page
-    errors = [ratio["standard_error"] for row in before["auto_over_best"].values() for ratio in row.values()]
-    assert len(below(before, 0.97)) == 8
+    errors = [
+        ratio["standard_error"]
+        for row in before["auto_over_best"].values()
+        for ratio in row.values()
+        if ratio["mean"] < 0.97
+    ]
+    assert len(errors) == 8
     assert f"In the run before, eight were below, with errors of up to {max(errors):.2f}" in page
+
+
+def test_router_and_ways_without_turns() -> None:
+    page, run = PERFORMANCE.read_text(), measured("router_gpu")
+    crowds = [run["cells"][quality]["64"]["autoregressive"]["tokens_per_s"] for quality in QUALITIES]
+    assert f"{min(crowds):,.0f} to {max(crowds):,.0f} tokens per second at 64 requests" in page
+    faster: dict[tuple[str, str], str] = {}
+    for quality, cells in run["cells"].items():
+        for concurrency, row in cells.items():
+            speeds = {
+                contends: max(cell["tokens_per_s"] for cell in row.values() if cell["contends"] is contends)
+                for contends in (True, False)
+            }
+            if speeds[False] > speeds[True]:
+                faster[accepted(quality), concurrency] = f"{speeds[False] / speeds[True]:.2f}"
+    assert faster.keys() == {("26.5", "32"), ("26.5", "128")}
+    alone, crowd = faster.values()
+    assert f"those with turns: {crowd} times at 128 requests, and {alone} at 32" in page
 
 
 def test_router_over_autoregression() -> None:
@@ -79,13 +96,14 @@ def test_two_kinds_of_prompts() -> None:
     page, on_gpu, simulated = PERFORMANCE.read_text(), measured("router_gpu_mixed"), measured("router_sim")["loads"]
     ratios = [on_gpu["auto_over_best"]["m0"][number] for number in ("8", "32")]
     assert "missed, with {} and {} at 8 and 32 requests".format(*map(exactly, ratios)) in page
-    [ratio] = {f"{simulated[f'mixed, {number}']['auto / best fixed']:.2f}" for number in (8, 32)}
-    assert f"Simulated it is {ratio} for both" in page
+    said = (f"{simulated[f'mixed, {number}']['auto / best fixed']:.2f}" for number in (8, 32))
+    assert "In simulation it is {} and {}".format(*said) in page
     easy = measured("router_gpu")["cells"]["m0"]["32"]
     rows = (simulated["mixed, 32"], on_gpu["cells"]["m0"]["32"], simulated["easy, 32"], easy)
-    over = "{:.2f} times the speed of autoregression at 32 requests of both kinds, and here {:.2f}, {}{:.2f} and {:.2f}"
     blocks = [speed(row, "self_speculation/8") / speed(row, "autoregressive") for row in rows]
-    assert over.format(*blocks[:2], "while with easy prompts alone they have ", *blocks[2:]) in page
+    of_both, of_easy = "{:.2f} times the speed of autoregression there, and {:.2f} here", "{:.2f} and {:.2f} times"
+    assert of_both.format(*blocks[:2]) in page
+    assert f"with easy prompts alone they have {of_easy.format(*blocks[2:])}" in page
 
 
 def speed(row: dict[str, Any], way: str) -> float:
@@ -126,7 +144,8 @@ def test_host_time() -> None:
     page, (deciding, reading) = PERFORMANCE.read_text(), said("host_time")
     assert f"Deciding took {deciding:.0f} us per step with 128 requests on the host of two H200s" in page
     assert f"decode autoregressively, and {reading:.0f} where they speculate" in page
-    assert "with nothing beside it, it is {:.0f} and {:.0f} (".format(*said("host_time_cpu")) in page
+    assert "as it is now, it is {:.0f} and {:.0f} (".format(*said("host_time_cpu")) in page
+    assert f"at start took {measured('router_gpu')['seconds_to_measure_forwards']} s" in page
 
 
 def test_router_on_a_cpu() -> None:
@@ -153,15 +172,9 @@ def test_simulated_loads() -> None:
     assert f"{min(others):.2f} to {max(others):.2f} in bursts, over a day, and with one long request" in page
     short = [f"{ratio[f'medium, {number}, short']:.2f}" for number in (16, 64, 128)]
     assert "{}, {} and {} at 16, 64 and 128 requests".format(*short) in page
-    steps = found["load steps, auto / fastest of all others"]
-    assert f"it has at least {min(min(each.values()) for each in steps.values()):.3f} of the fastest of all" in page
-    missed = [(quality, ratio) for quality, each in steps.items() for ratio in each.values() if ratio < 0.95]
-    (crowd, of_crowd), (alone, of_one) = missed
-    assert (crowd, alone) == ("easy", "medium")
-    assert f"64 requests with {lengths[crowd]:g} accepted, {of_crowd:.3f}, and then one with {lengths[alone]:g}" in page
-    assert f"accepted, {of_one:.3f}, where the clairvoyant policy is" in page
-    medium = loads["medium, 1"]
-    assert f"the clairvoyant policy is {medium['clairvoyant'] / medium[medium['best fixed']] - 1:.0%} faster" in page
+    least = min(min(each.values()) for each in found["load steps, auto / fastest of all others"].values())
+    assert least >= 0.95
+    assert f"it has {least:.3f} of the fastest of all others or more, the clairvoyant policy among them" in page
     renewed = found["new weights, auto / best fixed"].values()
     assert (
         f"{min(renewed):.2f} to {max(renewed):.2f} of the best fixed way in the 15 seconds behind new weights" in page
