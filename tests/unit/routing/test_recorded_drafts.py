@@ -92,10 +92,9 @@ def test_hard_drafts_of_few_requests_are_decoded_about_as_fast_as_can_be(
 
 def test_behind_a_crowd_one_request_is_decoded_about_as_fast_as_can_be(router_sim: Any) -> None:
     """Easy and hard places of its answers are no reason to go to and fro between ways."""
-    auto, fixed = (
-        router_sim.auto(router_sim.measured_card(), 5),
-        router_sim.Simulation(router_sim.measured_card(), settings=OF_128, **router_sim.CLIENTS),
-    )
+    card = router_sim.measured_card()
+    auto = router_sim.auto(card, 5)
+    fixed = router_sim.Simulation(card, settings=OF_128, **router_sim.CLIENTS)
     router_sim.behind_a_change(auto, "medium", 64, 300)
     speed, best = (router_sim.behind_a_change(each, "medium", 1, 4000) for each in (auto, fixed))
     assert speed > 0.96 * best
